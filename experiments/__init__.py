@@ -1,0 +1,1 @@
+"""Experiments: one file each, run as ``python -m experiments.NAME --out DIR``."""

@@ -1,0 +1,371 @@
+"""One arm of a comparison: a pretrained model adapted to data by one technique, and what that cost and gave.
+
+``finetune``, ``compare`` and ``choose_model`` all run arms from here, so a technique means the same in each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+
+from jtl import data, features, finetune, heads, pretrained, tree
+from jtl.data import image, text
+from jtl.data.loader import Batches, loader
+from jtl.model import Model, with_base
+from jtl.tasks import Classify, accuracy, expected_calibration_error, macro_f1
+from jtl.train import Checkpoints, Fitted, Step, adamw, fit, make_step, outputs, predict, schedule
+
+Technique = Literal["scratch", "head", "lp_ft", "full", "layerwise", "gradual", "l2_sp"]
+TECHNIQUES: tuple[str, ...] = get_args(Technique)
+
+# Peak learning rates of AdamW. Those of `full` and `lp_ft` were chosen among two by validation accuracy (256
+# examples, 50 updates, one seed); `scratch` on texts stayed at the majority class with either; the others are
+# untuned guesses.
+RATES = {
+    "text": {"scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "other": 1e-4},
+    "image": {"scratch": 2e-3, "head": 1e-2, "lp_ft": 3e-4, "layerwise": 2e-3, "other": 1e-3},
+}
+HEAD_STEPS = 10  # times the updates of other arms: on cached features they cost next to nothing
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pretrained model and a data set made ready for it.
+
+    Attributes:
+        model_name: what the model was loaded by.
+        pretrained: the model without a head.
+        dataset: the raw data, for names and for showing examples.
+        splits: train, validation and test, encoded for the model.
+        buckets: the padded lengths of all its batches, so that subsets and splits share compilations.
+        preprocessing: how, for cache keys.
+    """
+
+    model_name: str
+    pretrained: Model
+    dataset: data.Dataset
+    splits: dict[str, Any]
+    buckets: tuple[int, ...]
+    preprocessing: dict[str, Any]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.dataset.classes)
+
+    def with_train(self, count: int | None, seed: int) -> Task:
+        """The task with ``count`` stratified training examples, nested over counts; None for all of them."""
+        train = self.splits["train"]
+        if count is None or count >= len(train):
+            return self
+        few = train.take(data.subset_indices(train.labels, count, seed))
+        return replace(self, splits={**self.splits, "train": few})
+
+    def key(self, split: str) -> features.DataKey:
+        """What identifies a split in the cache of features."""
+        return features.DataKey(self.dataset.name, split, self.splits[split].fingerprint, self.preprocessing)
+
+
+def body(name: str) -> Model:
+    """A pretrained model without the head of the task it was trained for."""
+    model = pretrained.load(name)
+    if heads.find(model) is None:
+        return model
+    kept = {child: leaves for child, leaves in model.params.items() if child != "head"}
+    return model.with_params(kept).replace(techniques=())
+
+
+def prepare_task(
+    model: str,
+    dataset: str,
+    *,
+    max_length: int = 128,
+    image_size: int | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    **columns: str | None,
+) -> Task:
+    """Load a model and a data set, and tokenise or resize the data for the model.
+
+    Args:
+        model: see ``jtl.pretrained.load``.
+        dataset: see ``jtl.data.load``.
+        max_length: longest text in tokens.
+        image_size: side in pixels; by default the model's own.
+        validation: use so many validation examples (stratified); by default all.
+        test: use so many test examples; by default all.
+        columns: of your own files, see ``jtl.data.load``.
+
+    Raises ValueError if the model reads images and the data are texts, or the reverse.
+    """
+    loaded = data.load(dataset, **columns)
+    trunk = body(model)
+    reads = "image" if hasattr(trunk.config, "image_size") else "text"
+    if reads != loaded.kind:
+        raise ValueError(
+            f"--model {model} reads {reads}s, but --data {dataset} holds {loaded.kind}s: "
+            f"choose {'an image' if reads == 'image' else 'a text'} data set or another model"
+        )
+    limits = {"validation": validation, "test": test}
+    sources = dict(loaded.splits)
+    for split, limit in limits.items():
+        if limit is not None and limit < len(sources[split]):
+            sources[split] = data.subset(sources[split], limit, seed=0)
+    if reads == "text":
+        preprocessing: dict[str, Any] = {"tokenizer": model, "max_length": max_length}
+        tokenizer = pretrained.tokenizer(model)
+        longest = min(max_length, tokenizer.model_max_length)
+        splits = {s: text.encode(source, tokenizer, longest) for s, source in sources.items()}
+        lengths = np.concatenate([part.lengths for part in splits.values()])
+        buckets = text.best_buckets(lengths, text.SHAPES, longest)
+    else:
+        config = trunk.config
+        side = image_size or config.image_size
+        how = image.Preprocess((side, side), tuple(config.image_mean), tuple(config.image_std))
+        preprocessing = {"image_size": side, "mean": list(how.mean), "std": list(how.std)}
+        splits = {s: image.prepare(source, how) for s, source in sources.items()}
+        buckets = splits["train"].buckets
+    return Task(model, trunk, replace(loaded, splits=sources), splits, buckets, preprocessing)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long an arm trains.
+
+    Attributes:
+        epochs: passes over the training examples ...
+        min_steps: ... but at least so many updates, since few examples make short epochs ...
+        max_steps: ... and at most so many, if given.
+        batch_size: rows of a batch, at most the number of examples.
+        validations: how often the model is validated; the best of them is kept.
+        weight_decay: AdamW's.
+    """
+
+    epochs: int = 3
+    min_steps: int = 60
+    max_steps: int | None = None
+    batch_size: int = 32
+    validations: int = 3
+    weight_decay: float = 0.01
+
+
+@dataclass
+class Arm:
+    """What an arm gave.
+
+    Attributes:
+        model: the model of the best validation.
+        row: its measurements: accuracies, seconds, steps, parameters.
+        history: the learning curve, as ``fit`` gives it.
+        test: ``logits`` (N, C), ``features`` (N, D), ``label`` and ``index`` (N,) on the test split.
+    """
+
+    model: Model
+    row: dict[str, Any]
+    history: list[dict[str, Any]]
+    test: dict[str, np.ndarray]
+
+
+def batches(task: Task, split: str, size: int = 64) -> Batches:
+    """Every example of a split once, for measuring."""
+    return Batches(task.splits[split], size, train=False, buckets=task.buckets)
+
+
+def majority(task: Task) -> dict[str, Any]:
+    """The row of always naming the commonest training class."""
+    counts = np.bincount(task.splits["train"].labels, minlength=task.classes)
+    test = task.splits["test"].labels
+    logits = np.broadcast_to(np.eye(task.classes)[counts.argmax()], (len(test), task.classes))
+    return {"arm": "majority", "accuracy": accuracy(logits, test), "macro_f1": macro_f1(logits, test), "seconds": 0.0,
+            "steps": 0, "trained_parameters": 0}  # fmt: skip
+
+
+def frozen(task: Task, split: str, at: str = "features") -> tuple[np.ndarray, np.ndarray]:
+    """An output of the pretrained model on a split, computed once and cached on disk, and the labels."""
+    arrays = features.cached(task.pretrained, batches(task, split), task.key(split), (at,))
+    return arrays[at], arrays["label"]
+
+
+def probe(task: Task, at: str = "features") -> tuple[features.Linear, dict[str, Any]]:
+    """A logistic probe on frozen features, its penalty chosen on validation; and its row."""
+    began = time.monotonic()
+    (x, y), validation = frozen(task, "train", at), frozen(task, "validation", at)
+    found = features.fit_logistic(x, y, classes=task.classes, validation=validation)
+    logits, (test, labels) = found(x), frozen(task, "test", at)
+    row = {
+        "arm": "probe",
+        **_scores(found(test), labels),
+        "train_accuracy": accuracy(logits, y),
+        "validation_accuracy": accuracy(found(validation[0]), validation[1]),
+        "seconds": time.monotonic() - began,
+        "steps": 0,
+        "trained_parameters": found.kernel.size + found.bias.size,
+    }
+    return found, row
+
+
+def run_arm(
+    task: Task,
+    technique: str,
+    *,
+    seed: int,
+    budget: Budget = Budget(),
+    rate: float | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Arm:
+    """Adapt the pretrained model to the task by ``technique``; test the model that validated best, once.
+
+    Args:
+        task: with its training examples already chosen.
+        technique: ``scratch`` (the same architecture, random weights), ``head`` (frozen body, on cached
+            features), ``lp_ft`` (the probe's head first), ``full``, ``layerwise`` (rates decay by 0.8 a layer),
+            ``gradual`` (unfreezing, a group at a time over the first half), ``l2_sp``.
+        seed: of the head, dropout and the order of examples.
+        budget: how long to train.
+        rate: peak learning rate; by default that of ``RATES``.
+        out: folder for checkpoints and TensorBoard events; None keeps neither.
+        resume: go on from the checkpoints in ``out``.
+        progress: show a bar.
+    """
+    began = time.monotonic()
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    usual = RATES[task.dataset.kind]
+    rate = usual.get(technique, usual["other"]) if rate is None else rate
+    train = task.splits["train"]
+    size = min(budget.batch_size, len(train))
+    per_epoch = len(train) // size
+
+    model = start(task, technique, init_key)
+    whole, own = (model, task.splits) if technique != "head" else _head_alone(task, model)
+    steps = max(budget.epochs * per_epoch, budget.min_steps)
+    steps = min(steps, budget.max_steps or steps)
+    validate_every = -(-steps // budget.validations)
+    steps *= HEAD_STEPS if technique == "head" else 1
+    lengths = None if technique == "head" else task.buckets
+    validation = Batches(own["validation"], 64, train=False, buckets=lengths)
+    order = Batches(own["train"], size, seed=seed, epochs=-(-steps // per_epoch), buckets=lengths)
+
+    def validate(model: Model) -> dict[str, float]:
+        logits, labels = predict(model, validation)
+        return {"accuracy": accuracy(logits, labels)}
+
+    step = build_step(task, technique, whole, steps, rate, budget)
+    fitted: Fitted = fit(
+        step,
+        step.init(whole, run_key),
+        loader(order),
+        steps=steps,
+        validate=validate,
+        validate_every=validate_every,
+        checkpoints=None if out is None else Checkpoints(out / "checkpoints"),
+        resume=resume,
+        log=None if out is None else out / "events",
+        progress=progress,
+    )
+    best = model.with_params({**model.params, **fitted.model.params}) if technique == "head" else fitted.model
+    trained_for = fitted.history[-1]["seconds"] if fitted.history else 0.0
+    test = outputs(best, batches(task, "test"), ("logits", "features", "label", "index"))
+    train_logits, train_labels = predict(best, batches(replace(task, splits={"t": _some(train)}), "t"))
+    row = {
+        "arm": technique,
+        "seed": seed,
+        **_scores(test["logits"], test["label"]),
+        "train_accuracy": accuracy(train_logits, train_labels),
+        "validation_accuracy": fitted.best["value"] if fitted.best else None,
+        "seconds": time.monotonic() - began,
+        "training_seconds": trained_for,
+        "steps": steps,
+        "learning_rate": rate,
+        "trained_parameters": tree.size(step.init(whole, run_key).trained),
+    }
+    return Arm(best, row, fitted.history, test)
+
+
+def start(task: Task, technique: str, key: jax.Array) -> Model:
+    """The model before its first step: pretrained or random body, new head."""
+    trunk = task.pretrained
+    if technique == "scratch":
+        trunk = _quick_statistics(pretrained.scratch(task.model_name, key=jax.random.fold_in(key, 1)))
+    model = heads.classifier(trunk, task.classes, key=key)
+    if technique != "lp_ft":
+        return model
+    head = heads.find(model)
+    if "dense" in model.params["head"]:  # no probe solves a hidden layer
+        model = heads.classifier(trunk, task.classes, key=key, on="features")
+        head = heads.find(model)
+    found, _ = probe(task, head.on)
+    return finetune.put_head(model, **found.as_head())
+
+
+def _quick_statistics(model: Model) -> Model:
+    """``model`` with running statistics over tens of updates, not hundreds: a short run from scratch has no more."""
+    if not hasattr(model.config, "batch_norm_momentum"):
+        return model
+    config = replace(model.config, batch_norm_momentum=0.9)
+    return with_base(model.replace(config=config), module=type(model.base.module)(config))
+
+
+def build_step(task: Task, technique: str, model: Model, steps: int, rate: float, budget: Budget) -> Step:
+    """The train step of a technique: which loss, which optimiser, which labels."""
+    # A network from scratch has no running statistics yet; those of a pretrained one serve few examples better.
+    loss: Any = Classify(stats="batch" if technique == "scratch" else "running")
+    labels = None
+    if technique == "layerwise":
+        labels = finetune.layerwise(model, 0.8)
+    elif technique == "gradual":
+        depth = max(jax.tree.leaves(finetune.depths(model)))
+        labels = finetune.gradual_unfreezing(model, every=max(1, steps // (2 * depth)))
+    elif technique == "l2_sp":
+        loss = loss + finetune.L2SP(task.pretrained.params, alpha=0.01, beta=0.01)
+    decay = 0.0 if technique in ("l2_sp", "head") else budget.weight_decay
+    return make_step(loss, adamw(schedule(rate, steps), weight_decay=decay), labels)
+
+
+def flops_per_example(task: Task, technique: str, budget: Budget) -> float:
+    """Floating-point operations of the compiled train step over its rows, padded as the median test text is."""
+    model = start(task, "full" if technique == "lp_ft" else technique, jax.random.key(0))
+    whole, own = (model, task.splits) if technique != "head" else _head_alone(task, model)
+    rows = min(budget.batch_size, len(own["train"]))
+    length = next(bucket for bucket in task.buckets if bucket >= np.median(task.splits["test"].lengths))
+    batch = own["train"].batch(np.arange(rows), length, None)
+    batch |= {"weight": np.ones(rows, np.float32), "index": np.arange(rows, dtype=np.int32)}
+    step = build_step(task, technique, whole, 1, 1.0, budget)
+    return step.lower(whole, batch).compile().cost_analysis()["flops"] / rows
+
+
+def _head_alone(task: Task, model: Model) -> tuple[Model, dict[str, features.Rows]]:
+    """The head as a model of its own, and the frozen features it reads."""
+    on = heads.find(model).on
+    splits = {}
+    for split in ("train", "validation"):
+        x, y = frozen(task, split, on)
+        splits[split] = features.Rows({on: x, "label": y})
+    return features.head_alone(model), splits
+
+
+def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return {
+        "accuracy": accuracy(logits, labels),
+        "macro_f1": macro_f1(logits, labels),
+        "calibration_error": expected_calibration_error(logits, labels),
+    }
+
+
+def _some(train: Any, most: int = 500) -> Any:
+    """At most ``most`` training examples: enough to measure the gap between train and test."""
+    if len(train) <= most:
+        return train
+    return train.take(np.sort(np.random.default_rng(0).permutation(len(train))[:most]))
+
+
+def named(arm: str, seed: int, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a learning curve with their arm and seed, as the figures want them."""
+    return [{**row, "arm": arm, "seed": seed} for row in history]

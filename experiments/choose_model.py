@@ -1,0 +1,201 @@
+"""Choose a pretrained model: rank candidates by transferability scores, then check the ranking by fine-tuning.
+
+A score costs one forward pass over the training examples; fine-tuning every candidate costs far more. LogME (You
+et al. 2021), H-score (Bao et al. 2019) and its shrunk form (Ibrahim et al. 2022) read the frozen features; LEEP
+(Nguyen et al. 2020) and NCE (Tran et al. 2019) read a source classifier's opinion of the target examples: here a
+logistic probe of each candidate on ``--source-data``. Each ranking is compared with the test accuracy after
+fine-tuning by the weighted tau of Vigna 2015, 1 for the same order.
+
+    python -m experiments.choose_model --out runs/choose_model
+
+Takes about ten minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import arms
+from experiments.cli import cli
+from experiments.ledger import Ledger
+from experiments.output import Config, command, prepare, settings
+from jtl import tree
+from jtl.features import scores
+from jtl.model import Model, with_base
+from jtl.pretrained import scratch
+from jtl.train import figures
+from jtl.train.report import (
+    Result,
+    Section,
+    environment,
+    format_estimate,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+SCORES = ("logme", "leep", "nce", "h_score", "shrunk_h_score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseModel(Config):
+    """Settings of the choice."""
+
+    candidates: tuple[str, ...] = (
+        "minilm",
+        "minilm:5",
+        "minilm:4",
+        "minilm:3",
+        "minilm:2",
+        "minilm:1",
+        "minilm:random",
+    )
+    """Models: a name, folder or hub id; NAME:k keeps the first k layers; NAME:random draws new weights."""
+    data: str = "rotten_tomatoes"
+    """The target texts."""
+    source_data: str = "newsgroups20"
+    """The texts whose classes LEEP and NCE transfer from."""
+    train_examples: int = 1000
+    """Labelled target examples."""
+    source_examples: int = 2000
+    """Source examples for the probes of LEEP and NCE."""
+    seeds: int = 3
+    """Repetitions of the fine-tuning."""
+    steps: int = 60
+    """Updates of each fine-tuning."""
+    test_examples: int = 1000
+    """Test examples."""
+
+
+def run(config: ChooseModel) -> Result:
+    """Score and fine-tune every candidate; writes into ``config.out`` and returns the result."""
+    began = time.monotonic()
+    if len(config.candidates) < 3:
+        raise ValueError(f"--candidates needs at least three models to rank, got {len(config.candidates)}")
+    out = prepare(config, "choose_model")
+    ledger = Ledger(out, resume=config.resume)
+    names = config.candidates[::3] if config.quick else config.candidates
+    seeds = 1 if config.quick else config.seeds
+    limits = (
+        {"validation": 200, "test": 200}
+        if config.quick
+        else {"validation": 500, "test": config.test_examples or None}
+    )
+    steps = 20 if config.quick else config.steps
+    budget = arms.Budget(epochs=1, min_steps=steps, max_steps=steps, validations=3)
+
+    scored: dict[str, dict[str, float]] = {}
+    for name in names:
+        task, source = (
+            dataclasses.replace(task, pretrained=candidate(name))
+            for task in (
+                arms.prepare_task(name.partition(":")[0], config.data, **limits),
+                arms.prepare_task(name.partition(":")[0], config.source_data, validation=500, test=200),
+            )
+        )
+        task = task.with_train(256 if config.quick else config.train_examples or None, config.seed)
+        source = source.with_train(256 if config.quick else config.source_examples, config.seed)
+        started = time.monotonic()
+        scored[name] = rate(task, source)
+        scored[name]["scoring_seconds"] = time.monotonic() - started
+        for seed in range(config.seed, config.seed + seeds):
+            key = {"arm": name, "seed": seed}
+
+            def tune(task: arms.Task = task, seed: int = seed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+                done = arms.run_arm(task, "full", seed=seed, budget=budget, progress=False)
+                return done.row, done.history
+
+            row = ledger.get(tune, **key)
+            print(
+                f"{name}  seed {seed}  LogME {scored[name]['logme']:.3f}  fine-tuned accuracy {row['accuracy']:.3f}"
+            )
+
+    rows = [{**row, **scored[row["arm"]]} for row in ledger.rows]
+    accuracy = summarise(rows, ["accuracy", "seconds"])
+    tuned = [accuracy["accuracy"][name]["mean"] for name in names]
+    taus = {s: scores.weighted_tau([scored[name][s] for name in names], tuned) for s in SCORES}
+    summary = {
+        "weighted_tau": {s: {"mean": tau, "ci95": None, "n": 1} for s, tau in taus.items()},
+        **accuracy,
+    }
+    result = Result("choose_model", settings(config), environment(), time.monotonic() - began, rows, summary)
+    write_result(out, result)
+    order = sorted(names, key=lambda name: -scored[name]["logme"])
+    ranking = table(
+        ["candidate", *SCORES, "fine-tuned accuracy", "seconds to score", "seconds to tune"],
+        [
+            [name, *(f"{scored[name][s]:.4f}" for s in SCORES), format_estimate(accuracy["accuracy"][name]),
+             f"{scored[name]['scoring_seconds']:.1f}", f"{accuracy['seconds'][name]['mean']:.1f}"]
+            for name in order
+        ],
+    )  # fmt: skip
+    sections = [
+        Section("Ranking", f"Best LogME first.\n\n{ranking}"),
+        *(
+            Section(
+                f"{s} against accuracy",
+                "",
+                figures.score_scatter([scored[n][s] for n in names], tuned, names, s, taus[s]),
+            )
+            for s in SCORES
+        ),
+    ]
+    write_report(
+        out,
+        result,
+        title=f"Which model for {config.data}?",
+        about=" ".join(__doc__.split("\n\n")[1].split()),
+        command=command("choose_model", config),
+        sections=sections,
+        notes=["The candidates are few: a weighted tau over so short a list is a rough figure."],
+    )
+    return result
+
+
+def candidate(name: str) -> Model:
+    """The body that a candidate's name means: see ``ChooseModel.candidates``."""
+    base, _, part = name.partition(":")
+    if not part:
+        return arms.body(base)
+    if part == "random":
+        return scratch(base, key=jax.random.key(0))
+    model = arms.body(base)
+    layers = getattr(model.config, "num_hidden_layers", 0)
+    if not part.isdigit() or not 1 <= int(part) <= layers:
+        raise ValueError(
+            f"--candidates {name!r}: after the colon comes random or a number of layers, 1 to {layers}"
+        )
+    if int(part) == layers:
+        return model
+    config = dataclasses.replace(model.config, num_hidden_layers=int(part))
+    above = "|".join(map(str, range(int(part), layers)))
+    shorter = model.with_params(tree.remove(model.params, rf"encoder/layer_({above})/.*"))
+    return with_base(shorter.replace(config=config), module=type(model.base.module)(config))
+
+
+def rate(task: arms.Task, source: arms.Task) -> dict[str, float]:
+    """Every transferability score of a candidate on the target's training examples."""
+    x, labels = arms.frozen(task, "train")
+    opinion, _ = arms.probe(source)
+    logits = opinion(x)
+    chances = np.exp(logits - logits.max(-1, keepdims=True))
+    chances /= chances.sum(-1, keepdims=True)
+    return {
+        "logme": scores.logme(x, labels),
+        "leep": scores.leep(chances, labels),
+        "nce": scores.nce(chances.argmax(-1), labels),
+        "h_score": scores.h_score(x, labels),
+        "shrunk_h_score": scores.shrunk_h_score(x, labels),
+        "probe_accuracy": arms.probe(task)[1]["accuracy"],
+    }
+
+
+if __name__ == "__main__":
+    cli(run, ChooseModel)

@@ -1,0 +1,110 @@
+"""The command line of an experiment: its flags, its errors and the table at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from experiments.output import Config
+from jtl.train.report import Result, format_estimate, format_seconds
+from jtl.wheel import cache_dir
+
+C = TypeVar("C", bound=Config)
+OURS = ("jtl", "experiments", "__main__")
+
+
+def cli(run: Callable[[C], Result], config: type[C], args: Sequence[str] | None = None) -> None:
+    """Read ``config`` from the command line, run, and print the summary and where the report lies.
+
+    An input that jtl refuses ends in one line on stderr and exit code 2, a training that diverged with 1, Ctrl-C
+    with 130. ``JTL_TRACEBACK=1`` shows the traceback instead.
+
+    Args:
+        run: the experiment.
+        config: its dataclass; the docstrings under its fields are the help of the flags.
+        args: the words of the command line; left out, those of the process.
+    """
+    import tyro
+
+    module = sys.modules[run.__module__]
+    description = (module.__doc__ or config.__doc__ or "").strip()
+    settings = tyro.cli(
+        config,
+        args=args,
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        prog=_program(module),
+    )
+    keep_compilations()
+    try:
+        result = run(settings)
+    except (ValueError, LookupError, OSError) as error:
+        if not is_refusal(error):
+            raise
+        _stop(error, 2)
+    except FloatingPointError as error:
+        _stop(error, 1)
+    except KeyboardInterrupt as error:
+        _stop(error, 130)
+    show(result, Path(settings.out))
+
+
+def _stop(error: BaseException, code: int) -> NoReturn:
+    if os.environ.get("JTL_TRACEBACK") == "1":
+        raise error
+    print(f"error: {message(error)}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def keep_compilations() -> None:
+    """Let JAX keep compiled programs on disk, so that a second run starts at once; its own setting goes first."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether ``error`` is an answer to the user's input rather than a defect.
+
+    jtl and the experiments refuse input by raising themselves; a ValueError from within JAX or NumPy is a defect,
+    whose traceback is needed. An OSError (no such file, no permission, no network) always speaks of the input.
+    """
+    if isinstance(error, OSError):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").split(".")[0] in OURS
+
+
+def message(error: BaseException) -> str:
+    """The message of an error on one line; KeyError would quote it."""
+    quoted = isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str)
+    return " ".join(str(error.args[0] if quoted else error).split()) or type(error).__name__
+
+
+def show(result: Result, out: Path) -> None:
+    """Print the summary as a table, the time and the path of the report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if result.summary:
+        arms = list(dict.fromkeys(arm for own in result.summary.values() for arm in own))
+        table = Table(title=f"{result.experiment}: mean ± 95 % interval over seeds")
+        table.add_column("metric")
+        for arm in arms:
+            table.add_column(arm, justify="right")
+        for metric, own in result.summary.items():
+            table.add_row(metric, *(format_estimate(own[arm]) if arm in own else "–" for arm in arms))
+        console.print(table)
+    console.print(f"Done in {format_seconds(result.seconds)}. Report: ", end="")
+    console.print(out / "report.md", soft_wrap=True, highlight=False)
+
+
+def _program(module: object) -> str | None:
+    spec = getattr(module, "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None else None

@@ -1,0 +1,227 @@
+"""The promises of transfer learning, measured: faster, better with little data, cheaper, versatile, less overfitting.
+
+The same network is trained from scratch (``scratch``), as a frozen body under a new head (``head``), head
+first and then whole (``lp_ft``) and whole at once (``full``), on 64, 256, 1,024 and all labelled examples,
+of text and of images. All arms of one size and seed share the examples, the number of updates (``head`` takes
+ten times as many: on cached features they cost next to nothing); learning rates are those of ``arms.RATES``.
+
+    python -m experiments.compare --out runs/compare
+
+Takes about an hour on two CPU cores; a killed run goes on with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from experiments import arms
+from experiments.cli import cli
+from experiments.ledger import Ledger
+from experiments.output import Config, command, prepare, settings
+from jtl.train import figures
+from jtl.train.report import (
+    Result,
+    Section,
+    environment,
+    format_estimate,
+    paired_difference,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+ARMS = ("scratch", "head", "lp_ft", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Config):
+    """Settings of the comparison."""
+
+    text_model: str = "minilm"
+    """Model for the texts."""
+    text_data: str = "rotten_tomatoes"
+    """Texts with labels; see experiments.finetune --help."""
+    image_model: str = "efficientnet-lite0"
+    """Model for the images."""
+    image_data: str = "mnist5k"
+    """Images with labels."""
+    image_size: int = 64
+    """Side of the images in pixels."""
+    kinds: tuple[str, ...] = ("text", "image")
+    """Which to run: text, image or both."""
+    sizes: tuple[int, ...] = (64, 256, 1024, 0)
+    """Numbers of labelled training examples; 0 for all there are."""
+    seeds: int = 3
+    """Repetitions: each draws other examples, heads and orders."""
+    epochs: int = 3
+    """Passes over the training examples, within the limits of updates below."""
+    batch_size: int = 16
+    """Examples an update."""
+    min_steps: int = 60
+    """Fewest updates of an arm."""
+    max_steps: int = 120
+    """Most updates of an arm."""
+    test_examples: int = 1000
+    """Test examples of each data set."""
+
+
+def run(config: Compare) -> Result:
+    """Run every arm; writes into ``config.out`` and returns the result."""
+    began = time.monotonic()
+    if unknown := set(config.kinds) - {"text", "image"}:
+        raise ValueError(f"--kinds takes text and image, got {sorted(unknown)}")
+    out = prepare(config, "compare")
+    ledger = Ledger(out, resume=config.resume)
+    quick = config.quick
+    budget = arms.Budget(
+        epochs=config.epochs,
+        min_steps=30 if quick else config.min_steps,
+        max_steps=30 if quick else config.max_steps,
+        batch_size=config.batch_size,
+        validations=3,
+    )
+    seeds = range(config.seed, config.seed + (2 if quick else config.seeds))
+    origins = {}
+    for kind in config.kinds[:1] if quick else config.kinds:
+        task = arms.prepare_task(
+            config.text_model if kind == "text" else config.image_model,
+            config.text_data if kind == "text" else config.image_data,
+            image_size=config.image_size,
+            validation=200 if quick else 500,
+            test=200 if quick else config.test_examples or None,
+        )
+        print(task.dataset)
+        origins[kind] = task.dataset.origin
+        everything = len(task.splits["train"])
+        for size in sorted(
+            {min(size or everything, everything) for size in ([64] if quick else config.sizes)}
+        ):
+            for seed in seeds:
+                for arm in ("majority", "probe", *ARMS):
+                    few = task.with_train(size, seed)
+                    key = {"kind": kind, "size": size, "seed": seed, "arm": arm}
+                    row = ledger.get(
+                        lambda few=few, arm=arm, seed=seed: _measure(few, arm, seed, budget), **key
+                    )
+                    print(
+                        "  ".join(f"{name} {value}" for name, value in key.items()),
+                        f" accuracy {row['accuracy']:.3f}",
+                    )
+
+    rows = [_with_target(row, ledger) for row in ledger.rows]
+    summary: dict[str, Any] = {}
+    for kind, size in dict.fromkeys((row["kind"], row["size"]) for row in rows):
+        own = [row for row in rows if (row["kind"], row["size"]) == (kind, size)]
+        for metric in ("accuracy", "seconds", "gap", "examples_to_scratch", "flops_per_example"):
+            summary[f"{metric}_{kind}_{size}"] = summarise(own, [metric])[metric]
+    result = Result("compare", settings(config), environment(), time.monotonic() - began, rows, summary)
+    write_result(out, result)
+    write_report(
+        out,
+        result,
+        title="What transfer learning promises, measured",
+        about=__doc__.split("\n\n")[1].replace("\n", " "),
+        command=command("compare", config),
+        sections=[_promises(rows), *_figures(rows, ledger.curves)],
+        notes=[
+            *(f"{kind}: {origin}." for kind, origin in origins.items()),
+            "The best of the validated models is kept, by 500 validation labels whatever the size of the training set.",
+            "Seconds of the first arm of a shape include its compilation; those of the head leave out features that "
+            "the probe had cached.",
+        ],
+    )
+    return result
+
+
+def _measure(
+    task: arms.Task, arm: str, seed: int, budget: arms.Budget
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    if arm == "majority":
+        return arms.majority(task), []
+    if arm == "probe":
+        row = arms.probe(task)[1]
+        return {**row, "gap": row["train_accuracy"] - row["accuracy"]}, []
+    done = arms.run_arm(task, arm, seed=seed, budget=budget, progress=False)
+    row = {**done.row, "gap": done.row["train_accuracy"] - done.row["accuracy"]}
+    return {**row, "flops_per_example": arms.flops_per_example(task, arm, budget)}, done.history
+
+
+def _with_target(row: dict[str, Any], ledger: Ledger) -> dict[str, Any]:
+    """``row`` and the examples it had seen when it first validated as well as ``scratch`` ever did; None if never."""
+    if row["arm"] not in ARMS:
+        return row
+    place = {name: row[name] for name in ("kind", "size", "seed")}
+    same = [
+        p for p in ledger.curves if all(p[n] == v for n, v in place.items()) and "validation_accuracy" in p
+    ]
+    target = max(p["validation_accuracy"] for p in same if p["arm"] == "scratch")
+    reached = [p["examples"] for p in same if p["arm"] == row["arm"] and p["validation_accuracy"] >= target]
+    return {**row, "examples_to_scratch": min(reached, default=None)}
+
+
+def _promises(rows: list[dict[str, Any]]) -> Section:
+    """Each promise as a paired difference against ``scratch``, with a verdict by its interval."""
+    lines = []
+    for kind, size in dict.fromkeys((row["kind"], row["size"]) for row in rows):
+        own = [row for row in rows if (row["kind"], row["size"]) == (kind, size)]
+        for arm in ("head", "lp_ft", "full"):
+            better = paired_difference(own, "accuracy", arm, "scratch")
+            gap = paired_difference(own, "gap", arm, "scratch")
+            reach = [row for row in own if row["arm"] in (arm, "scratch") and row.get("examples_to_scratch")]
+            ratio = {a: [r["examples_to_scratch"] for r in reach if r["arm"] == a] for a in (arm, "scratch")}
+            whole = len(ratio[arm]) == len(ratio["scratch"])
+            faster = f"{sum(ratio['scratch']) / sum(ratio[arm]):.1f} ×" if whole else "not always reached"
+            cheap = [
+                {r["arm"]: r["flops_per_example"] for r in own if "flops_per_example" in r}[a]
+                for a in (arm, "scratch")
+            ]
+            judged = [format_estimate(better), _verdict(better, +1), format_estimate(gap), _verdict(gap, -1)]
+            lines.append([kind, size, arm, *judged, faster, f"{cheap[1] / cheap[0]:,.1f} ×"])
+    head = ["data", "examples", "arm", "accuracy − scratch", "better?", "gap − scratch", "less overfit?",
+            "fewer examples to scratch's best", "fewer FLOPs an example"]  # fmt: skip
+    text = (
+        "Differences are paired by seed, with 95 % intervals; “yes” and “no” mean that the interval excludes 0. "
+        "The gap is training minus test accuracy: a network from scratch that fits nothing has a small one. FLOPs "
+        "are those of the compiled train step; the head trains on cached features."
+    )
+    return Section("The promises", f"{text}\n\n{table(head, lines)}")
+
+
+def _verdict(own: dict[str, Any], sign: int) -> str:
+    if own["mean"] is None or own["ci95"] is None:
+        return "unknown"
+    return "undecided" if abs(own["mean"]) <= own["ci95"] else "yes" if sign * own["mean"] > 0 else "no"
+
+
+def _figures(rows: list[dict[str, Any]], curves: list[dict[str, Any]]) -> list[Section]:
+    sections = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [row for row in rows if row["kind"] == kind]
+        largest = max(row["size"] for row in own)
+        few = min(row["size"] for row in own if row["size"] >= min(256, largest))
+        of_few = [point for point in curves if point["kind"] == kind and point["size"] == few]
+        trained = [row for row in own if row["arm"] in ARMS]
+        sections += [
+            Section(
+                f"{kind}: accuracy",
+                "On test, over seeds.",
+                figures.over_sizes(own, "accuracy", "test accuracy"),
+            ),
+            Section(
+                f"{kind}: time",
+                "Wall time of training, validation and compilation included; within this run only.",
+                figures.over_sizes(trained, "seconds", "training time (s)", log_y=True),
+            ),
+            Section(f"{kind}: overfitting", "Training minus test accuracy.", figures.gap_bars(trained)),
+            Section(
+                f"{kind}: learning curves", f"With {few} labelled examples.", figures.learning_curves(of_few)
+            ),
+        ]
+    return sections
+
+
+if __name__ == "__main__":
+    cli(run, Compare)

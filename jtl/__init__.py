@@ -1,0 +1,17 @@
+"""jtl: transfer learning in JAX as pure functions on parameter trees.
+
+A training step has four slots, and each technique is a function that fills one: *leaves* (which parameters
+exist), *labels* (which of them train, and how fast), *loss* (what they minimise) and *gradient* (how the
+update is taken).
+"""
+
+from jtl import data, features, finetune, heads, loss, model, pretrained, tasks, train, tree, wrap
+from jtl.loss import Aux, Loss
+from jtl.model import Mode, Model
+from jtl.pretrained import load, save
+
+__all__ = [
+    "Aux", "Loss", "Mode", "Model",
+    "data", "features", "finetune", "heads", "load", "loss", "model", "pretrained", "save", "tasks", "train", "tree",
+    "wrap",
+]  # fmt: skip

@@ -1,0 +1,200 @@
+"""What a data set is to the rest of jtl, and the deterministic ways to cut one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+SPLITS = ("train", "validation", "test")
+
+Example = Mapping[str, Any]
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message names what, where, and what to do."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to the examples of one split.
+
+    An example is a dict with ``"text"`` (str) or ``"image"`` (uint8 ``(H, W, C)``, C 1 or 3), ``"label"`` (int)
+    and whatever else its data set documents.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex, /) -> Example: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled data set.
+
+    Attributes:
+      name: what it was loaded by.
+      kind: what its examples hold, ``"text"`` or ``"image"``.
+      splits: ``train``, ``validation`` and ``test``.
+      classes: name of each label, in label order.
+      origin: where it comes from, and its licence where that is known.
+      version: identity of the exact content, for cache keys.
+      notes: what was done to it that a reader of results should know (splits carved, rows repeated).
+    """
+
+    name: str
+    kind: Literal["text", "image"]
+    splits: Mapping[str, Source]
+    classes: tuple[str, ...]
+    origin: str
+    version: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{split} {len(source)}" for split, source in self.splits.items())
+        lines = [
+            f"{self.name} ({self.kind}, {len(self.classes)} classes; {sizes}); {self.origin}",
+            *self.notes,
+        ]
+        return "\n  ".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The examples of ``source`` at ``indices``, in that order."""
+
+    source: Source
+    indices: Int[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: SupportsIndex, /) -> Example:
+        return self.source[int(self.indices[index])]
+
+
+def labels(source: Source) -> Int[np.ndarray, " N"]:
+    """The label of every example. Reads every example unless the source knows its ``labels``."""
+    if isinstance(source, Subset):
+        return labels(source.source)[source.indices]
+    known = getattr(source, "labels", None)
+    return np.fromiter((source[i]["label"] for i in range(len(source))), np.int32) if known is None else known
+
+
+def subset(source: Source, n: int, seed: int) -> Subset:
+    """``n`` examples of ``source``, stratified and nested; see ``subset_indices``."""
+    return Subset(source, subset_indices(labels(source), n, seed))
+
+
+def subset_indices(label: Int[np.ndarray, " N"], n: int, seed: int) -> Int[np.ndarray, " n"]:
+    """Indices of a stratified sample, the same for the same ``seed``.
+
+    Samples are nested: those of 64 are the first 64 of those of 256. They hold one example of each class first,
+    then keep the classes' proportions.
+
+    Raises:
+      DataError: fewer than one example a class, or more than there are.
+    """
+    label = np.asarray(label)
+    classes, counts = np.unique(label, return_counts=True)
+    if not len(classes) <= n <= len(label):
+        raise DataError(
+            f"cannot draw {n} examples out of {len(label)} of {len(classes)} classes: "
+            f"ask for {len(classes)} to {len(label)}"
+        )
+    order = np.random.default_rng(seed).permutation(len(label))
+    place = np.empty(len(label))
+    for one, count in zip(classes, counts, strict=True):
+        members = order[label[order] == one]
+        place[members] = (np.arange(count) + 0.5) / count
+        place[members[0]] = 0.0
+    return order[np.argsort(place[order], kind="stable")][:n]
+
+
+def stable_hash(key: str | bytes) -> int:
+    """A 64-bit number that depends on ``key`` only, not on the process or the machine.
+
+    >>> stable_hash("spirited_away") % 100
+    13
+    """
+    data = key.encode() if isinstance(key, str) else key
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def carve(
+    keys: Sequence[str | bytes], fraction: float, strata: Sequence[Any] | np.ndarray | None = None
+) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " K"]]:
+    """Splits rows in two by the hash of their keys: indices of the larger part, and of the carved one.
+
+    Within each stratum the ``fraction`` of keys with the smallest hashes is carved, at least one where there are
+    two. Rows with equal keys stay together (in the stratum of the first), so no text lands on both sides.
+    """
+    first: dict[str | bytes, Any] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, None if strata is None else strata[index])
+    groups = defaultdict(list)
+    for key, stratum in first.items():
+        groups[stratum].append(key)
+    carved: set[str | bytes] = set()
+    for group in groups.values():
+        count = max(round(fraction * len(group)), 1 if len(group) > 1 else 0)
+        carved.update(sorted(group, key=stable_hash)[:count])
+    inside = np.fromiter((key in carved for key in keys), bool, len(keys))
+    return np.flatnonzero(~inside), np.flatnonzero(inside)
+
+
+def complete(
+    splits: Mapping[str, Source],
+    keys: Sequence[str],
+    strata: Sequence[int] | np.ndarray | None = None,
+    limit: int | None = None,
+) -> tuple[dict[str, Source], list[str]]:
+    """Adds the splits that are missing: test is a fifth of train, then validation a tenth of what is left.
+
+    Cut by hash of ``keys`` within each of the ``strata``, one of each for every example of train; at most about
+    ``limit`` examples. Returns the splits and a note on each cut.
+    """
+    splits, notes, train = dict(splits), [], splits["train"]
+    left = list(range(len(train)))
+    for split, fraction in (("test", 0.2), ("validation", 0.1)):
+        if split in splits:
+            continue
+        share = fraction if limit is None else min(fraction, limit / len(left))
+        rest, carved = carve(
+            [keys[i] for i in left], share, None if strata is None else [strata[i] for i in left]
+        )
+        if not len(carved):
+            raise DataError(
+                f"train has {len(left)} examples: too few to cut a {split} split; add examples or a file"
+            )
+        notes.append(
+            f"no {split} split: {len(carved)} of {len(left)} examples of train became it, chosen by hash"
+        )
+        splits[split] = Subset(train, np.array([left[i] for i in carved]))
+        left = [left[i] for i in rest]
+        splits["train"] = Subset(train, np.array(left))
+    return {split: splits[split] for split in SPLITS}, notes
+
+
+def check_labels(label: Sequence[int] | np.ndarray, classes: Sequence[str], split: str, where: str) -> None:
+    """Raises DataError unless labels lie in ``range(len(classes))`` and, in train, every class has an example."""
+    counts = Counter(int(one) for one in label)
+    if not counts:
+        raise DataError(f"{where}: split {split} is empty; give it rows or leave it out")
+    if wrong := sorted(one for one in counts if not 0 <= one < len(classes)):
+        row = next(i for i, one in enumerate(label) if int(one) == wrong[0])
+        raise DataError(
+            f"{where}: split {split} has label {wrong[0]} (example {row}) out of range: the {len(classes)} classes "
+            f"of train are labelled 0 to {len(classes) - 1}"
+        )
+    if split == "train" and (empty := [name for i, name in enumerate(classes) if i not in counts]):
+        raise DataError(
+            f"{where}: train has no example of class {empty[0]!r}"
+            + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
+            + "; add some, or number the classes from 0 without gaps"
+        )

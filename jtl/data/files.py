@@ -1,0 +1,297 @@
+"""Your own data: CSV, TSV or JSONL files of texts, and folders of images."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int
+
+from jtl.data.dataset import SPLITS, DataError, Dataset, Example, Source, check_labels, complete
+
+TABLES = (".csv", ".tsv", ".jsonl")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
+            "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+
+
+def load_path(path: Path, text_column: str, label_column: str) -> Dataset:
+    """The data set at ``path``; see ``jtl.data.load``."""
+    if path.is_file():
+        if path.suffix not in TABLES:
+            raise DataError(f"{path}: expected a file ending in {', '.join(TABLES)}, or a folder")
+        return _texts(path, {"train": path}, text_column, label_column)
+    entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    tables = _by_split(path, [entry for entry in entries if entry.suffix in TABLES])
+    folders = [entry for entry in entries if entry.is_dir()]
+    if tables:
+        return _texts(path, tables, text_column, label_column)
+    if folders:
+        split_folders = _by_split(path, [entry for entry in folders if entry.name in _ALIASES])
+        return _images(path, split_folders if "train" in split_folders else {"train": path})
+    raise DataError(
+        f"{path}: found neither train.csv (or {', '.join('train' + end for end in TABLES[1:])}) nor a folder of "
+        f"images for each class; it holds {[entry.name for entry in entries[:8]] or 'nothing'}"
+    )
+
+
+def _by_split(path: Path, entries: Sequence[Path]) -> dict[str, Path]:
+    splits: dict[str, Path] = {}
+    for entry in entries:
+        name = entry.stem if entry.is_file() else entry.name
+        if name not in _ALIASES:
+            raise DataError(
+                f"{entry}: expected the name of a split ({', '.join(_ALIASES)}); name one file directly"
+            )
+        if (split := _ALIASES[name]) in splits:
+            raise DataError(f"{path}: {splits[split].name} and {entry.name} are both split {split}; keep one")
+        splits[split] = entry
+    if splits and "train" not in splits:
+        raise DataError(f"{path}: no train split beside {', '.join(entry.name for entry in splits.values())}")
+    return splits
+
+
+# --- texts -----------------------------------------------------------------------------------------
+
+
+def _texts(path: Path, files: Mapping[str, Path], text_column: str, label_column: str) -> Dataset:
+    rows = {split: list(_read(file, text_column, label_column)) for split, file in files.items()}
+    for split, file in files.items():
+        if not rows[split]:
+            raise DataError(f"{file}: split {split} is empty; give it rows or leave the file out")
+    classes, number = _classes(rows, files, label_column)
+    examples = {
+        split: [{"text": text, "label": number[label]} for _, text, label in part]
+        for split, part in rows.items()
+    }
+    for split, part in rows.items():
+        check_labels([number[label] for _, _, label in part], classes, split, str(files[split]))
+    notes = []
+    if blank := sum(not text.strip() for part in rows.values() for _, text, _ in part):
+        notes.append(f"{blank} texts are blank")
+    train = rows["train"]
+    splits, carved = complete(
+        examples, [text for _, text, _ in train], [number[label] for _, _, label in train]
+    )
+    return Dataset(
+        name=str(path), kind="text", splits=splits, classes=classes, origin=f"your files at {path}",
+        version=_digest(files.values()), notes=(*notes, *carved, *_repeats(splits)),
+    )  # fmt: skip
+
+
+def _read(file: Path, text_column: str, label_column: str) -> Iterator[tuple[int, str, Any]]:
+    """(line number, text, label) of each row."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            for line, row in (_read_jsonl if file.suffix == ".jsonl" else _read_csv)(file, stream):
+                for column in (text_column, label_column):
+                    if column not in row:
+                        raise DataError(
+                            f"{file}, line {line}: no column {column!r}; it has {', '.join(map(repr, row))}. "
+                            "Choose with --text-column and --label-column"
+                        )
+                text, label = row[text_column], row[label_column]
+                if not isinstance(text, str):
+                    raise DataError(f"{file}, line {line}: {text_column!r} should be a text, found {text!r}")
+                if label is None or label == "":
+                    raise DataError(f"{file}, line {line}: {label_column!r} is missing")
+                yield line, text, label
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 ({error}); save it as UTF-8") from error
+
+
+def _read_csv(file: Path, stream) -> Iterator[tuple[int, dict]]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                found = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
+                raise DataError(
+                    f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or ())} cells, found {found}; "
+                    "a cell that holds the delimiter needs quotes"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{file}, after line {reader.line_num}: {error}; is a quote left open?") from error
+
+
+def _read_jsonl(file: Path, stream) -> Iterator[tuple[int, dict]]:
+    for line, text in enumerate(stream, 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}, line {line}: is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {line}: expected a JSON object, found {text[:40].strip()!r}")
+        yield line, row
+
+
+def _classes(rows, files, label_column: str) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Class names in label order, and the number of every raw label of every split.
+
+    If every label of train is a whole number they are the labels; otherwise the sorted names of train are numbered.
+    """
+    for split, part in rows.items():
+        for line, _, label in part:
+            if isinstance(label, bool) or not isinstance(label, (str, int, float)):
+                raise DataError(
+                    f"{files[split]}, line {line}: {label_column!r} should be a name or a whole number, found {label!r}"
+                )
+    whole = {label: number for part in rows.values() for _, _, label in part
+             if (number := _whole(label)) is not None}  # fmt: skip
+    train = {label for _, _, label in rows["train"]}
+    numeric = [label for label in train if _number(label)]
+    if numeric:
+        for split, part in rows.items():
+            for line, _, label in part:
+                if label not in whole:
+                    raise DataError(
+                        f"{files[split]}, line {line}: {label_column!r} is {label!r}, no whole number, but other "
+                        "labels of train are numbers; labels are 0, 1, 2, ... or all names"
+                    )
+        count = max(whole[label] for label in train) + 1
+        if count > max(1000, 2 * len(rows["train"])):
+            raise DataError(f"{files['train']}: {label_column!r} holds {count - 1}: is that a class number?")
+        return tuple(str(i) for i in range(count)), whole
+    names = tuple(sorted(train))
+    if len(names) > 20 and len(names) > len(rows["train"]) / 2:
+        raise DataError(
+            f"{files['train']}: {label_column!r} has {len(names)} different values in {len(rows['train'])} rows: "
+            "is that the label? Choose with --label-column"
+        )
+    for split, part in rows.items():
+        for line, _, label in part:
+            if label not in train:
+                shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+                raise DataError(
+                    f"{files[split]}, line {line}: label {label!r} of split {split} is unseen in train, "
+                    f"which has {shown}"
+                )
+    return names, {name: i for i, name in enumerate(names)}
+
+
+def _number(label: Any) -> bool:
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False
+
+
+def _whole(label: Any) -> int | None:
+    return int(float(label)) if _number(label) and float(label).is_integer() else None
+
+
+# --- images ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """The images at ``paths``, decoded when asked for: uint8 ``(H, W, 1)`` if grey, else ``(H, W, 3)``."""
+
+    paths: tuple[Path, ...]
+    label: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """The label of every image, without decoding any."""
+        return np.array(self.label, np.int32)
+
+    def __getitem__(self, index: SupportsIndex, /) -> Example:
+        return {"image": read_image(self.paths[index]), "label": self.label[index]}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The image as uint8 ``(H, W, 1)`` if grey, else ``(H, W, 3)``; 16-bit grey is scaled, transparency dropped.
+
+    Raises DataError if it cannot be decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                return (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None]
+            grey = image.mode in ("1", "L", "LA")
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"{path}: not an image that can be decoded ({error}); remove or replace it"
+        ) from error
+    return pixels[..., None] if grey else pixels
+
+
+def _images(path: Path, folders: Mapping[str, Path]) -> Dataset:
+    from PIL import Image
+
+    classes = _subfolders(folders["train"])
+    found: dict[str, ImageFiles] = {}
+    for split, folder in folders.items():
+        if unseen := [name for name in _subfolders(folder) if name not in classes]:
+            raise DataError(
+                f"{folder}: class {unseen[0]!r} of split {split} is unseen in train, "
+                f"which has {', '.join(classes[:10])}"
+            )
+        files, label = [], []
+        for number, name in enumerate(classes):
+            if not (folder / name).is_dir():
+                continue
+            for file in sorted((folder / name).rglob("*")):
+                if file.suffix.lower() in IMAGES and not file.name.startswith("."):
+                    files.append(file)
+                    label.append(number)
+        check_labels(label, classes, split, str(folder))
+        for file in files:
+            try:
+                Image.open(file).close()
+            except (OSError, SyntaxError) as error:
+                raise DataError(
+                    f"{file}: not an image that can be decoded ({error}); remove or replace it"
+                ) from error
+        found[split] = ImageFiles(tuple(files), tuple(label))
+    digests = {split: [_digest([file]) for file in source.paths] for split, source in found.items()}
+    version = hashlib.sha256(repr((classes, digests)).encode()).hexdigest()[:16]
+    splits, notes = complete(found, digests["train"], found["train"].label)
+    return Dataset(
+        name=str(path), kind="image", splits=splits, classes=classes, origin=f"your images at {path}",
+        version=version, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")))
+
+
+# --- both ------------------------------------------------------------------------------------------
+
+
+def _repeats(splits: Mapping[str, Source]) -> list[str]:
+    seen = {one["text"] for one in map(splits["train"].__getitem__, range(len(splits["train"])))}
+    notes = []
+    for split in SPLITS[1:]:
+        source = splits[split]
+        if count := sum(source[i]["text"] in seen for i in range(len(source))):
+            notes.append(f"{count} of {len(source)} texts of {split} are also in train")
+    return notes
+
+
+def _digest(files) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

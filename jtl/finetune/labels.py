@@ -1,0 +1,175 @@
+"""Labels: a tree of rates like the parameters, for ``make_step(loss, optimizer, labels)``.
+
+A label multiplies its leaf's update: 0 freezes (no gradient, no optimiser state), 1 is the full rate, and
+a schedule ``step -> rate`` varies it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from jtl import tree
+from jtl.heads import Head
+from jtl.model import Model
+
+
+def train_all(model: Model) -> PyTree:
+    """Every leaf at the full rate: fine-tuning, or training from scratch."""
+    return jax.tree.map(lambda _: 1.0, model.params)
+
+
+def train_only(model: Model, pattern: str) -> PyTree:
+    """The leaves whose whole path matches ``pattern`` at the full rate; all others frozen.
+
+    Raises RuleError if no path matches.
+
+    >>> from jtl.wrap import function
+    >>> model = function(lambda params: params, {"body": {"w": 1.0}, "head": {"w": 1.0}})
+    >>> train_only(model, "head/.*")
+    {'body': {'w': 0.0}, 'head': {'w': 1.0}}
+    """
+    return jax.tree.map(float, tree.matches(pattern, model.params))
+
+
+def freeze(model: Model, pattern: str) -> PyTree:
+    """The leaves whose whole path matches ``pattern`` frozen; all others at the full rate.
+
+    Raises RuleError if no path matches.
+
+    >>> from jtl.wrap import function
+    >>> model = function(lambda params: params, {"body": {"w": 1.0}, "head": {"w": 1.0}})
+    >>> freeze(model, "body/.*")
+    {'body': {'w': 0.0}, 'head': {'w': 1.0}}
+    """
+    return jax.tree.map(lambda frozen: 1.0 - frozen, tree.matches(pattern, model.params))
+
+
+def layerwise(model: Model, decay: float, *, groups: Sequence[str] | None = None) -> PyTree:
+    """Layer-wise rates: each leaf at ``decay^(depth of the head - depth of the leaf)``.
+
+    The head trains at 1, so the learning rate is the optimiser's. Howard and Ruder 2018 (ULMFiT, section
+    3.2) use ``decay = 1 / 2.6``; Clark et al. 2020 (ELECTRA) 0.8 for a base and 0.9 for a large model.
+
+    Args:
+        model: the model to train.
+        decay: the ratio between the rates of neighbouring layers, over 0.
+        groups: how depth is counted: see ``depths``.
+    """
+    if decay <= 0:
+        raise ValueError(f"decay must be over 0, got {decay}; to freeze layers use train_only or freeze")
+    depth = depths(model, groups)
+    top = max(jax.tree.leaves(depth))
+    return jax.tree.map(lambda d: float(decay) ** (top - d), depth)
+
+
+@dataclass(frozen=True)
+class Since:
+    """A schedule: 0 before update number ``start`` (counted from 0), then ``rate``."""
+
+    start: int
+    rate: float
+
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        """The rate at ``step``."""
+        return jnp.where(step >= self.start, self.rate, 0.0)
+
+
+def gradual_unfreezing(
+    model: Model, every: int, *, groups: Sequence[str] | None = None, rates: PyTree | None = None
+) -> PyTree:
+    """Gradual unfreezing (Howard and Ruder 2018, section 3.3): the head trains first, then one more group, top
+    to bottom, after each ``every`` updates.
+
+    These are schedules, so one compiled step serves the whole run. A group still held has rate 0: its
+    updates, weight decay among them, are multiplied by 0 and its parameters stay equal to what they were.
+    But its gradients are computed from the first step and enter the optimiser's moments, so time and
+    memory are those of full training, and Adam meets the group with warm moments. To save them too, run
+    stages with ``train_only``, a compilation each.
+
+    Args:
+        model: the model to train.
+        every: updates between two groups (ULMFiT: one epoch).
+        groups: how depth is counted: see ``depths``.
+        rates: each leaf's rate once it is free, say those of ``layerwise``; by default 1.
+    """
+    if every < 1:
+        raise ValueError(f"every must be at least 1 update, got {every}")
+    depth = depths(model, groups)
+    top = max(jax.tree.leaves(depth))
+    rates = train_all(model) if rates is None else rates
+    return jax.tree.map(lambda d, rate: rate if d == top else Since((top - d) * every, rate), depth, rates)
+
+
+_NUMBERED = re.compile(r"(?:layers?|blocks?|stages?|groups?)_?(\d+)(?:_(\d+))?")
+_INPUT = re.compile(r"embed|patch|stem|token|position")
+
+
+def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
+    """The depth of each leaf: 0 at the input, largest at the head.
+
+    By default depth is read from the paths. The numbered layers (``layer_3``, ``block_3``,
+    ``stage_1/block_0``) follow in order; what embeds the input (outside the layers, a name with ``embed``,
+    ``patch``, ``stem``, ``token`` or ``position``) lies below them; all else (final norm, pooler) belongs to
+    the last layer; heads added by ``jtl.heads`` are the top.
+
+    Args:
+        model: any model.
+        groups: a regex for each depth, input first, of whole paths; first match wins.
+
+    Raises:
+        RuleError: a leaf is in no group, or a group meets no leaf.
+        ValueError: without ``groups``, paths that show no single stack of numbered layers.
+
+    >>> from jtl.wrap import function
+    >>> leaves = {"embeddings": 1.0, "layer_0": 1.0, "layer_1": 1.0, "norm": 1.0}
+    >>> depths(function(lambda params: params, leaves))
+    {'embeddings': 0, 'layer_0': 1, 'layer_1': 2, 'norm': 2}
+    >>> depths(function(lambda params: params, {"a": 1.0, "b": 1.0}), groups=["b", "a"])
+    {'a': 1, 'b': 0}
+    """
+    if groups is not None:
+        return tree.assign([(pattern, depth) for depth, pattern in enumerate(groups)], model.params)
+    heads = {technique.name for technique in model.techniques if isinstance(technique, Head)}
+    paths = list(tree.flatten(model.params))
+    places = {path: _place(path) for path in paths if path.split("/")[0] not in heads}
+    stacks = {place[0] for place in places.values() if place}
+    if len(stacks) != 1:
+        found = (
+            f"numbered layers under {sorted(stacks)}" if stacks else f"no numbered layers in {paths[:3]}..."
+        )
+        raise ValueError(
+            f"cannot tell depth from the paths: {found}; pass groups=[regex of the deepest, ..., 'head/.*']"
+        )
+    order = sorted({place[1] for place in places.values() if place})
+
+    def depth(path: str, _: object) -> int:
+        if path not in places:
+            return len(order) + 1
+        if place := places[path]:
+            return 1 + order.index(place[1])
+        return 0 if _INPUT.search(path) else len(order)
+
+    found_depths = tree.map_with_path(depth, model.params)
+    lowest = min(jax.tree.leaves(found_depths))
+    return jax.tree.map(lambda d: d - lowest, found_depths)
+
+
+def _place(path: str) -> tuple[str, tuple[int, ...]] | None:
+    """The stack a path lies in and its number there: of ``stage_1/block_0/conv`` ("", (1, 0))."""
+    names = path.split("/")
+    first = next((i for i, name in enumerate(names) if _NUMBERED.fullmatch(name)), None)
+    if first is None:
+        return None
+    numbers: list[int] = []
+    for name in names[first:]:
+        match = _NUMBERED.fullmatch(name)
+        if not match:
+            break
+        numbers += [int(number) for number in match.groups() if number]
+    return "/".join(names[:first]), tuple(numbers)

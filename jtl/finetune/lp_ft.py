@@ -1,0 +1,45 @@
+"""LP-FT: first the head alone, then all from there (Kumar et al. 2022, arXiv:2202.10054)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jtl import heads
+from jtl.model import Model
+
+
+def put_head(
+    model: Model,
+    kernel: Float[Array, "D C"] | Float[np.ndarray, "D C"],
+    bias: Float[Array, " C"] | Float[np.ndarray, " C"],
+    name: str = "head",
+) -> Model:
+    """``model`` with the weights of a linear probe in its linear head: the first half of LP-FT.
+
+    On frozen features the head is a convex problem; a probe (``jtl.features``) solves it once, exactly, and
+    training all leaves from here is the second half. The probe must have read the output that the head
+    reads (``jtl.heads.find(model).on``).
+
+    Raises ValueError if the model has no such head, if it has a hidden layer (no probe solves that), or if
+    a shape differs.
+    """
+    head = heads.find(model, name)
+    if head is None:
+        raise ValueError(f"the model has no head {name!r}: add one with jtl.heads.classifier first")
+    if set(model.params[name]) != {"out"}:
+        raise ValueError(
+            f"head {name!r} has layers {sorted(model.params[name])}, not just a linear 'out': attach a linear "
+            "one, jtl.heads.classifier(model, classes, on='features', width=D, key=key)"
+        )
+    old = model.params[name]["out"]
+    new = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    for leaf, value in new.items():
+        if old[leaf].shape != value.shape:
+            raise ValueError(
+                f"{name}/out/{leaf} has shape {old[leaf].shape}, the given one {value.shape}; the head reads "
+                f"output {head.on!r}: fit the probe on that, with all classes"
+            )
+    cast = {leaf: value.astype(old[leaf].dtype) for leaf, value in new.items()}
+    return model.with_params({**model.params, name: {"out": cast}})

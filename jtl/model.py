@@ -1,0 +1,290 @@
+"""``Model``: a parameter tree and the pure function that reads it.
+
+A model is a pytree. Its leaves are ``variables`` (``{"params": ..., "batch_stats": ...}``); everything
+else is static and compares by value, so equal models share one compilation. The function is a ``base``
+(a Flax module, or a plain function, NNX or Equinox module through ``jtl.wrap``) under a tuple of
+``techniques``, each a frozen dataclass whose ``wrap`` turns one forward function into another.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.errors import ModifyScopeVariableError
+from jaxtyping import Array, PyTree
+
+from jtl import tree
+
+Variables = Mapping[str, Any]
+Batch = Mapping[str, Any] | Array
+Outputs = dict[str, Any]
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a forward runs: dropout, which normalisation statistics, which activations to keep.
+
+    Attributes:
+        train: whether dropout and its like are on.
+        stats: normalise by ``"running"`` statistics, or by those of the ``"batch"`` and update the former.
+        taps: paths of the modules whose outputs to return, e.g. ``("encoder/layer_3",)``.
+    """
+
+    train: bool = False
+    stats: Literal["running", "batch"] = "running"
+    taps: tuple[str, ...] = ()
+
+
+Forward = Callable[[Variables, Batch, Mode, Array | None], tuple[Outputs, State]]
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """A frozen dataclass in ``Model.techniques``: it changes what the forward computes."""
+
+    def wrap(self, forward: Forward) -> Forward:
+        """The forward with this technique applied."""
+        ...
+
+
+class Model(struct.PyTreeNode):
+    """A function and its variables.
+
+    Attributes:
+        variables: collections by name: ``params`` can train; others, such as ``batch_stats``, only change.
+        base: the innermost forward, ``(variables, batch, mode, key) -> (outputs, state)``; hashable.
+        techniques: what wraps it, innermost first.
+        config: the architecture's configuration, if it has one; hashable.
+    """
+
+    variables: dict[str, Any]
+    base: Forward = struct.field(pytree_node=False)
+    techniques: tuple[Technique, ...] = struct.field(pytree_node=False, default=())
+    config: Any = struct.field(pytree_node=False, default=None)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The ``params`` collection."""
+        return self.variables["params"]
+
+    def with_params(self, params: PyTree) -> Model:
+        """The same function of other parameters."""
+        return self.replace(variables={**self.variables, "params": params})
+
+    def with_technique(self, technique: Technique, params: Mapping[str, Any]) -> Model:
+        """The model under one more technique, whose new leaves are overlaid on ``params``."""
+        model = self.with_params(tree.overlay(self.params, params))
+        return model.replace(techniques=(*self.techniques, technique))
+
+    def run(self, batch: Batch, mode: Mode, key: Array | None = None) -> tuple[Outputs, State]:
+        """The outputs, and the collections that the forward updated (none unless ``mode.stats`` is ``"batch"``).
+
+        ``outputs`` uses the field's names: ``features`` (B, D), ``sequence`` (B, L, D) or ``map``
+        (B, H, W, C), ``logits`` (B, C) once there is a head, and ``taps`` by path.
+
+        Raises:
+            KeyError: the batch lacks a field the function needs, or no module lies at a tap's path.
+        """
+        batch = jax.tree.map(jnp.asarray, batch)
+        forward = self.base
+        for technique in self.techniques:
+            forward = technique.wrap(forward)
+        outputs, state = forward(self.variables, batch, mode, key)
+        for path in mode.taps:
+            if path not in outputs.get("taps", {}):
+                raise KeyError(
+                    f"no module at tap {path!r}; near misses: {tree.near_misses(path, modules(self, batch))}"
+                )
+        return outputs, state
+
+    def __call__(
+        self,
+        batch: Batch,
+        *,
+        train: bool = False,
+        stats: Literal["running", "batch"] = "running",
+        key: Array | None = None,
+        taps: tuple[str, ...] = (),
+    ) -> Outputs:
+        """The outputs of one forward: see ``run`` and ``Mode``."""
+        return self.run(batch, Mode(train, stats, tuple(taps)), key)[0]
+
+
+@dataclass(frozen=True)
+class Linen:
+    """A forward that applies a Flax Linen module.
+
+    A batch's fields reach the arguments of ``module.__call__`` that have their names; an array is
+    passed as the first argument. The keywords ``train``, ``deterministic`` and ``use_running_average``
+    follow the mode where the module has them; a module that normalises otherwise than the mode says raises.
+
+    Attributes:
+        module: the module; Linen modules compare by value.
+        returns: the name of the output, when the module returns an array and not a dict.
+    """
+
+    module: nn.Module
+    returns: str = "features"
+
+    def __call__(
+        self, variables: Variables, batch: Batch, mode: Mode, key: Array | None
+    ) -> tuple[Outputs, State]:
+        """Apply the module."""
+        inputs = arguments(type(self.module).__call__, batch, type(self.module).__name__)
+        return run_linen(self.module, variables, inputs, mode, key, self.returns)
+
+
+def linen(module: nn.Module, variables: Mapping[str, Any], *, returns: str = "features") -> Model:
+    """A model of your own Flax Linen module and its variables.
+
+    >>> module = nn.Dense(2)
+    >>> model = linen(module, module.init(jax.random.key(0), jnp.ones((1, 3))))
+    >>> model(jnp.ones((5, 3)))["features"].shape
+    (5, 2)
+    """
+    return Model({name: dict(leaves) for name, leaves in variables.items()}, Linen(module, returns))
+
+
+_MODES = ("train", "deterministic", "use_running_average")
+
+
+def arguments(function: Callable[..., Any], batch: Batch, name: str, skip: int = 1) -> dict[str, Any]:
+    """The fields of ``batch`` that ``function`` takes, by argument name, past the first ``skip`` arguments.
+
+    Raises KeyError if a required argument has no field of its name.
+    """
+    parameters = [
+        p for p in list(inspect.signature(function).parameters.values())[skip:]
+        if p.name not in _MODES and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]  # fmt: skip
+    if not isinstance(batch, Mapping):
+        return {parameters[0].name: batch}
+    required = [p.name for p in parameters if p.default is p.empty]
+    missing = [field for field in required if field not in batch]
+    if missing:
+        raise KeyError(
+            f"{name} needs the batch fields {required}; the batch has {sorted(batch)}, so {missing} are missing"
+        )
+    return {p.name: batch[p.name] for p in parameters if p.name in batch}
+
+
+def run_linen(
+    module: nn.Module,
+    variables: Variables,
+    inputs: Mapping[str, Any],
+    mode: Mode,
+    key: Array | None,
+    returns: str,
+) -> tuple[Outputs, State]:
+    """Apply ``module`` to named ``inputs`` in ``mode``: its outputs as a dict with taps, and its updated state."""
+    accepted = inspect.signature(type(module).__call__).parameters
+    modes = {
+        "train": mode.train,
+        "deterministic": not mode.train,
+        "use_running_average": mode.stats == "running",
+    }
+    keywords: dict[str, Any] = {name: value for name, value in modes.items() if name in accepted}
+    mutable = [name for name in variables if name != "params"] if mode.stats == "batch" else []
+    taps = frozenset(mode.taps)
+    try:
+        value, updated = module.apply(
+            variables,
+            **inputs,
+            **keywords,
+            rngs=None if key is None else {"dropout": key},
+            mutable=[*mutable, "intermediates"],
+            capture_intermediates=lambda m, method: method == "__call__" and "/".join(m.path) in taps,
+        )
+    except ModifyScopeVariableError as error:
+        error.add_note(
+            f"{type(module).__name__} takes batch statistics, but stats='running' was asked for: ask for "
+            "stats='batch', or let its __call__ take use_running_average"
+        )
+        raise
+    if "batch_stats" in mutable:
+        _check_updated(module, variables["batch_stats"], updated["batch_stats"])
+    outputs = dict(value) if isinstance(value, Mapping) else {returns: value}
+    calls = {path: _activation(updated.get("intermediates", {}), path) for path in mode.taps}
+    found = {path: activation for path, activation in calls.items() if activation is not None}
+    if found:
+        outputs["taps"] = {**outputs.get("taps", {}), **found}
+    return outputs, {name: updated[name] for name in mutable if name in updated}
+
+
+def _check_updated(module: nn.Module, before: PyTree, after: PyTree) -> None:
+    """Raise ValueError if a forward with ``stats="batch"`` left every running statistic the very array it was."""
+    if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)):
+        raise ValueError(
+            f"stats='batch' was asked for, but {type(module).__name__} used its running statistics: "
+            "let its __call__ take use_running_average"
+        )
+
+
+def _activation(intermediates: Any, path: str) -> Any:
+    for name in path.split("/"):
+        intermediates = intermediates.get(name, {}) if isinstance(intermediates, Mapping) else {}
+    calls = intermediates.get("__call__") if isinstance(intermediates, Mapping) else None
+    if calls is None:
+        return None
+    return calls[0] if len(calls) == 1 else calls
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The technique behind ``cast``."""
+
+    dtype: Any
+
+    def wrap(self, forward: Forward) -> Forward:
+        """Run ``forward`` on parameters and inputs cast to ``dtype``; its outputs come back in float32."""
+
+        def cast(values: PyTree, dtype: Any) -> PyTree:
+            floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)  # noqa: E731
+            return jax.tree.map(lambda x: jnp.asarray(x, dtype) if floating(x) else x, values)
+
+        def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
+            low = {**variables, "params": cast(variables["params"], self.dtype)}
+            outputs, state = forward(low, cast(batch, self.dtype), mode, key)
+            return cast(outputs, jnp.float32), state
+
+        return run
+
+
+def cast(model: Model, dtype: Any) -> Model:
+    """Mixed precision: ``model`` computes in ``dtype`` (say ``jnp.bfloat16``) while its parameters stay in float32."""
+    return model.replace(techniques=(*model.techniques, Cast(jnp.dtype(dtype))))
+
+
+def modules(model: Model, batch: Batch) -> dict[str, type[nn.Module]]:
+    """The Linen modules that a forward calls, by path: what taps can name and adapters can meet.
+
+    Nothing is computed: the forward is only traced.
+    """
+    kinds: dict[str, type[nn.Module]] = {}
+
+    def record(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        if context.method_name == "__call__":
+            kinds["/".join(context.module.path)] = type(context.module)
+        return call(*args, **kwargs)
+
+    def forward(model: Model, batch: Batch) -> Outputs:
+        with nn.intercept_methods(record):
+            return model.run(batch, Mode())[0]
+
+    jax.eval_shape(forward, model, batch)
+    return kinds
+
+
+def with_base(model: Model, **changes: Any) -> Model:
+    """The model with fields of its base replaced (say ``module=``): for another function of the same leaves."""
+    return model.replace(base=replace(model.base, **changes))  # type: ignore[type-var]

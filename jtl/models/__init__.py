@@ -1,0 +1,18 @@
+"""Flax modules of pretrained architectures, one a file, each with its Hugging Face name map and its paper."""
+
+from jtl.models import bert, deit, dinov2, distilbert, efficientnet_lite, roberta, vit
+from jtl.models.architecture import Architecture
+
+ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
+    a.name: a
+    for a in (
+        bert.ARCHITECTURE,
+        roberta.ARCHITECTURE,
+        distilbert.ARCHITECTURE,
+        vit.ARCHITECTURE,
+        deit.ARCHITECTURE,
+        dinov2.ARCHITECTURE,
+        dinov2.WITH_REGISTERS,
+        efficientnet_lite.ARCHITECTURE,
+    )
+}

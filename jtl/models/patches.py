@@ -1,0 +1,97 @@
+"""Images to tokens: patches, special tokens, and position embeddings resampled to the image's grid."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jtl.models.layers import Images
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size given as one number or two."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel (1981, https://doi.org/10.1109/TASSP.1981.1163711)."""
+    x = np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def bicubic(old: int, new: int, antialias: bool = False) -> Float[np.ndarray, "new old"]:
+    """The matrix that resamples `old` values to `new` as torch's `interpolate(mode="bicubic")` does.
+
+    `align_corners=False`. Without `antialias` the kernel has a=-0.75, keeps its width when shrinking and repeats
+    the border; with it, a=-0.5, a width that grows with the shrinking, and weights renormalised at the border.
+    jax.image.resize is a third thing: a=-0.5 and renormalised, also without antialiasing.
+    """
+    scale = old / new
+    centre = (np.arange(new) + 0.5) * scale - 0.5
+    matrix = np.zeros((new, old))
+    if antialias:
+        matrix = cubic((np.arange(old) - centre[:, None]) / max(scale, 1.0), -0.5)
+        return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+    first = np.floor(centre).astype(int) - 1
+    for tap in range(4):
+        index = first + tap
+        np.add.at(matrix, (np.arange(new), index.clip(0, old - 1)), cubic(centre - index, -0.75))
+    return matrix.astype(np.float32)
+
+
+class PatchEmbeddings(nn.Module):
+    """Special tokens, then patches row by row, with positions added: image (B, H, W, C) to (B, N, D).
+
+    Attributes:
+        hidden: D.
+        patch: height and width of a patch.
+        image: height and width of the images that the position embeddings were made for; for another grid of
+            patches they are resampled as by `interpolate_pos_encoding=True` in `transformers`.
+        channels: C.
+        tokens: names of the learned tokens in front, which have positions.
+        registers: number of tokens after those, which have none.
+        antialias: how positions are resampled, see `bicubic`.
+    """
+
+    hidden: int
+    patch: tuple[int, int]
+    image: tuple[int, int]
+    channels: int = 3
+    tokens: tuple[str, ...] = ("cls_token",)
+    registers: int = 0
+    dropout: float = 0.0
+    antialias: bool = False
+    std: float = 0.02
+
+    @nn.compact
+    def __call__(self, image: Images, *, train: bool = False) -> Float[Array, "B N D"]:
+        """Embed images of any size that holds at least one patch. Raises ValueError for other channels."""
+        B, H, W, C = image.shape
+        D, T = self.hidden, len(self.tokens)
+        grid, native = (
+            (H // self.patch[0], W // self.patch[1]),
+            tuple(map(int.__floordiv__, self.image, self.patch)),
+        )
+        if C != self.channels or 0 in grid:
+            raise ValueError(
+                f"image: shape {image.shape} does not hold {self.channels} channels, patches {self.patch}"
+            )
+        normal = nn.initializers.truncated_normal(self.std)
+        patches = nn.Conv(D, self.patch, self.patch, "VALID", kernel_init=normal, name="patch")(image)
+        tokens = [self.param(name, normal, (1, 1, D)) for name in self.tokens]
+        position = self.param("position", normal, (1, T + native[0] * native[1], D))
+        if grid != native:
+            rows, columns = (bicubic(o, n, self.antialias) for o, n in zip(native, grid, strict=True))
+            table = position[:, T:].reshape(*native, D).astype(jnp.float32)
+            table = jnp.einsum("hi,wj,ijd->hwd", rows, columns, table).astype(position.dtype)
+            position = jnp.concatenate([position[:, :T], table.reshape(1, -1, D)], 1)
+        tokens = [jnp.broadcast_to(token, (B, 1, D)) for token in tokens]
+        x = jnp.concatenate([*tokens, patches.astype(position.dtype).reshape(B, -1, D)], 1) + position
+        if self.registers:
+            registers = self.param("registers", normal, (1, self.registers, D))
+            x = jnp.concatenate([x[:, :T], jnp.broadcast_to(registers, (B, self.registers, D)), x[:, T:]], 1)
+        return nn.Dropout(self.dropout)(x, deterministic=not train)

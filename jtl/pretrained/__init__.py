@@ -1,0 +1,20 @@
+"""Pretrained models: where they come from, how their files are read, and how a model is saved back."""
+
+from jtl.pretrained.load import Report, WeightsError, load, load_with_report, scratch
+from jtl.pretrained.save import save
+from jtl.pretrained.sources import SHORT_NAMES, UnknownModelError, UnreachableHubError, resolve
+from jtl.pretrained.tokenize import tokenizer
+
+__all__ = [
+    "SHORT_NAMES",
+    "Report",
+    "UnknownModelError",
+    "UnreachableHubError",
+    "WeightsError",
+    "load",
+    "load_with_report",
+    "resolve",
+    "save",
+    "scratch",
+    "tokenizer",
+]

@@ -1,0 +1,36 @@
+"""NumPy ``.npz`` archives, without pickled objects."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from jtl.pretrained.formats.tensors import FormatError, Tensors
+
+
+def read_npz(file: Path) -> Tensors:
+    """Arrays of the archive, each read when asked for.
+
+    Raises:
+        FormatError: the file is truncated or corrupted, or an array holds Python objects (pickled code).
+    """
+    try:
+        archive = np.load(file, allow_pickle=False)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise FormatError(f"{file} is not a complete .npz archive: {error}") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise FormatError(
+            f"{file} holds one bare array; expected an .npz archive with a name for each array."
+        )
+    return Tensors({name: partial(_read, archive, file, name) for name in archive.files})
+
+
+def _read(archive, file: Path, name: str) -> np.ndarray:
+    try:
+        return archive[name]
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        raise FormatError(f"{file}: array {name!r} cannot be read: {error}") from error

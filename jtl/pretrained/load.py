@@ -1,0 +1,246 @@
+"""A pretrained model from its files: every tensor accounted for, in both directions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jtl import heads, tree
+from jtl.model import Linen, Model, arguments
+from jtl.models import ARCHITECTURES
+from jtl.models.architecture import LINEAR, PLAIN, Architecture, HeadSpec, Tensor
+from jtl.pretrained.formats import Tensors, read_tensors
+from jtl.pretrained.sources import UnknownModelError, read_config, resolve
+
+
+class WeightsError(ValueError):
+    """Weights and model do not fit: a tensor is missing, left over or of another shape."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every tensor of the files and of every leaf of the model.
+
+    Attributes:
+        source: the folder that was read.
+        used: path of each loaded leaf, to the key of its tensor.
+        ignored: keys of tensors that the architecture leaves out on purpose.
+        new: paths of leaves that the files lack and that were initialised.
+    """
+
+    source: Path
+    used: Mapping[str, str]
+    ignored: tuple[str, ...]
+    new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        counts = f"{len(self.used)} used, {len(self.ignored)} ignored, {len(self.new)} new"
+        details = [f"  - {key}" for key in self.ignored] + [f"  + {path}" for path in self.new]
+        return "\n".join([f"{self.source}: {counts}", *details])
+
+
+def load(
+    name: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    dtype: Any = jnp.float32,
+    key: Array | None = None,
+) -> Model:
+    """A pretrained model, with its classification head if the files have one.
+
+    >>> model = load("minilm")  # doctest: +SKIP
+
+    Args:
+        name: a short name (``"minilm"``), a folder, or a hub id ``"org/name[@revision]"``: see ``resolve``.
+        revision: branch, tag or commit of a hub id.
+        dtype: type of the floating-point parameters; None keeps that of the file.
+        key: initialises leaves that the files lack (say BERT's pooler in a masked language model); without
+            it a lacking leaf raises.
+
+    Raises:
+        UnknownModelError: the name, or the architecture in config.json, is unknown; near misses are listed.
+        WeightsError: tensors are missing, left over or of another shape; path, expected, found are named.
+        FormatError: a weight file is damaged, unknown or carries code.
+    """
+    return load_with_report(name, revision=revision, dtype=dtype, key=key)[0]
+
+
+def load_with_report(
+    name: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    dtype: Any = jnp.float32,
+    key: Array | None = None,
+) -> tuple[Model, Report]:
+    """What ``load`` gives, and the account of every tensor."""
+    folder = resolve(name, revision)
+    settings = read_config(name, folder)
+    architecture = find_architecture(settings.get("model_type"))
+    config = architecture.config.from_hf(settings)
+    module = architecture.module(config)
+    tensors = read_tensors(folder)
+
+    keys = _canonical(architecture, tensors)
+    body = architecture.tensors(config)
+    head, foreign = _head_tensors(architecture, config.head, settings, keys)
+    shapes = {path: leaf.shape for path, leaf in expected(module, architecture, config).items()}
+    shapes |= _head_shapes(config, head, keys, tensors)
+    wanted = body | head
+
+    read, problems = {}, []
+    for path, tensor in wanted.items():
+        if tensor.key not in keys:
+            continue
+        array = tensors[keys[tensor.key]]
+        if problem := _misfit(path, tensor, array, shapes.get(path)):
+            problems.append(problem)
+        else:
+            read[path] = _cast(tensor.layout.to_jax(array), dtype if path.startswith("params/") else None)
+    used = {tensor.key for tensor in wanted.values()}
+    spare = [name for name in keys if name not in used and name not in foreign]
+    left_over = [keys[name] for name in spare if not architecture.is_ignored(name)]
+    missing = [path for path in shapes if path not in wanted or wanted[path].key not in keys]
+    if left_over:
+        problems.append(f"{len(left_over)} tensors that the model does not use: {_some(left_over)}")
+    if missing and (key is None or any(path in head for path in missing)):
+        lack = [f"{path} (tensor {wanted[path].key})" if path in wanted else path for path in missing]
+        problems.append(
+            f"{len(missing)} leaves without a tensor: {_some(lack)} (load(..., key=) would initialise them)"
+        )
+    if problems:
+        where = f"{folder} does not fit the {architecture.name} of its config.json: "
+        raise WeightsError(where + "; ".join(problems))
+    if missing:
+        fresh = _initialise(module, architecture, config, tuple(missing))(key)
+        read |= {path: _cast(array, dtype) for path, array in fresh.items()}
+
+    variables = tree.nest({path: jnp.asarray(read[path]) for path in shapes})
+    model = _assemble(module, config, variables, config.head if head else None)
+    report = Report(
+        folder,
+        {path: keys[tensor.key] for path, tensor in wanted.items() if tensor.key in keys},
+        tuple(keys[name] for name in keys if name not in used),
+        tuple(missing),
+    )
+    return model, report
+
+
+def scratch(name: str | os.PathLike, *, revision: str | None = None, key: Array) -> Model:
+    """The same architecture with random weights and no head: what to compare transfer with."""
+    settings = read_config(name, resolve(name, revision))
+    architecture = find_architecture(settings.get("model_type"))
+    config = architecture.config.from_hf(settings)
+    module = architecture.module(config)
+    paths = tuple(expected(module, architecture, config))
+    return _assemble(module, config, tree.nest(_initialise(module, architecture, config, paths)(key)), None)
+
+
+def find_architecture(model_type: str | None) -> Architecture:
+    """The architecture that config.json calls ``model_type``. Raises UnknownModelError with near misses."""
+    if model_type not in ARCHITECTURES:
+        near = tree.near_misses(str(model_type), ARCHITECTURES)
+        raise UnknownModelError(
+            f"config.json: unknown model_type {model_type!r}; expected one of {', '.join(ARCHITECTURES)}."
+            + (f" Near misses: {', '.join(near)}." if near else "")
+        )
+    return ARCHITECTURES[model_type]
+
+
+@lru_cache(maxsize=32)
+def expected(module, architecture: Architecture, config) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of every variable of the module, by path with its collection; nothing is computed."""
+    return jax.eval_shape(lambda key: _variables(module, architecture, config, key), jax.random.key(0))
+
+
+@lru_cache(maxsize=32)
+def _initialise(module, architecture: Architecture, config, paths: tuple[str, ...]):
+    """The compiled initialisation of those variables: XLA drops what the others would have cost."""
+
+    def initialise(key: Array) -> dict[str, Array]:
+        variables = _variables(module, architecture, config, key)
+        return {path: variables[path] for path in paths}
+
+    return jax.jit(initialise)
+
+
+def _variables(module, architecture: Architecture, config, key: Array) -> dict[str, Array]:
+    batch = {name: jnp.asarray(field) for name, field in architecture.example(config).items()}
+    return tree.flatten(module.init(key, **arguments(type(module).__call__, batch, architecture.name)))
+
+
+def _assemble(module, config, variables: dict[str, Any], spec: HeadSpec | None) -> Model:
+    model = Model(variables, Linen(module), (), config)
+    if spec is None:
+        return model
+    params = model.params["head"]
+    classes = params["out"]["bias"].shape[0]
+    return heads.attach(model, heads.standard(config, classes), on=spec.on, params=params)
+
+
+def _canonical(architecture: Architecture, tensors: Tensors) -> dict[str, str]:
+    """Key as the architecture spells it → key in the file."""
+    keys: dict[str, str] = {}
+    for name in tensors:
+        canonical = architecture.canonical(name)
+        if canonical in keys:
+            raise WeightsError(f"tensors {keys[canonical]!r} and {name!r} are one variable under two names.")
+        keys[canonical] = name
+    return keys
+
+
+def head_tensors(spec: HeadSpec) -> dict[str, Tensor]:
+    """Name map of the standard head, from its place in the model."""
+    layers = spec.tensors.items()
+    return {f"params/head/{ours}/kernel": Tensor(f"{theirs}.weight", LINEAR) for ours, theirs in layers} | {
+        f"params/head/{ours}/bias": Tensor(f"{theirs}.bias", PLAIN) for ours, theirs in layers
+    }
+
+
+def _head_tensors(
+    architecture: Architecture, spec: HeadSpec, settings: Mapping[str, Any], keys: Mapping[str, str]
+) -> tuple[dict[str, Tensor], set[str]]:
+    """The head's name map if the files hold that head, and the keys of another task's head."""
+    roots = tuple(theirs.split(".")[0] + "." for theirs in spec.tensors.values())
+    found = {name for name in keys if name.startswith(roots)}
+    classes = settings.get("architectures") or [spec.task_class]
+    if found and spec.task_class not in classes and architecture.base_class not in classes:
+        return {}, found  # the same name, another task: BertForTokenClassification also says `classifier`
+    return (head_tensors(spec) if found else {}), set()
+
+
+def _head_shapes(config, head: Mapping[str, Tensor], keys: Mapping[str, str], tensors: Tensors):
+    if not head:
+        return {}
+    out = head["params/head/out/bias"].key
+    width, classes = config.width(config.head.on), len(tensors[keys[out]]) if out in keys else 0
+    sizes = {"out": (width, classes), "dense": (width, width)}
+    layers = {path: path.split("/")[2] for path in head}
+    return {
+        path: sizes[layer] if path.endswith("kernel") else sizes[layer][1:] for path, layer in layers.items()
+    }
+
+
+def _misfit(path: str, tensor: Tensor, array: np.ndarray, shape: tuple[int, ...] | None) -> str | None:
+    if shape is None:
+        return f"the name map has {path!r}, which the module does not"
+    template = tensor.layout.to_file(np.broadcast_to(np.zeros(()), shape)).shape
+    if array.shape != template:
+        return f"{path}: expected tensor {tensor.key} of shape {template}, found {array.shape}"
+    return None
+
+
+def _cast(array, dtype):
+    return array.astype(dtype) if dtype is not None and jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,154 @@
+"""A model back to a Hugging Face folder, which ``transformers`` opens with no missing or unexpected key."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jtl import heads, tree
+from jtl.model import Cast, Model
+from jtl.models.architecture import Architecture, Tensor
+from jtl.pretrained.load import WeightsError, find_architecture, head_tensors
+from jtl.pretrained.sources import resolve, tokenizer_files
+
+
+def save(
+    model: Model,
+    folder: str | os.PathLike,
+    *,
+    tokenizer: str | os.PathLike | None = None,
+    id2label: Mapping[int, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write ``config.json`` and ``model.safetensors``; the folder appears at once, complete.
+
+    Args:
+        model: of an architecture in ``jtl.models``, bare or with its standard classification head.
+        folder: must be absent or empty, unless `overwrite` lets an earlier model folder be replaced.
+        tokenizer: name or folder (see ``resolve``) whose tokenizer files are copied along.
+        id2label: name of each class.
+        overwrite: replace a folder that holds a model.
+
+    Raises:
+        ValueError: the model has no architecture, or a technique that plain weights cannot express.
+        WeightsError: leaves that the architecture's files have no place for, or lack.
+        FileExistsError: `folder` holds something.
+    """
+    folder = Path(folder)
+    if not hasattr(model.config, "to_hf"):
+        raise ValueError(f"only models of jtl.models can be saved so; this one's config is {model.config!r}.")
+    settings = dict(model.config.to_hf())
+    architecture = find_architecture(settings["model_type"])
+    head = _head(model, architecture)
+    names = dict(architecture.tensors(model.config)) | (head_tensors(model.config.head) if head else {})
+    tensors = _to_file(model, names, architecture.prefix if head else "")
+    settings["architectures"] = [model.config.head.task_class if head else architecture.base_class]
+    if head:
+        settings |= _labels(head.module.classes, id2label)
+    elif id2label is not None:
+        raise ValueError("id2label names the classes of a head, and this model has none.")
+    copies = tokenizer_files(resolve(tokenizer)) if tokenizer is not None else []
+
+    _check_free(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        from safetensors.numpy import save_file
+
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        for file in copies:
+            shutil.copyfile(file, temporary / file.name)
+        temporary.chmod(0o777 & ~_umask())
+        _swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _head(model: Model, architecture: Architecture) -> heads.Head | None:
+    """The standard head, if there is one. Raises ValueError for a technique that files cannot express."""
+    spec, found = model.config.head, None
+    for technique in model.techniques:
+        is_head = isinstance(technique, heads.Head) and technique.name == "head"
+        if isinstance(technique, heads.Head) and is_head and isinstance(technique.module, heads.Classifier):
+            module = technique.module
+            activation = module.activation if module.hidden else spec.activation
+            if (technique.on, module.hidden, activation) == (spec.on, spec.hidden, spec.activation):
+                found = technique
+                continue
+            raise ValueError(
+                f"the head reads {technique.on!r}, hidden={module.hidden}, {module.activation!r}; "
+                f"{spec.task_class} expects {spec.on!r}, hidden={spec.hidden}, {spec.activation!r}."
+            )
+        if not isinstance(technique, Cast):
+            raise ValueError(
+                f"technique {technique!r} cannot be written as plain {architecture.name} weights: merge or "
+                "remove it first."
+            )
+    return found
+
+
+def _to_file(model: Model, names: Mapping[str, Tensor], prefix: str) -> dict[str, np.ndarray]:
+    leaves = tree.flatten(model.variables)
+    lacking = sorted(set(names) - set(leaves))
+    homeless = sorted(set(leaves) - set(names))
+    if lacking or homeless:
+        raise WeightsError(
+            f"cannot save: leaves without a tensor {homeless[:5]}, tensors without a leaf {lacking[:5]}."
+        )
+    return {
+        tensor.key if path.startswith("params/head/") else prefix + tensor.key: np.ascontiguousarray(
+            tensor.layout.to_file(np.asarray(leaves[path]))
+        )
+        for path, tensor in names.items()
+    }
+
+
+def _labels(classes: int, id2label: Mapping[int, str] | None) -> dict[str, Any]:
+    labels = {i: f"LABEL_{i}" for i in range(classes)} if id2label is None else dict(id2label)
+    if sorted(labels) != list(range(classes)):
+        raise ValueError(f"id2label: expected the classes 0 to {classes - 1}, found {sorted(labels)[:8]}.")
+    return {
+        "id2label": {str(i): str(labels[i]) for i in range(classes)},
+        "label2id": {str(labels[i]): i for i in range(classes)},
+    }
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file; a folder is needed.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{folder} is not empty: choose another, or pass overwrite=True.")
+    if not (folder / "config.json").is_file():
+        raise FileExistsError(f"{folder} holds no model (no config.json), so it is not deleted.")
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    if not folder.is_dir():
+        os.replace(temporary, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / "old"
+    os.replace(folder, old)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask

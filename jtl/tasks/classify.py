@@ -1,0 +1,84 @@
+"""Classification: cross-entropy on ``outputs["logits"]`` and ``batch["label"]``, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jtl.loss import Loss
+from jtl.model import Batch, Mode, Model, Outputs
+
+
+class Classify(Loss):
+    """Mean softmax cross-entropy over the rows of a batch, in nats.
+
+    Rows of ``batch["weight"]`` 0 (padding of a last batch) do not count. A label outside the classes makes the loss
+    NaN, which ``jtl.train.fit`` stops at.
+
+    Attributes:
+        smoothing: label smoothing, the share of the target spread evenly over the classes
+            (Szegedy et al. 2016, section 7).
+        stats: normalise by ``"running"`` or ``"batch"`` statistics.
+    """
+
+    smoothing: float = struct.field(pytree_node=False, default=0.0)
+    stats: Literal["running", "batch"] = struct.field(pytree_node=False, default="running")
+
+    def mode(self) -> Mode:
+        """Dropout on, normalisation as ``stats`` says."""
+        return Mode(train=True, stats=self.stats)
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss, and the batch's ``accuracy``."""
+        logits, label = outputs["logits"], batch["label"]  # type: ignore[index]
+        weight = batch.get("weight", jnp.ones(label.shape))  # type: ignore[union-attr]
+        total = jnp.maximum(jnp.sum(weight), 1.0)
+        # Not an index: JAX would take the last class for one that is too large.
+        targets = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), self.smoothing)
+        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+        known = (label >= 0) & (label < logits.shape[-1])
+        losses = jnp.where(weight > 0, jnp.where(known, losses, jnp.nan), 0.0)
+        hits = jnp.argmax(logits, -1) == label
+        return jnp.sum(weight * losses) / total, {"accuracy": jnp.sum(weight * hits) / total}
+
+
+def accuracy(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> float:
+    """The share of rows whose largest logit is the label's, in [0, 1]."""
+    return float(np.mean(np.argmax(logits, -1) == labels))
+
+
+def confusion(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> Int[np.ndarray, "C C"]:
+    """How often true class i (row) was named j (column)."""
+    table = np.zeros((logits.shape[-1],) * 2, int)
+    np.add.at(table, (labels, np.argmax(logits, -1)), 1)
+    return table
+
+
+def macro_f1(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> float:
+    """The mean over classes of 2·TP / (2·TP + FP + FN); a class neither true nor named counts 0."""
+    table = confusion(logits, labels)
+    hits = np.diag(table)
+    return float(np.mean(2 * hits / np.maximum(table.sum(0) + table.sum(1), 1)))
+
+
+def expected_calibration_error(
+    logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], bins: int = 15
+) -> float:
+    """The mean gap between confidence and accuracy over equal-width bins, weighted by rows (Guo et al. 2017, eq. 3)."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    confidence = (shifted / shifted.sum(-1, keepdims=True)).max(-1)
+    hits = np.argmax(logits, -1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        abs(hits[bin_of == b].mean() - confidence[bin_of == b].mean()) * (bin_of == b).mean()
+        for b in set(bin_of)
+    ]
+    return float(sum(gaps))

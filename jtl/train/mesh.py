@@ -1,0 +1,104 @@
+"""Device meshes: where parameters, optimiser state and batches lie.
+
+One rule language serves data parallelism and full sharding: rules map parameter paths to a layout, which
+is a ``PartitionSpec``, ``REPLICATE``, or ``SHARD`` (split the largest axis that the mesh divides).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jtl import tree
+
+AXIS = "data"
+REPLICATE = PartitionSpec()
+SHARD = "shard"
+
+REPLICATED: tree.Rules = ((".*", REPLICATE),)
+FULLY_SHARDED: tree.Rules = ((".*", SHARD),)
+
+
+def make_mesh(devices: Any = None) -> Mesh:
+    """A mesh of all devices (or ``devices``) on the one axis ``"data"``."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices).reshape(-1), (AXIS,))
+
+
+def layout(shape: tuple[int, ...], rule: Any, mesh: Mesh) -> NamedSharding:
+    """The sharding of a leaf of ``shape`` under a rule's value.
+
+    ``SHARD`` replicates a leaf without an axis that the mesh divides: biases and scalars stay whole.
+    """
+    if rule != SHARD:
+        return NamedSharding(mesh, rule)
+    axes = [axis for axis, length in enumerate(shape) if length % mesh.shape[AXIS] == 0]
+    if not axes:
+        return replicated(mesh)
+    widest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(
+        mesh, PartitionSpec(*[AXIS if axis == widest else None for axis in range(len(shape))])
+    )
+
+
+def shardings(state: Any, mesh: Mesh, rules: tree.Rules) -> Any:
+    """The sharding of every leaf of a train state.
+
+    Optimiser state follows the parameter whose path it ends with and whose shape it has; the rest is replicated.
+    """
+    params = tree.combine(state.trained, state.frozen.params) if state.frozen is not None else state.trained
+    by_path = tree.flatten(tree.assign(rules, params))
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(params).items()}
+
+    def of(path: str, leaf: Any) -> NamedSharding:
+        names = path.split("/")
+        for start in range(len(names)):
+            name = "/".join(names[start:])
+            if name in by_path and shapes[name] == leaf.shape:
+                return layout(leaf.shape, by_path[name], mesh)
+        return replicated(mesh)
+
+    return tree.map_with_path(of, state)
+
+
+def place(state: Any, mesh: Mesh, rules: tree.Rules) -> Any:
+    """``state`` laid out on the mesh. Raises RuleError where rules and parameters do not fit."""
+    return jax.device_put(state, shardings(state, mesh, rules))
+
+
+def constrain(state: Any, mesh: Mesh | None, rules: tree.Rules) -> Any:
+    """Inside a compiled step: keep ``state`` laid out as ``place`` did."""
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
+
+
+def described(values: Any, layouts: Any) -> Any:
+    """The shapes of ``values`` with their layouts: what a step is compiled from without any array."""
+    shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(shape, values, layouts)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of what every device holds whole."""
+    return NamedSharding(mesh, REPLICATE)
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """The layout of a batch: its rows split over the mesh."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """Inside a compiled step: split the rows of ``batch`` over the mesh."""
+    return batch if mesh is None else jax.lax.with_sharding_constraint(batch, rows(mesh))
+
+
+def global_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """This process's rows of a batch as arrays over the whole mesh; all processes together hold the batch."""
+    if mesh is None:
+        return batch
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows(mesh), np.asarray(x)), batch)

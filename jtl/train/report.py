@@ -1,0 +1,225 @@
+"""``report.md``: the result of an experiment for people, with its figures as PNG files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jtl.train.result import (
+    Estimate,
+    Result,
+    environment,
+    estimate,
+    paired_difference,
+    read_result,
+    summarise,
+    write_file,
+    write_result,
+)
+
+__all__ = [
+    "Result",
+    "Section",
+    "confident_errors",
+    "environment",
+    "estimate",
+    "format_estimate",
+    "paired_difference",
+    "read_result",
+    "summarise",
+    "summary_table",
+    "table",
+    "write_report",
+    "write_result",
+]
+
+FILE = "report.md"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of a report.
+
+    Attributes:
+        title: its heading; the file of its figure is named after it.
+        text: Markdown.
+        figure: a matplotlib ``Figure``, embedded above the text.
+    """
+
+    title: str
+    text: str = ""
+    figure: Any = None
+
+
+def write_report(
+    folder: str | Path,
+    result: Result,
+    *,
+    title: str,
+    about: str,
+    command: str,
+    sections: Sequence[Section] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write ``report.md`` and its figures into ``folder``; returns the path of the report.
+
+    Args:
+        folder: an existing folder.
+        result: whose summary becomes the table of results, and whose environment closes the report.
+        title: the heading.
+        about: one paragraph on what was asked and how.
+        command: the exact command that makes this report again.
+        sections: figures, tables and text, in order.
+        notes: what a reader must know to read the numbers rightly.
+    """
+    folder = Path(folder)
+    parts = [f"# {title}", about, f"```\n{command}\n```"]
+    if result.summary:
+        parts += ["## Results", summary_table(result.summary)]
+    if notes:
+        parts.append("\n".join(f"* {note}" for note in notes))
+    for section in sections:
+        parts.append(f"## {section.title}")
+        if section.figure is not None:
+            from jtl.train.figures import png
+
+            name = re.sub(r"\W+", "_", section.title.lower()).strip("_") + ".png"
+            write_file(folder / name, png(section.figure))
+            parts.append(f"![{section.title}]({name})")
+        parts.append(section.text)
+    parts += ["## Settings", table(["setting", "value"], _flat(result.config))]
+    parts += ["## Environment", f"The run took {format_seconds(result.seconds)}."]
+    parts.append(table(["what", "value"], _flat(result.environment)))
+    write_file(folder / FILE, "\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
+    return folder / FILE
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; columns whose cells are all numbers (or empty) are set to the right."""
+    cells = [[escape(_text(cell)) for cell in row] for row in rows]
+    numeric = [
+        bool(cells)
+        and all(re.fullmatch(r"-?[\d.,]+( ± [\d.,]+)?( \(n = \d+\))?|–?", row[column]) for row in cells)
+        for column in range(len(header))
+    ]
+    lines = [[escape(name) for name in header], ["---:" if right else "---" for right in numeric], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape(text: str) -> str:
+    r"""``text`` as the content of one Markdown table cell, with nothing in it read as markup.
+
+    >>> print(escape("lp_ft | *so* _called_"))
+    lp_ft \| \*so\* \_called\_
+    """
+    # An underscore inside a word is no markup, and names of arms and metrics stay readable in the source.
+    return re.sub(r"([\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def summary_table(summary: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """The arms and their metrics as ``mean ± ci95``, with n; many metrics become rows instead of columns."""
+    arms = list(dict.fromkeys(arm for estimates in summary.values() for arm in estimates))
+    counts = {own["n"] for estimates in summary.values() for own in estimates.values()}
+    shared = len(counts) == 1
+
+    def cell(metric: str, arm: str) -> str:
+        own = summary[metric].get(arm)
+        if own is None:
+            return "–"
+        return format_estimate(own) + ("" if shared else f" (n = {own['n']})")
+
+    metrics = list(summary)
+    if len(metrics) > 4 and len(metrics) > len(arms):
+        text = table(["metric", *arms], [[m, *(cell(m, arm) for arm in arms)] for m in metrics])
+    else:
+        text = table(["arm", *metrics], [[arm, *(cell(m, arm) for m in metrics)] for arm in arms])
+    n = f" n = {counts.pop()}." if shared else ""
+    return f"{text}\n\nMean ± half-width of the 95 % confidence interval over n seeds (Student t).{n}"
+
+
+def format_estimate(own: Estimate) -> str:
+    """``"0.842 ± 0.006"``; without the interval if there was one value, ``"undefined"`` after a diverged run.
+
+    >>> format_estimate({"mean": 0.84167, "ci95": 0.00612, "n": 3})
+    '0.842 ± 0.006'
+    """
+    if own["mean"] is None:
+        return "undefined"
+    digits = _digits(max(abs(own["mean"]), abs(own["ci95"] or 0.0)))
+    mean = f"{own['mean']:,.{digits}f}"
+    return mean if own["ci95"] is None else f"{mean} ± {own['ci95']:,.{digits}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """``"7.5 s"``, ``"3 min 20 s"``, ``"2 h 5 min"``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def confident_errors(
+    texts: Sequence[str],
+    true: Any,
+    probabilities: Any,
+    classes: Sequence[str],
+    count: int = 10,
+    length: int = 160,
+) -> str:
+    """A Markdown table of the wrong predictions that the model was surest of.
+
+    Args:
+        texts: the examples, N of them.
+        true: labels (N,).
+        probabilities: (N, C).
+        classes: C names.
+        count: rows of the table at most.
+        length: of a text at most, in characters.
+    """
+    true, probabilities = np.asarray(true), np.asarray(probabilities)
+    predicted = probabilities.argmax(-1)
+    wrong = np.flatnonzero(predicted != true)
+    if not len(wrong):
+        return f"No errors among {len(true):,} examples."
+    order = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
+
+    def short(text: str) -> str:
+        text = " ".join(text.split())
+        return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+    rows = [
+        [f"{probabilities[i, predicted[i]]:.3f}", classes[predicted[i]], classes[true[i]], short(texts[i])]
+        for i in order
+    ]
+    return table(["probability", "predicted", "true", "text"], rows)
+
+
+def _digits(magnitude: float) -> int:
+    if magnitude == 0 or magnitude >= 1000:
+        return 0
+    return 1 if magnitude >= 10 else 3 if magnitude >= 0.01 else 5
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append([f"{prefix}{name}", f"{value:g}" if isinstance(value, float) else value])
+    return rows
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, (list, tuple)):
+        return ", ".join(_text(item) for item in cell)
+    return f"{cell:,.{_digits(abs(cell))}f}" if isinstance(cell, float) else str(cell)

@@ -1,0 +1,112 @@
+"""Learning-rate schedules by fractions of the run, and the standard AdamW of fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from jtl import tree
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An optax schedule that knows its horizon: see ``schedule``."""
+
+    peak: Any
+    steps: Any
+    warmup: float
+    decay: Literal["linear", "cosine", "constant"]
+    end: float
+
+    def __call__(self, step: Any) -> Float[Array, ""]:
+        """The rate of update number ``step``, counted from 0."""
+        rising = jnp.round(self.warmup * self.steps)
+        done = jnp.clip((step - rising) / jnp.maximum(self.steps - rising, 1), 0.0, 1.0)
+        share = {
+            "linear": 1 - done,
+            "cosine": (1 + jnp.cos(jnp.pi * done)) / 2,
+            "constant": jnp.ones_like(done),
+        }
+        after = self.end + (self.peak - self.end) * share[self.decay]
+        return jnp.where(step < rising, self.peak * step / jnp.maximum(rising, 1), after)
+
+
+def schedule(
+    peak: float,
+    steps: int,
+    *,
+    warmup: float = 0.1,
+    decay: Literal["linear", "cosine", "constant"] = "linear",
+    end: float = 0.0,
+) -> Schedule:
+    """A rate that rises linearly from 0 to ``peak``, then decays to ``end`` at ``steps``.
+
+    Step t (from 0) of the w = round(warmup * steps) first has the rate ``peak * t / w``, as in BERT and
+    Hugging Face's Trainer. Cosine is half a period (Loshchilov and Hutter 2017, eq. 5, without restarts).
+
+    Args:
+        peak: the highest rate.
+        steps: the updates of the whole run.
+        warmup: the fraction of ``steps`` that warms up, in [0, 1).
+        decay: what follows.
+        end: the last rate; ``constant`` ignores it.
+
+    >>> rate = schedule(1.0, 10, warmup=0.2)
+    >>> [round(float(rate(t)), 3) for t in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if steps < 1 or not 0 <= warmup < 1:
+        raise ValueError(f"need steps >= 1 and 0 <= warmup < 1, got steps={steps}, warmup={warmup}")
+    if decay not in ("linear", "cosine", "constant"):
+        raise ValueError(f"decay must be 'linear', 'cosine' or 'constant', got {decay!r}")
+    return Schedule(peak, steps, warmup, decay, end)
+
+
+def adamw(
+    rate: float | optax.Schedule,
+    *,
+    weight_decay: float = 0.01,
+    decay: tree.Rules | None = None,
+    clip: float | None = 1.0,
+    **settings: Any,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) after clipping by the global norm.
+
+    With a rate from ``schedule``, its peak and horizon are part of the optimiser's state: runs of other lengths
+    and rates compile to the same program, which JAX's compilation cache then has already. A checkpoint holds them
+    too: a resumed run keeps the peak and horizon it began with.
+
+    Args:
+        rate: a rate or a schedule.
+        weight_decay: its strength; decoupled, multiplied by the rate.
+        decay: rules from paths to whether a leaf decays. By default every leaf does but those named ``bias``
+            or ``scale``.
+        clip: the largest global norm of the gradient; None leaves it as it is.
+        **settings: ``b1``, ``b2``, ``eps`` and the like, for ``optax.adamw``.
+    """
+
+    def build(rate: float | optax.Schedule) -> optax.GradientTransformation:
+        mask = lambda params: decays(params, decay)  # noqa: E731
+        optimizer = optax.adamw(rate, weight_decay=weight_decay, mask=mask, **settings)
+        return optimizer if clip is None else optax.chain(optax.clip_by_global_norm(clip), optimizer)
+
+    if not isinstance(rate, Schedule):
+        return build(rate)
+    injected = optax.inject_hyperparams(lambda peak, steps: build(replace(rate, peak=peak, steps=steps)))
+    return injected(peak=float(rate.peak), steps=float(rate.steps))
+
+
+def decays(params: PyTree, rules: tree.Rules | None = None) -> PyTree:
+    """Which leaves ``adamw`` decays.
+
+    >>> decays({"dense": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}})
+    {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
+    """
+    if rules is not None:
+        return tree.assign(rules, params)
+    # Not a rule list: a run may train biases alone, or none, and a rule that meets no leaf raises.
+    return tree.map_with_path(lambda path, _: path.split("/")[-1] not in ("bias", "scale"), params)

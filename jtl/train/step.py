@@ -1,0 +1,248 @@
+"""The train step: loss, optimiser, labels and gradient in one compiled function.
+
+``make_step(loss, optimizer, labels, gradient)`` is where the four slots meet; the model brings the leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from jtl import tree
+from jtl.loss import Aux
+from jtl.model import Batch, Model
+from jtl.train import mesh as meshes
+
+LossFunction = Callable[[Model, Batch, Array], tuple[Array, Aux]]
+Gradient = Callable[..., tuple[tuple[Array, Aux], PyTree]]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes, and the frozen leaves that it reads.
+
+    Attributes:
+        trained: the parameters that train; ``None`` where a leaf is frozen.
+        collections: the other collections, such as ``batch_stats``.
+        opt_state: the optimiser's state, for the trained leaves alone.
+        step: updates done, an int32 scalar.
+        key: the run's random key; each step folds in its number.
+        frozen: the model with ``None`` where a leaf trains, and without the other collections.
+    """
+
+    trained: PyTree
+    collections: dict[str, Any]
+    opt_state: PyTree
+    # A pytree's fields may also hold its shapes or shardings, so these two cannot be typed as arrays.
+    step: Any
+    key: Any
+    frozen: Model | None
+
+    @property
+    def model(self) -> Model:
+        """The whole model as it is now."""
+        assert self.frozen is not None
+        params = tree.combine(self.trained, self.frozen.params)
+        return self.frozen.replace(variables={"params": params, **self.collections})
+
+
+def backprop(
+    loss: Callable[..., Any], trained: PyTree, batch: Batch, key: Array
+) -> tuple[tuple[Array, Aux], PyTree]:
+    """The plain gradient: ``((value, aux), d value / d trained)`` of ``loss(trained, batch, key)``."""
+    return jax.value_and_grad(loss, has_aux=True)(trained, batch, key)
+
+
+def accumulate(pieces: int) -> Gradient:
+    """Gradient accumulation: the mean over ``pieces`` equal pieces of the batch, one at a time.
+
+    The pieces' values, gradients and metrics are averaged with equal weight, which equals the whole
+    batch's for a loss that is a mean over rows. State such as ``batch_stats`` is the mean over pieces.
+    Raises ValueError if the batch's rows do not divide by ``pieces``.
+    """
+
+    def gradient(loss: Callable[..., Any], trained: PyTree, batch: Batch, key: Array) -> Any:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % pieces:
+            raise ValueError(
+                f"accumulate({pieces}): the batch has {rows} rows, which {pieces} does not divide"
+            )
+        # Row i goes to piece i % pieces, so that every device of a sharded batch keeps its own rows.
+        split = jax.tree.map(lambda x: x.reshape(rows // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def one(carry: PyTree, piece: Any) -> tuple[PyTree, None]:
+            part, part_key = piece
+            return tree.add(carry, backprop(loss, trained, part, part_key)), None
+
+        pieces_of = (split, jax.random.split(key, pieces))
+        first = jax.tree.map(lambda x: x[0], pieces_of)
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(backprop_of(loss), trained, *first)
+        )
+        total, _ = jax.lax.scan(one, zero, pieces_of)
+        # A count among the state stays an integer: another type would be another program, and no count.
+        return jax.tree.map(lambda x, like: (x / pieces).astype(like.dtype), total, zero)
+
+    return gradient
+
+
+def backprop_of(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """``backprop`` of one loss, as a function of arrays alone."""
+    return lambda trained, batch, key: backprop(loss, trained, batch, key)
+
+
+class Step:
+    """A compiled train step: see ``make_step``."""
+
+    def __init__(
+        self,
+        loss: LossFunction,
+        optimizer: optax.GradientTransformation,
+        labels: PyTree | None,
+        gradient: Gradient,
+        mesh: Mesh | None,
+        sharding: tree.Rules,
+    ) -> None:
+        self.loss, self.optimizer, self.labels = loss, optimizer, labels
+        self.gradient, self.mesh, self.sharding = gradient, mesh, sharding
+        # A jtl loss is a pytree and enters as an argument, so that its leaves are not baked in as constants;
+        # a plain function is static.
+        plain = jax.tree_util.all_leaves([loss])
+        self._loss_leaves: Any = None if plain else loss
+        self._loss_def: Any = loss if plain else None
+        # Frozen leaves stay the caller's; all else was copied by `init` and is reused in place.
+        self._compiled = jax.jit(self._update, donate_argnums=0)
+
+    def init(self, model: Model, key: Array) -> TrainState:
+        """The state before the first step. The model's own arrays stay valid.
+
+        Raises ValueError if no parameter trains.
+        """
+        state = self._fresh(model, key)
+        if self.mesh is None:
+            return state
+        # Once, since every step would move them again, or refuse them if they were made on one device.
+        self._loss_leaves = jax.device_put(self._loss_leaves, meshes.replicated(self.mesh))
+        return meshes.place(state, self.mesh, self.sharding)
+
+    def _fresh(self, model: Model, key: Array) -> TrainState:
+        labels = self._labels(model.params)
+        mask = jax.tree.map(lambda label: callable(label) or label != 0, labels)
+        if not any(jax.tree.leaves(mask)):
+            raise ValueError("nothing trains: every label is 0; label at least one leaf with a rate")
+        trained, frozen = tree.partition(model.params, mask)
+        collections = {name: leaves for name, leaves in model.variables.items() if name != "params"}
+        trained, collections = jax.tree.map(jnp.array, (trained, collections))
+        return TrainState(
+            trained=trained,
+            collections=collections,
+            opt_state=self.optimizer.init(trained),
+            step=jnp.zeros((), jnp.int32),
+            key=jnp.array(key),
+            frozen=model.replace(variables={"params": frozen}),
+        )
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One update. ``state`` must not be used again: its memory is reused.
+
+        Returns the next state and the metrics of the batch, among them ``loss`` and ``gradient_norm``.
+        """
+        changed, metrics = self._compiled(state.replace(frozen=None), state.frozen, self._loss_leaves, batch)
+        return changed.replace(frozen=state.frozen), metrics
+
+    def lower(self, model: Model, batch: Batch) -> Any:
+        """The step lowered for these shapes: nothing runs, and the mesh's devices need not be at hand.
+
+        ``.compile()`` it for its ``memory_analysis()``, ``cost_analysis()`` and ``as_text()``: whether and how it
+        fits a TPU slice, for example. ``model`` and ``batch`` hold arrays or ``jax.ShapeDtypeStruct``s.
+        """
+        state = jax.eval_shape(self._fresh, model, jax.random.key(0))
+        loss, batch = jax.eval_shape(lambda values: values, (self._loss_leaves, batch))
+        if self.mesh is not None:
+            state = meshes.described(state, meshes.shardings(state, self.mesh, self.sharding))
+            rows, whole = meshes.rows(self.mesh), meshes.replicated(self.mesh)
+            batch = meshes.described(batch, jax.tree.map(lambda _: rows, batch))
+            loss = meshes.described(loss, jax.tree.map(lambda _: whole, loss))
+        return self._compiled.lower(state.replace(frozen=None), state.frozen, loss, batch)
+
+    def _labels(self, params: PyTree) -> PyTree:
+        if self.labels is None:
+            return jax.tree.map(lambda _: 1.0, params)
+        is_label = lambda label: callable(label) or isinstance(label, (int, float))  # noqa: E731
+        given = tree.flatten(jax.tree.map(lambda _: 0, self.labels, is_leaf=is_label))
+        wrong = sorted(given.keys() ^ tree.flatten(params).keys())
+        if wrong:
+            raise ValueError(
+                f"labels and params differ at {wrong[:5]}; make the labels from this model's own params"
+            )
+        return self.labels
+
+    def _update(
+        self, state: TrainState, frozen: Model, loss: Any, batch: Batch
+    ) -> tuple[TrainState, dict[str, Array]]:
+        loss = self._loss_def if loss is None else loss
+        step_key = jax.random.fold_in(state.key, state.step)
+        batch = meshes.shard_batch(batch, self.mesh)
+
+        def value(trained: PyTree, batch: Batch, key: Array) -> tuple[Array, Aux]:
+            params = tree.combine(trained, frozen.params)
+            return loss(frozen.replace(variables={"params": params, **state.collections}), batch, key)
+
+        (total, aux), gradients = self.gradient(value, state.trained, batch, step_key)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.trained)
+        updates = self._rated(updates, frozen, state)
+        trained = optax.apply_updates(state.trained, updates)
+        changed = state.replace(
+            trained=trained,
+            collections={**state.collections, **aux.state},
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        changed = meshes.constrain(changed.replace(frozen=frozen), self.mesh, self.sharding).replace(
+            frozen=None
+        )
+        return changed, {**aux.metrics, "loss": total, "gradient_norm": tree.norm(gradients)}
+
+    def _rated(self, updates: PyTree, frozen: Model, state: TrainState) -> PyTree:
+        if self.labels is None:
+            return updates
+
+        def rate(update: Any, label: Any) -> Any:
+            if update is None:
+                return None
+            return update * (label(state.step) if callable(label) else label)
+
+        return jax.tree.map(rate, updates, self.labels, is_leaf=lambda x: x is None)
+
+
+def make_step(
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    labels: PyTree | None = None,
+    *,
+    gradient: Gradient = backprop,
+    mesh: Mesh | None = None,
+    sharding: tree.Rules = meshes.REPLICATED,
+) -> Step:
+    """A train step: ``state = step.init(model, key)``, then ``state, metrics = step(state, batch)``.
+
+    It is one ``jit``, which compiles once for each shape of batch. Frozen leaves get no gradient and no
+    optimiser state and stay bit-equal.
+
+    Args:
+        loss: ``(model, batch, key) -> (value, Aux)``; a ``jtl.loss.Loss`` or your own function.
+        optimizer: any optax transformation; it sees the trained leaves alone.
+        labels: a tree like the parameters (see ``jtl.finetune``): each leaf's rate, by which its update is
+            multiplied. 0 freezes; an optax schedule (``step -> rate``) varies it. By default all train at 1.
+        gradient: how the gradient is taken: ``backprop``, ``accumulate(n)``, or your own
+            ``(loss, trained, batch, key) -> ((value, aux), gradients)``.
+        mesh: the devices, with an axis ``"data"`` over which batches are split; None for one device.
+        sharding: rules from parameter paths to how a leaf is laid out on the mesh (``jtl.train.mesh``).
+    """
+    return Step(loss, optimizer, labels, gradient, mesh, sharding)

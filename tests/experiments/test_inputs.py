@@ -1,0 +1,70 @@
+"""What a user can get wrong on the command line: each ends in one clear line, before any training."""
+
+import re
+
+import pytest
+
+from experiments import arms
+from experiments.cli import cli
+from experiments.finetune import Finetune, run
+
+TEXTS = "text,label\n" + "".join(f"words number {i},{i % 2}\n" for i in range(40))
+
+
+@pytest.fixture(autouse=True)
+def never_trains(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(arms, "run_arm", refuse)
+
+
+def write(folder, text, name="data.csv"):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+CASES = {
+    "unknown model": (lambda d: ["--model", "minilmm"], "Unknown model 'minilmm'.*Did you mean 'minilm'"),
+    "unknown data": (
+        lambda d: ["--data", "rotten_tomatos"],
+        "unknown data set 'rotten_tomatos'; did you mean rotten_toma",
+    ),
+    "no such file": (lambda d: ["--data", "nowhere/x.csv"], "no data file or folder at nowhere/x.csv"),
+    "missing column": (
+        lambda d: ["--data", write(d, TEXTS.replace("text,", "review,", 1))],
+        "no column 'text'; it has 'review', 'label'",
+    ),
+    "negative label": (
+        lambda d: ["--data", write(d, TEXTS.replace("number 3,1", "number 3,-1"))],
+        r"train has label -1 \(example 3\) out of range",
+    ),
+    "empty file": (lambda d: ["--data", write(d, "text,label\n")], "split train is empty"),
+    "images for a text model": (
+        lambda d: ["--data", "uci_digits"],
+        "--model minilm reads texts, but --data uci_digits holds im",
+    ),
+    "no epochs": (lambda d: ["--epochs", "0"], "--epochs must be at least 1, got 0"),
+    "too few examples": (lambda d: ["--train-examples", "1"], "cannot draw 1 examples"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_in_one_line(case, tmp_path, capsys):
+    flags, message = CASES[case]
+    with pytest.raises(SystemExit) as stop:
+        cli(run, Finetune, ["--out", str(tmp_path / "out"), *flags(tmp_path)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(message, error), error
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_used_output_folder(tmp_path, capsys):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        cli(run, Finetune, ["--out", str(tmp_path)])
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "result.json").read_text() == "{}"

@@ -1,0 +1,72 @@
+"""Every experiment for real, on real weights and data, as short as ``--quick`` makes it."""
+
+import json
+
+import pytest
+
+from experiments.choose_model import SCORES, ChooseModel
+from experiments.choose_model import run as choose_model
+from experiments.compare import Compare
+from experiments.compare import run as compare
+from experiments.finetune import Finetune
+from experiments.finetune import run as finetune
+
+pytestmark = pytest.mark.slow
+
+
+def figures(folder):
+    return {path.stem for path in folder.glob("*.png") if path.stat().st_size > 5_000}
+
+
+def test_finetune(tmp_path):
+    result = finetune(Finetune(out=tmp_path, quick=True, save=True))
+    accuracy = result.summary["accuracy"]
+    assert list(accuracy) == ["majority", "probe", "full"]
+    assert accuracy["full"]["mean"] > accuracy["majority"]["mean"]
+    assert {"learning_curves", "confusion", "features_before_and_after"} <= figures(tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["summary"] == json.loads(
+        json.dumps(result.summary)
+    )
+    assert "Surest errors" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert any((tmp_path / "events").iterdir())
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        finetune(Finetune(out=tmp_path, quick=True))
+    again = finetune(Finetune(out=tmp_path, quick=True, save=True, resume=True))
+    assert again.summary["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize("technique", ["scratch", "head", "lp_ft", "layerwise", "gradual", "l2_sp"])
+def test_techniques_on_images(technique, tmp_path):
+    config = Finetune(
+        out=tmp_path,
+        quick=True,
+        model="efficientnet-lite0",
+        data="uci_digits",
+        image_size=32,
+        technique=technique,
+    )
+    result = finetune(config)
+    assert result.summary["accuracy"][technique]["mean"] > 0.15
+    assert {"confusion", "surest_errors"} <= figures(tmp_path)
+
+
+def test_compare(tmp_path):
+    result = compare(Compare(out=tmp_path, quick=True))
+    assert set(result.summary["accuracy_text_64"]) == {
+        "majority",
+        "probe",
+        "scratch",
+        "head",
+        "lp_ft",
+        "full",
+    }
+    assert "The promises" in (tmp_path / "report.md").read_text()
+    again = compare(Compare(out=tmp_path, quick=True, resume=True))
+    assert again.rows == result.rows
+
+
+def test_choose_model(tmp_path):
+    result = choose_model(ChooseModel(out=tmp_path, quick=True))
+    assert set(result.summary["weighted_tau"]) == set(SCORES)
+    assert {"logme_against_accuracy"} <= figures(tmp_path)

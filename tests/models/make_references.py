@@ -1,0 +1,145 @@
+"""Small random encoders of `transformers`, and what they compute; run to write references/*.npz.
+
+    python tests/models/make_references.py
+
+Each file holds one model: `settings` (JSON: the config, and the shape of each weight by its key, as
+`save_pretrained` writes them), `weights` (all of them, flat), `input/NAME` and `output/NAME`.
+test_models.py compares with the files, test_parity.py with live models of other seeds.
+Needs torch (the `parity` extra).
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+REFERENCES = Path(__file__).parent / "references"
+TEXT = ("bert", "roberta", "distilbert")
+IMAGE = ("vit", "deit", "dinov2", "dinov2_with_registers")
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "gelu_pytorch_tanh")
+
+
+def settings(name, rng, small=False):
+    """Random settings under the names of the model's config class."""
+    heads, per_head = int(rng.choice([1, 2, 3, 5])), int(rng.choice([2, 4, 5]))
+    layers, act = int(rng.integers(1, 4)), str(rng.choice(ACTIVATIONS))
+    if small:
+        heads, per_head, layers, act = 3, 2, 2, "gelu"
+    width, inner = heads * per_head, int(rng.integers(5, 16))
+    if name == "distilbert":
+        return dict(vocab_size=23, max_position_embeddings=17, dim=width, n_layers=layers, n_heads=heads,
+                    hidden_dim=inner, activation=act)  # fmt: skip
+    common = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, hidden_act=act)
+    epsilon = dict(layer_norm_eps=float(rng.choice([1e-12, 1e-6, 1e-3])))
+    if name in TEXT:
+        return common | epsilon | dict(vocab_size=23, max_position_embeddings=17, intermediate_size=inner,
+                                       type_vocab_size=2)  # fmt: skip
+    patch = int(rng.choice([2, 3]))
+    image = dict(
+        patch_size=patch, image_size=patch * int(rng.integers(3, 6)), num_channels=int(rng.choice([1, 3]))
+    )
+    common |= epsilon | image | dict(qkv_bias=bool(rng.random() < 0.5))
+    if name.startswith("dinov2"):
+        return common | dict(mlp_ratio=2, use_swiglu_ffn=bool(rng.random() < 0.5))
+    return common | dict(
+        intermediate_size=inner, pooler_output_size=7, pooler_act=str(rng.choice(["tanh", "relu"]))
+    )
+
+
+def build(name, config):
+    """The torch encoder of these settings, with random weights of a size that matters."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(name, **config)
+    model = transformers.AutoModel.from_config(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            scale = 1.0 if "norm" in key.lower() and key.endswith("weight") else 0.0
+            value.copy_(scale + 0.4 * torch.randn(value.shape, generator=generator))
+    return model
+
+
+def files(model):
+    """What `save_pretrained` writes: config.json as a dict, and the tensors by key."""
+    from safetensors.numpy import load_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        config = json.loads((Path(folder) / "config.json").read_text())
+        return config, load_file(Path(folder) / "model.safetensors")
+
+
+def batch(name, config, rng, padded=True):
+    """Random inputs: texts of unequal length, or images whose size is not the native one."""
+    if name in IMAGE:
+        patch, native = config["patch_size"], config["image_size"]
+        size = [native, native] if not padded else [patch * int(rng.integers(2, 8)) for _ in range(2)]
+        return {"image": rng.normal(size=(2, *size, config["num_channels"])).astype(np.float32)}
+    B, L = 3, int(rng.integers(4, 10))
+    inputs = {"input_ids": rng.integers(3, 23, (B, L)).astype(np.int32)}
+    if padded:
+        mask = (np.arange(L) < rng.integers(1, L + 1, (B, 1))).astype(np.int32)
+        pad = config.get("pad_token_id", 0)
+        inputs |= {
+            "input_ids": np.where(mask, inputs["input_ids"], pad).astype(np.int32),
+            "attention_mask": mask,
+        }
+        if name != "distilbert":
+            inputs["token_type_ids"] = rng.integers(0, 2, (B, L)).astype(np.int32)
+    return inputs
+
+
+def run(name, model, inputs):
+    """Outputs by our names: `sequence`, `pooled` or `pooler` where torch has one, and every hidden state."""
+    import torch
+
+    if name in IMAGE:
+        kwargs = {"pixel_values": torch.tensor(inputs["image"].transpose(0, 3, 1, 2))}
+        kwargs |= {} if name.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    else:
+        kwargs = {key: torch.tensor(value).long() for key, value in inputs.items()}
+    with torch.no_grad():
+        out = model(**kwargs, output_hidden_states=True)
+    states = [state.numpy() for state in out.hidden_states]
+    outputs = {"sequence": out.last_hidden_state.numpy(), "embeddings": states[0]}
+    outputs |= {f"encoder/layer_{i}": state for i, state in enumerate(states[1:])}
+    pooler = {"bert": "pooled", "vit": "pooler", "deit": "pooler"}.get(name)
+    return outputs | ({pooler: out.pooler_output.numpy()} if pooler else {})
+
+
+def main():
+    """Write one small file for each architecture."""
+    for name in (*TEXT, *IMAGE):
+        rng = np.random.default_rng(0)
+        config = settings(name, rng, small=True)
+        model = build(name, config)
+        written, weights = files(model)
+        inputs = batch(name, config, rng)
+        arrays = {f"input/{key}": value for key, value in inputs.items()}
+        arrays |= {f"output/{key}": value for key, value in run(name, model, inputs).items()}
+        settled = {"config": written, "shapes": {key: value.shape for key, value in weights.items()}}
+        flat = np.concatenate([value.ravel() for value in weights.values()])
+        np.savez_compressed(REFERENCES / f"{name}.npz", settings=json.dumps(settled), weights=flat, **arrays)
+
+
+def read(name):
+    """The config, weights, inputs and outputs of a file that `main` wrote."""
+    with np.load(REFERENCES / f"{name}.npz", allow_pickle=False) as file:
+        settled, arrays = json.loads(str(file["settings"])), dict(file)
+    shapes = {key: tuple(shape) for key, shape in settled["shapes"].items()}
+    parts = np.split(
+        arrays["weights"], np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])[:-1]
+    )
+    weights = {key: part.reshape(shape) for part, (key, shape) in zip(parts, shapes.items(), strict=True)}
+    inputs, outputs = (
+        {key.removeprefix(kind): value for key, value in arrays.items() if key.startswith(kind)}
+        for kind in ("input/", "output/")
+    )
+    return settled["config"], weights, inputs, outputs
+
+
+if __name__ == "__main__":
+    main()

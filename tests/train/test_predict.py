@@ -1,0 +1,71 @@
+"""Prediction gathers what the model gives, row by row, and compiles once for each shape."""
+
+import digits_task as task
+import jax
+import numpy as np
+import pytest
+
+from jtl.train import mesh, outputs, predict
+from jtl.train.predict import _forward
+
+
+@pytest.fixture(scope="module")
+def fields():
+    return task.data()[1]
+
+
+def expected(fields):
+    """The MLP in NumPy: features and logits."""
+    p, s = (jax.tree.map(np.asarray, task.model().variables[name]) for name in ("params", "batch_stats"))
+    x = np.maximum(fields["image"] @ p["first"]["kernel"] + p["first"]["bias"], 0)
+    x = (x - s["norm"]["mean"]) / np.sqrt(s["norm"]["var"] + 1e-5) * p["norm"]["scale"] + p["norm"]["bias"]
+    return x, x @ p["head"]["out"]["kernel"] + p["head"]["out"]["bias"]
+
+
+def test_every_real_row_in_order(fields):
+    logits, labels = predict(task.model(), task.evaluation_batches(fields))
+    np.testing.assert_array_equal(labels, fields["label"])
+    np.testing.assert_allclose(logits, expected(fields)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_features_taps_and_fields(fields):
+    found = outputs(
+        task.model(), task.evaluation_batches(fields), ("features", "label"), taps=("first", "norm")
+    )
+    assert list(found) == ["features", "label", "first", "norm"]
+    np.testing.assert_allclose(found["features"], expected(fields)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found["norm"], found["features"])
+    assert found["first"].shape == (297, 32) and found["first"].min() < 0
+
+
+def test_on_a_mesh(fields):
+    devices = mesh.make_mesh()
+    model = jax.device_put(task.model(), jax.sharding.NamedSharding(devices, mesh.REPLICATE))
+    logits, labels = predict(model, task.evaluation_batches(fields), mesh=devices)
+    np.testing.assert_array_equal(labels, fields["label"])
+    np.testing.assert_allclose(logits, expected(fields)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_one_compilation_a_shape_for_equal_static_models(fields):
+    batches = task.evaluation_batches(fields)
+    predict(task.model(), batches)
+    compiled = _forward._cache_size()
+    first, _ = predict(task.model(), batches)
+    other, _ = predict(task.model(seed=1), batches)
+    assert _forward._cache_size() == compiled and (first != other).any()
+    short = [{name: rows[:32] for name, rows in batches[0].items()}]
+    predict(task.model(), short * 3)
+    assert _forward._cache_size() == compiled + 1
+
+
+def test_errors(fields):
+    batches = task.evaluation_batches(fields)
+    with pytest.raises(KeyError, match=r"gives no 'feature', .*near misses: \['features'"):
+        outputs(task.model(), batches, ("feature",))
+    with pytest.raises(KeyError, match="'label'"):
+        predict(task.model(), [{"image": batches[0]["image"]}])
+    with pytest.raises(ValueError, match="no batches"):
+        predict(task.model(), [])
+    ragged = [{"image": np.zeros((8, 64), np.float32), "ids": np.zeros((8, n), np.int32)} for n in (2, 3)]
+    with pytest.raises(ValueError, match=r"'ids' has rows of shapes \[\(2,\), \(3,\)\]"):
+        outputs(task.model(), ragged, ("ids",))
