@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import logging
 import os
+import pkgutil
 import socket
 import sys
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
@@ -38,7 +40,7 @@ class TfdsSource:
         example = {ours: row.pop(theirs) for theirs, ours in self.columns} | row
         return {name: _plain(value) for name, value in example.items()}
 
-    @cached_property
+    @functools.cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
         """The label of every example; reads all of them, once."""
         return np.fromiter((self[i]["label"] for i in range(len(self))), np.int32, len(self))
@@ -135,9 +137,21 @@ def public(name: str, text_column: str | None, label_column: str | None, image_c
     )
 
 
+@functools.cache
+def _register_all() -> None:
+    """Imports the packages of TFDS that define data sets: it leaves them lazy, so unregistered and not found."""
+    import tensorflow_datasets as tfds
+
+    for package in pkgutil.iter_modules(tfds.__path__, "tensorflow_datasets."):
+        if package.ispkg and package.name.split(".")[-1] not in ("core", "scripts", "testing"):
+            with contextlib.suppress(ImportError):  # a few need h5py
+                importlib.import_module(package.name)
+
+
 def _builder(name: str) -> Any:
     import tensorflow_datasets as tfds
 
+    _register_all()
     theirs = name.removeprefix("tfds:")
     data_dir = os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds_public"
     try:
