@@ -1,0 +1,118 @@
+"""Search each technique's learning rate on validation examples; the test split is never read.
+
+Every technique trains with every rate from the same examples, budget and seeds. The rates of ``arms.RATES`` come
+from here, with seeds that ``compare`` does not use:
+
+    python -m experiments.tune --out runs/tune_text --seed 100
+    python -m experiments.tune --out runs/tune_image --seed 100 \\
+        --model efficientnet-lite0 --data mnist5k --image-size 64
+
+Each takes about half an hour on two CPU cores; a killed search goes on with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from experiments import arms
+from experiments.cli import cli
+from experiments.ledger import Ledger
+from experiments.output import Config, command, prepare, settings
+from jtl.train.report import (
+    Result,
+    Section,
+    environment,
+    format_estimate,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Config):
+    """Settings of the search."""
+
+    model: str = "minilm"
+    """As for experiments.finetune."""
+    data: str = "rotten_tomatoes"
+    """As for experiments.finetune."""
+    image_size: int | None = None
+    """Side of images in pixels; left out, that of the model."""
+    techniques: tuple[arms.Technique, ...] = arms.TECHNIQUES
+    """Which to search for."""
+    rates: tuple[float, ...] = ()
+    """Peak learning rates; left out, the technique's usual one and those three times above and below."""
+    train_examples: int = 256
+    """Labelled training examples."""
+    steps: int = 60
+    """Updates of each training; ten times as many for head."""
+    batch_size: int = 16
+    """Examples an update."""
+    seeds: int = 2
+    """Repetitions."""
+
+
+def run(config: Tune) -> Result:
+    """Train with every rate; writes into ``config.out`` and returns the result."""
+    began = time.monotonic()
+    if any(rate <= 0 for rate in config.rates):
+        raise ValueError(f"--rates must be positive, got {config.rates}")
+    out = prepare(config, "tune")
+    ledger = Ledger(out, resume=config.resume)
+    steps, seeds = (20, 1) if config.quick else (config.steps, config.seeds)
+    budget = arms.Budget(
+        epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=3
+    )
+    task = arms.prepare_task(
+        config.model,
+        config.data,
+        image_size=config.image_size,
+        validation=200 if config.quick else 500,
+    )
+    task = dataclasses.replace(task, splits={**task.splits, "test": task.splits["validation"]})
+    for technique in config.techniques[-1:] if config.quick else config.techniques:
+        usual = arms.usual_rate(technique, task.dataset.kind)
+        for rate in config.rates or (usual / 3, usual, usual * 3):
+            for seed in range(config.seed, config.seed + seeds):
+
+                def train(technique: str = technique, rate: float = rate, seed: int = seed) -> Any:
+                    few = task.with_train(config.train_examples or None, seed)
+                    done = arms.run_arm(few, technique, seed=seed, budget=budget, rate=rate, progress=False)
+                    return {"validation_accuracy": done.row["accuracy"]}, done.history
+
+                row = ledger.get(train, arm=technique, rate=rate, seed=seed)
+                print(
+                    f"{technique}  rate {rate:.2g}  seed {seed}  validation {row['validation_accuracy']:.3f}"
+                )
+
+    found = {}
+    for rate in sorted({row["rate"] for row in ledger.rows}):
+        own = [row for row in ledger.rows if row["rate"] == rate]
+        found[rate] = summarise(own, ["validation_accuracy"])["validation_accuracy"]
+    summary = {f"validation_accuracy_{rate:.2g}": own for rate, own in found.items()}
+    result = Result("tune", settings(config), environment(), time.monotonic() - began, ledger.rows, summary)
+    write_result(out, result)
+    lines = []
+    for technique in dict.fromkeys(row["arm"] for row in ledger.rows):
+        best = max(
+            (rate for rate in found if technique in found[rate]), key=lambda r: found[r][technique]["mean"]
+        )
+        lines.append([technique, f"{best:.2g}", format_estimate(found[best][technique])])
+    write_report(
+        out,
+        result,
+        title=f"Learning rates of {config.model} on {config.data}",
+        about=f"AdamW's peak rates, compared on validation: {config.train_examples} examples, {steps} updates.",
+        command=command("tune", config),
+        sections=[Section("Best", table(["technique", "rate", "validation accuracy"], lines))],
+    )
+    return result
+
+
+if __name__ == "__main__":
+    cli(run, Tune)
