@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jtl.train.result import plain, to_json, write_file
+from jtl.files import write_file
+from jtl.train.result import plain, to_json
 
 FILE = "config.json"
 USED = ("result.json", "rows.jsonl", "checkpoints/*", "*/checkpoints/*")

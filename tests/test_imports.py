@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # A part (a file or folder of jtl) may import those of earlier layers. Parts of one layer do not know each other,
 # except as EDGES says: so a technique never imports another, and they meet only in a user's own code.
 LAYERS = (
-    {"tree", "wheel"},
+    {"tree", "files", "wheel"},
     {"model"},
     {"loss", "heads", "wrap"},
     {"pretrained", "models", "tasks", "data"},
@@ -21,7 +21,7 @@ LAYERS = (
 )
 EDGES = {"pretrained": {"models"}}
 # The step and its loop run any loss, model and labels: they know the core, and no data, task or technique.
-TRAIN = {"tree", "wheel", "model", "loss"}
+TRAIN = {"tree", "files", "wheel", "model", "loss"}
 
 
 def allowed(part: str) -> set[str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from jaxtyping import PyTree
 
 from jtl import tree
 from jtl.features.reads import reads
+from jtl.files import write_file
 from jtl.model import Model
 from jtl.wheel import cache_dir
 
@@ -137,7 +137,8 @@ def cached(
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         file.unlink()
     arrays = _collect(forward, model, chain([first], iterator), at, keep)
-    _write(file, arrays)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
     return arrays
 
 
@@ -187,15 +188,3 @@ def _concatenate(name: str, parts: list[np.ndarray]) -> np.ndarray:
     length = max(part.shape[1] for part in parts)
     widths = [[(0, 0), (0, length - part.shape[1])] + [(0, 0)] * (part.ndim - 2) for part in parts]
     return np.concatenate([np.pad(part, width) for part, width in zip(parts, widths, strict=True)])
-
-
-def _write(file: Path, arrays: Arrays) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".partial-", suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise

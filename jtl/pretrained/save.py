@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jtl import heads, tree
+from jtl.files import umask
 from jtl.model import Cast, Model
 from jtl.models.architecture import Architecture, Tensor
 from jtl.pretrained.load import WeightsError, find_architecture, head_tensors
@@ -66,7 +67,7 @@ def save(
         (temporary / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         for file in copies:
             shutil.copyfile(file, temporary / file.name)
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         _swap(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -146,9 +147,3 @@ def _swap(temporary: Path, folder: Path) -> None:
         raise
     finally:
         shutil.rmtree(old.parent, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask

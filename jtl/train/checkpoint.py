@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jtl import tree
+from jtl.files import write_file
 from jtl.train.step import TrainState
 
 FORMAT = 1
@@ -131,14 +132,14 @@ class Checkpoints:
         handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(partial / "arrays", args=ocp.args.PyTreeSave(arrays))
-        _write_json(partial / f"loader-{jax.process_index()}.json", loader)
+        write_file(partial / f"loader-{jax.process_index()}.json", json.dumps(loader))
         frozen = self._fingerprint(state)
         _sync("jtl: checkpoint is written")
         if _primary():
             shapes = {path: _describe(array) for path, array in arrays.items()}
             run = {"format": FORMAT, "step": step, "arrays": shapes, "frozen": frozen, "progress": progress}
-            _write_json(partial / "run.json", run)
-            _write_json(partial / "manifest.json", _hashes(partial))
+            write_file(partial / "run.json", json.dumps(run))
+            write_file(partial / "manifest.json", json.dumps(_hashes(partial)))
             self._delete(final)
             os.replace(partial, final)
             for old in self.steps():
@@ -312,12 +313,6 @@ def _sha256(path: Path) -> str:
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
 
 
 def _primary() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jtl.files import write_file
 from jtl.train.result import (
     Estimate,
     Result,
@@ -18,7 +19,6 @@ from jtl.train.result import (
     paired_difference,
     read_result,
     summarise,
-    write_file,
     write_result,
 )
 

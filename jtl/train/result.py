@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jtl.files import write_file
 
 Row = Mapping[str, Any]
 Estimate = dict[str, Any]  # {"mean": float or None, "ci95": float or None, "n": int}
@@ -205,22 +206,6 @@ def plain(value: Any) -> Any:
 def to_json(value: Any) -> str:
     """Indented JSON of ``plain(value)``, keys in their own order."""
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write ``path`` whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        # mkstemp makes files for their owner alone; a report is for those whom the user's umask admits.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_result(folder: str | Path, result: Result) -> Path:
