@@ -76,7 +76,6 @@ class ChooseModel(Config):
 
 def run(config: ChooseModel) -> Result:
     """Score and fine-tune every candidate; writes into ``config.out`` and returns the result."""
-    began = time.monotonic()
     if len(config.candidates) < 3:
         raise ValueError(f"--candidates needs at least three models to rank, got {len(config.candidates)}")
     out = prepare(config, "choose_model")
@@ -125,7 +124,8 @@ def run(config: ChooseModel) -> Result:
         "weighted_tau": {s: {"mean": tau, "ci95": None, "n": 1} for s, tau in taus.items()},
         **accuracy,
     }
-    result = Result("choose_model", settings(config), environment(), time.monotonic() - began, rows, summary)
+    seconds = ledger.seconds + sum(own["scoring_seconds"] for own in scored.values())
+    result = Result("choose_model", settings(config), environment(), seconds, rows, summary)
     write_result(out, result)
     order = sorted(names, key=lambda name: -scored[name]["logme"])
     ranking = table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ class Ledger:
     Attributes:
         rows: a dict for each finished arm, in the order of the run.
         curves: the rows of their learning curves, each with the keys of its arm.
+        seconds: wall time of these arms, over all starts of the run.
     """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
         self._path = folder / FILE
-        self._done: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        self._done: dict[str, dict[str, Any]] = {}
         self.rows: list[dict[str, Any]] = []
         self.curves: list[dict[str, Any]] = []
+        self.seconds = 0.0
         if resume and self._path.exists():
             whole = self._path.read_bytes().split(b"\n")[:-1]  # what a killed run left of a line is no row
             for line in whole:
                 entry = json.loads(line)
-                self._done[_name(entry["key"])] = (entry["row"], entry["curve"])
+                self._done[_name(entry["key"])] = entry
             self._path.write_bytes(b"".join(line + b"\n" for line in whole))
         elif self._path.exists():
             self._path.unlink()
@@ -41,15 +44,18 @@ class Ledger:
         """The row of ``key``: from disk, or from ``run() -> (row, curve)``, which is then stored."""
         name = _name(key)
         if name not in self._done:
+            began = time.monotonic()
             row, curve = plain(run())
+            entry = {"key": key, "row": row, "curve": curve, "seconds": time.monotonic() - began}
             with self._path.open("ab") as file:
-                file.write(json.dumps({"key": key, "row": row, "curve": curve}).encode() + b"\n")
+                file.write(json.dumps(entry).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self._done[name] = (row, curve)
-        row, curve = self._done[name]
-        self.rows.append({**row, **key})
-        self.curves += [{**point, **key} for point in curve]
+            self._done[name] = entry
+        entry = self._done[name]
+        self.rows.append({**entry["row"], **key})
+        self.curves += [{**point, **key} for point in entry["curve"]]
+        self.seconds += entry["seconds"]
         return self.rows[-1]
 
 

@@ -13,7 +13,6 @@ Each takes about half an hour on two CPU cores; a killed search goes on with ``-
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +58,6 @@ class Tune(Config):
 
 def run(config: Tune) -> Result:
     """Train with every rate; writes into ``config.out`` and returns the result."""
-    began = time.monotonic()
     if any(rate <= 0 for rate in config.rates):
         raise ValueError(f"--rates must be positive, got {config.rates}")
     out = prepare(config, "tune")
@@ -95,7 +93,7 @@ def run(config: Tune) -> Result:
         own = [row for row in ledger.rows if row["rate"] == rate]
         found[rate] = summarise(own, ["validation_accuracy"])["validation_accuracy"]
     summary = {f"validation_accuracy_{rate:.2g}": own for rate, own in found.items()}
-    result = Result("tune", settings(config), environment(), time.monotonic() - began, ledger.rows, summary)
+    result = Result("tune", settings(config), environment(), ledger.seconds, ledger.rows, summary)
     write_result(out, result)
     lines = []
     for technique in dict.fromkeys(row["arm"] for row in ledger.rows):

@@ -25,6 +25,7 @@ def test_rows_are_measured_once(tmp_path):
     again.get(measure(done, "b"), arm="full", seed=1)
     assert done == ["a", "b"]
     assert [row["seed"] for row in again.rows] == [0, 1]
+    assert again.seconds > ledger.seconds > 0  # those of the first start too
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
