@@ -27,7 +27,7 @@ TECHNIQUES: tuple[str, ...] = get_args(Technique)
 # Peak learning rates of AdamW, found by experiments.tune: 256 examples, 60 updates, two seeds apart from those of
 # the other experiments; for `scratch` on texts, which learns nothing from so little, all examples and 300 updates.
 RATES = {
-    "text": {"scratch": 1.5e-4, "head": 1e-2, "layerwise": 2e-4, "other": 1e-4},
+    "text": {"scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "other": 1e-4},
     "image": {"scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "other": 3e-4},
 }
 HEAD_STEPS = 10  # times the updates of other arms: on cached features they cost next to nothing
