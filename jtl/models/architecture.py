@@ -82,6 +82,7 @@ class Architecture:
     `base_class`: the `transformers` class of the bare encoder.
     `ignored`: regexes (full match, canonical key) of file keys left out on purpose, if no variable uses them.
     `renames`: regexes and replacements that turn other spellings of a key into the one of `tensors`.
+    `in_memory`: those that turn the path of a module into the one that transformers v5 holds in memory.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Architecture:
     base_class: str
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    in_memory: tuple[tuple[str, str], ...] = ()
 
     def canonical(self, key: str) -> str:
         """The key as `tensors` and `ignored` spell it: task prefix removed, other spellings renamed."""

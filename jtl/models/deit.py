@@ -67,4 +67,5 @@ ARCHITECTURE = Architecture(
     base_class="DeiTModel",
     ignored=(*vit.ARCHITECTURE.ignored, r"(cls|distillation)_classifier\..*"),
     renames=vit.V5_NAMES,
+    in_memory=vit.IN_MEMORY,
 )

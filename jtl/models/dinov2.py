@@ -221,6 +221,7 @@ ARCHITECTURE = Architecture(
     base_class="Dinov2Model",
     ignored=(r"embeddings\.mask_token",),
     renames=vit.V5_ATTENTION,
+    in_memory=vit.IN_MEMORY_ATTENTION,
 )
 WITH_REGISTERS = dataclasses.replace(
     ARCHITECTURE,

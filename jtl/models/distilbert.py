@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ EPSILON = 1e-12
 @dataclasses.dataclass(frozen=True)
 class DistilBertConfig:
     """The dimensions of a DistilBERT, under their names and with their defaults in config.json."""
+
+    model_type: ClassVar[str] = "distilbert"
 
     vocab_size: int = 30522
     max_position_embeddings: int = 512
@@ -68,11 +70,11 @@ class DistilBertConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> DistilBertConfig:
         """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
         only = {"sinusoidal_pos_embds": (False, None)}  # such tables are frozen: a promise we do not keep
-        return architecture.from_hf(cls, config, model_type="distilbert", only=only)
+        return architecture.from_hf(cls, config, model_type=cls.model_type, only=only)
 
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
-        return {"model_type": "distilbert", **dataclasses.asdict(self)}
+        return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
 class Embeddings(nn.Module):

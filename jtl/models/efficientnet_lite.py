@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
@@ -63,6 +63,8 @@ class EfficientNetLiteConfig:
     `crop_padding`: evaluation crops the central square of side
     `image_size / (image_size + crop_padding) * min(height, width)` and resizes it (bicubic) to `image_size`.
     """
+
+    model_type: ClassVar[str] = "efficientnet_lite"
 
     width_coefficient: float = 1.0
     depth_coefficient: float = 1.0
@@ -113,11 +115,11 @@ class EfficientNetLiteConfig:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EfficientNetLiteConfig:
         """From the dict of our config.json (`transformers` has no such model type)."""
-        return architecture.from_hf(cls, config, model_type="efficientnet_lite")
+        return architecture.from_hf(cls, config, model_type=cls.model_type)
 
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
-        return {"model_type": "efficientnet_lite", **dataclasses.asdict(self)}
+        return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
 VARIANTS = {  # width, depth, image size, dropout

@@ -197,6 +197,18 @@ V5_NAMES = (
     (r"mlp\.fc1(?=\.)", "intermediate.dense"),
     (r"mlp\.fc2(?=\.)", "output.dense"),
 )
+IN_MEMORY_ATTENTION = (
+    (r"attention\.attention\.query$", "attention.q_proj"),
+    (r"attention\.attention\.key$", "attention.k_proj"),
+    (r"attention\.attention\.value$", "attention.v_proj"),
+    (r"attention\.output\.dense$", "attention.o_proj"),
+)
+IN_MEMORY = (
+    (r"^encoder\.layer(?=\.\d)", "layers"),
+    *IN_MEMORY_ATTENTION,
+    (r"intermediate\.dense$", "mlp.fc1"),
+    (r"output\.dense$", "mlp.fc2"),
+)
 
 # Checkpoints (hub id: layers x width, heads, patch, image):
 #   google/vit-base-patch16-224-in21k, vit-base-patch16-224: 12 x 768, 12, 16, 224   https://arxiv.org/abs/2010.11929
@@ -214,4 +226,5 @@ ARCHITECTURE = Architecture(
     base_class="ViTModel",
     ignored=(r"pooler\..*", r"embeddings\.mask_token", r"decoder\..*"),
     renames=V5_NAMES,
+    in_memory=IN_MEMORY,
 )

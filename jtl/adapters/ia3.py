@@ -1,0 +1,65 @@
+"""IA3: a learned factor for each output of a layer, or for each of its inputs.
+
+Liu et al. 2022: "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+https://arxiv.org/abs/2205.05638, section 3.3: keys, values and the feed-forward's hidden activations.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtl.adapters.insert import insert
+from jtl.adapters.method import Leaves, Matrix, Method
+from jtl.adapters.site import Site
+from jtl.model import Batch, Model
+
+
+@dataclass(frozen=True)
+class IA3(Method):
+    """The method behind ``ia3``."""
+
+    feedforward: str = ".*/mlp/output"
+
+    def on_inputs(self, site: Site) -> bool:
+        """Whether the inputs of ``site`` are scaled, and not its outputs."""
+        return re.fullmatch(self.feedforward, site.path) is not None
+
+    def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
+        """Ones."""
+        return {"scale": jnp.ones(site.rows if self.on_inputs(site) else site.columns, weight.dtype)}
+
+    def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
+        """W with its rows or its columns scaled."""
+        scale = leaves["scale"]
+        return weight * (scale[:, None] if self.on_inputs(site) else scale[None])
+
+    def bias(self, site: Site, bias: Float[Array, " n"], leaves: Leaves) -> Float[Array, " n"]:
+        """Scaled with the outputs."""
+        return bias if self.on_inputs(site) else bias * leaves["scale"]
+
+
+def ia3(
+    model: Model,
+    *,
+    where: str = ".*/(key|value|mlp/output)",
+    feedforward: str = ".*/mlp/output",
+    key: Array,
+    name: str = "ia3",
+    batch: Batch | None = None,
+) -> Model:
+    """``model`` with IA3 at the layers that ``where`` meets.
+
+    Args:
+        model: a Linen model.
+        where: see ``jtl.adapters.lora``.
+        feedforward: regular expression of the layers whose inputs are scaled, the second of each feed-forward;
+            of all others it is the outputs.
+        key: unused, for all start as ones; every adapter takes it.
+        name: of the adapter and its leaves.
+        batch: see ``jtl.adapters.insert``.
+    """
+    return insert(model, IA3(feedforward), where=where, key=key, name=name, batch=batch)

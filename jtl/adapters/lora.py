@@ -1,0 +1,123 @@
+"""LoRA: W + (alpha / r) A·B, two thin matrices beside a frozen weight.
+
+Hu et al. 2022: "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685, equation 3.
+rsLoRA scales by alpha / sqrt(r) (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732). PiSSA starts from the
+principal singular vectors of W (Meng et al. 2024, https://arxiv.org/abs/2404.02948) and OLoRA from its QR
+decomposition (Buyukakyuz 2024, https://arxiv.org/abs/2406.01775); both take their start away from W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtl.adapters.insert import insert
+from jtl.adapters.method import Leaves, LowRank, Matrix, Pattern, at
+from jtl.adapters.site import Site, SiteError
+from jtl.model import Batch, Model
+
+Start = Literal["kaiming", "pissa", "olora"]
+
+
+@dataclass(frozen=True)
+class LoRA(LowRank):
+    """The method behind ``lora``."""
+
+    rank: int | Pattern = 8
+    alpha: float | Pattern = 16.0
+    stabilised: bool = False
+    dropout: float = 0.0
+    start: Start = "kaiming"
+
+    @property
+    def subtracted(self) -> bool:
+        """Whether W gives up what A·B starts with."""
+        return self.start != "kaiming"
+
+    def scale(self, site: Site, rank: int) -> float:
+        """What multiplies A·B."""
+        return at(self.alpha, site.path, "alpha") / (rank**0.5 if self.stabilised else rank)
+
+    def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
+        """A uniform in ±1/sqrt(m) and B = 0 (for an embedding A = 0 and B normal); or PiSSA's or OLoRA's."""
+        rank = check_rank(site, at(self.rank, site.path, "rank"))
+        if self.start == "pissa":
+            u, s, v = jnp.linalg.svd(weight, full_matrices=False)
+            root = jnp.sqrt(s[:rank] / self.scale(site, rank))
+            return {"a": u[:, :rank] * root[None], "b": root[:, None] * v[:rank]}
+        if self.start == "olora":  # the QR of the transpose, as torch stores W
+            q, r = jnp.linalg.qr(weight.T)
+            return {"a": r[:rank].T, "b": q[:, :rank].T}
+        return kaiming(site, rank, key, weight.dtype)
+
+    def factors(self, site: Site, leaves: Leaves) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
+        """A, and B times the scale."""
+        return leaves["a"], leaves["b"] * self.scale(site, leaves["a"].shape[-1])
+
+
+def kaiming(site: Site, rank: int, key: Array, dtype: Any) -> Leaves:
+    """The usual start, whose product is zero: A uniform in ±1/sqrt(m), B = 0; for an embedding A = 0, B normal."""
+    if site.kind == "embed":
+        return {
+            "a": jnp.zeros((site.rows, rank), dtype),
+            "b": jax.random.normal(key, (rank, site.columns), dtype),
+        }
+    bound = site.rows**-0.5
+    a = jax.random.uniform(key, (site.rows, rank), dtype, -bound, bound)
+    return {"a": a, "b": jnp.zeros((rank, site.columns), dtype)}
+
+
+def check_rank(site: Site, rank: int) -> int:
+    """``rank``, if W can have it; SiteError otherwise."""
+    if not 1 <= rank <= min(site.rows, site.columns):
+        raise SiteError(
+            f"rank {rank} at {site.path}: its weight is {site.rows} x {site.columns}, so a rank lies between 1 and "
+            f"{min(site.rows, site.columns)}"
+        )
+    return rank
+
+
+def lora(
+    model: Model,
+    *,
+    rank: int | Pattern = 8,
+    alpha: float | Pattern | None = None,
+    where: str = ".*/(query|value)",
+    key: Array,
+    stabilised: bool = False,
+    dropout: float = 0.0,
+    start: Start = "kaiming",
+    name: str = "lora",
+    batch: Batch | None = None,
+) -> Model:
+    """``model`` with LoRA at the layers that ``where`` meets.
+
+    Args:
+        model: a Linen model.
+        rank: r; or rules ``((regex of module paths, r), ...)``.
+        alpha: the scale's numerator, or rules likewise; by default 2 r.
+        where: regular expression of module paths: Dense, DenseGeneral, Conv or Embed layers.
+        key: for A.
+        stabilised: rsLoRA: scale by alpha / sqrt(r).
+        dropout: of the input of A, while training.
+        start: ``kaiming``, ``pissa`` or ``olora``.
+        name: of the adapter and its leaves.
+        batch: see ``jtl.adapters.insert``.
+    """
+    method = LoRA(*rules(rank, alpha), stabilised, dropout, start)
+    return insert(model, method, where=where, key=key, name=name, batch=batch)
+
+
+def rules(rank: int | Pattern, alpha: float | Pattern | None) -> tuple[int | Pattern, float | Pattern]:
+    """Rank and alpha as a method keeps them: rules as tuples, alpha by default 2 r."""
+    if not isinstance(rank, int):
+        rank = tuple((pattern, int(own)) for pattern, own in rank)
+    if alpha is None:
+        return rank, 2.0 * rank if isinstance(rank, int) else tuple((pattern, 2.0 * r) for pattern, r in rank)
+    if isinstance(alpha, (int, float)):
+        return rank, float(alpha)
+    return rank, tuple((pattern, float(own)) for pattern, own in alpha)
