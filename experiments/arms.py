@@ -14,15 +14,24 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from jtl import data, features, finetune, heads, pretrained, tree
+from jtl import adapters, data, features, finetune, heads, pretrained, tree
 from jtl.data import image, text
 from jtl.data.loader import Batches, loader
 from jtl.model import Model, with_base
 from jtl.tasks import Classify, accuracy, expected_calibration_error, macro_f1
 from jtl.train import Checkpoints, Fitted, Step, adamw, fit, make_step, outputs, predict, schedule
 
-Technique = Literal["scratch", "head", "lp_ft", "full", "layerwise", "gradual", "l2_sp"]
+Technique = Literal[
+    "scratch", "head", "lp_ft", "full", "layerwise", "gradual", "l2_sp", "lora", "dora", "loha", "lokr", "ia3"
+]  # fmt: skip
 TECHNIQUES: tuple[str, ...] = get_args(Technique)
+
+# Adapters go into every layer of the body but depthwise ones; IA3 into those of its paper.
+ADAPTERS = ("lora", "dora", "loha", "lokr", "ia3")
+WHERE = {
+    "text": {"ia3": ".*/(key|value|mlp/output)", "other": "encoder/.*(query|key|value|output|intermediate)"},
+    "image": {"other": "layer_.*/(expand|project)"},
+}
 
 # Peak learning rates of AdamW, found by experiments.tune: 256 examples, 60 updates, two seeds apart from those of
 # the other experiments; for `scratch` on texts, which learns nothing from so little, all examples and 300 updates.
@@ -226,7 +235,8 @@ def run_arm(
         task: with its training examples already chosen.
         technique: ``scratch`` (the same architecture, random weights), ``head`` (frozen body, on cached
             features), ``lp_ft`` (the probe's head first), ``full``, ``layerwise`` (rates decay by 0.8 a layer),
-            ``gradual`` (unfreezing, a group at a time over the first half), ``l2_sp``.
+            ``gradual`` (unfreezing, a group at a time over the first half), ``l2_sp``; or one of ``ADAPTERS``
+            at its usual rank, beside a trainable head.
         seed: of the head, dropout and the order of examples.
         budget: how long to train.
         rate: peak learning rate; by default that of ``RATES``.
@@ -298,6 +308,10 @@ def start(task: Task, technique: str, key: jax.Array) -> Model:
     if technique == "scratch":
         trunk = _quick_statistics(pretrained.scratch(task.model_name, key=jax.random.fold_in(key, 1)))
     model = heads.classifier(trunk, task.classes, key=key)
+    if technique in ADAPTERS:
+        insert = getattr(adapters, technique)
+        where = WHERE[task.dataset.kind]
+        return insert(model, where=where.get(technique, where["other"]), key=jax.random.fold_in(key, 2))
     if technique != "lp_ft":
         return model
     head = heads.find(model)
@@ -326,6 +340,8 @@ def build_step(task: Task, technique: str, model: Model, steps: int, rate: float
     elif technique == "gradual":
         depth = max(jax.tree.leaves(finetune.depths(model)))
         labels = finetune.gradual_unfreezing(model, every=max(1, steps // (2 * depth)))
+    elif technique in ADAPTERS:
+        labels = finetune.train_only(model, rf"(.*/)?{technique}/.*|head/.*")
     elif technique == "l2_sp":
         loss = loss + finetune.L2SP(task.pretrained.params, alpha=0.01, beta=0.01)
     decay = 0.0 if technique in ("l2_sp", "head") else budget.weight_decay

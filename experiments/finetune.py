@@ -24,7 +24,7 @@ import numpy as np
 from experiments import arms
 from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
-from jtl import data, pretrained
+from jtl import adapters, data, pretrained
 from jtl.train import figures
 from jtl.train.report import (
     Result,
@@ -69,7 +69,7 @@ class Finetune(Config):
     label_column: str | None = None
     """Column of the labels in your own file."""
     save: bool = False
-    """Also save the adapted model as a Hugging Face folder, OUT/model."""
+    """Also save the adapted model as a Hugging Face folder, OUT/model; adapters are merged into its weights."""
 
 
 def run(config: Finetune) -> Result:
@@ -137,7 +137,8 @@ def run(config: Finetune) -> Result:
     if config.save:
         names = dict(enumerate(task.dataset.classes))
         reader = config.model if task.dataset.kind == "text" else None
-        pretrained.save(last.model, out / "model", tokenizer=reader, id2label=names, overwrite=config.resume)
+        model = adapters.merge(last.model) if config.technique in arms.ADAPTERS else last.model
+        pretrained.save(model, out / "model", tokenizer=reader, id2label=names, overwrite=config.resume)
     return result
 
 

@@ -12,6 +12,6 @@ from jtl.pretrained import load, save
 
 __all__ = [
     "Aux", "Loss", "Mode", "Model",
-    "adapters", "data", "features", "finetune", "heads", "load", "loss", "model", "pretrained", "save", "tasks", "train", "tree",
-    "wrap",
+    "adapters", "data", "features", "finetune", "heads", "load", "loss", "model", "pretrained", "save", "tasks",
+    "train", "tree", "wrap",
 ]  # fmt: skip
