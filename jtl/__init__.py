@@ -5,13 +5,27 @@ exist), *labels* (which of them train, and how fast), *loss* (what they minimise
 update is taken).
 """
 
-from jtl import adapters, data, features, finetune, heads, loss, model, pretrained, tasks, train, tree, wrap
+from jtl import (
+    adapters,
+    data,
+    features,
+    finetune,
+    heads,
+    loss,
+    merging,
+    model,
+    pretrained,
+    tasks,
+    train,
+    tree,
+    wrap,
+)
 from jtl.loss import Aux, Loss
 from jtl.model import Mode, Model
 from jtl.pretrained import load, save
 
 __all__ = [
     "Aux", "Loss", "Mode", "Model",
-    "adapters", "data", "features", "finetune", "heads", "load", "loss", "model", "pretrained", "save", "tasks",
-    "train", "tree", "wrap",
+    "adapters", "data", "features", "finetune", "heads", "load", "loss", "merging", "model", "pretrained", "save",
+    "tasks", "train", "tree", "wrap",
 ]  # fmt: skip

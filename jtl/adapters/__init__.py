@@ -1,6 +1,7 @@
 """Adapters: parameter-efficient fine-tuning as leaves beside a frozen model's weights."""
 
 from jtl.adapters.dora import DoRA, dora
+from jtl.adapters.extract import extract
 from jtl.adapters.ia3 import IA3, ia3
 from jtl.adapters.insert import Adapter, insert, merge
 from jtl.adapters.lora import LoRA, lora
@@ -10,5 +11,5 @@ from jtl.adapters.site import Site, SiteError, find
 
 __all__ = [
     "Adapter", "DoRA", "IA3", "LoHa", "LoKr", "LoRA", "LowRank", "Method", "Site", "SiteError",
-    "dora", "find", "ia3", "insert", "loha", "lokr", "lora", "merge",
+    "dora", "extract", "find", "ia3", "insert", "loha", "lokr", "lora", "merge",
 ]  # fmt: skip

@@ -276,3 +276,19 @@ def test_bad_input(net):
         adapters.merge(put(net, "lora"), "x")
     with pytest.raises(ValueError, match="not of jtl.models: pass batch="):
         adapters.lora(net, where="conv", key=jax.random.key(0))
+
+
+def test_extract_gives_back_what_was_merged(net):
+    where = "embed|conv|layers/first"
+    adapted = stirred(put(net, "lora", where=where))
+    again = adapters.extract(net, adapters.merge(adapted), rank=2, where=where, batch=IDS)
+    close(again(IDS), adapted(IDS), atol=1e-4)
+    # A lower rank keeps the largest singular values.
+    change = np.asarray(adapters.merge(adapted).params["conv"]["kernel"] - net.params["conv"]["kernel"])
+    own = adapters.extract(net, adapters.merge(adapted), rank=1, where="conv", batch=IDS).params["conv"][
+        "lora"
+    ]
+    u, s, v = np.linalg.svd(change.reshape(24, 8), full_matrices=False)
+    np.testing.assert_allclose(own["a"] @ own["b"], s[0] * np.outer(u[:, 0], v[0]), atol=1e-5)
+    with pytest.raises(ValueError, match="conv/kernel: the tuned model has nothing where"):
+        adapters.extract(net, net.with_params({}), rank=1, where="conv", batch=IDS)

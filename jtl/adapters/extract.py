@@ -1,0 +1,53 @@
+"""An adapter out of two models: the difference of their weights, as well as rank r can say it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtl import tree
+from jtl.adapters.insert import Adapter, place
+from jtl.adapters.lora import LoRA, check_rank
+from jtl.adapters.site import find
+from jtl.model import Batch, Model
+
+
+def extract(
+    start: Model, tuned: Model, *, rank: int, where: str, name: str = "lora", batch: Batch | None = None
+) -> Model:
+    """``start`` with the LoRA that is nearest to ``tuned``: the truncated SVD of each weight's difference.
+
+    Eckart and Young 1936: no A·B of rank r is nearer in the Frobenius norm. Leaves that ``where`` does not meet stay
+    those of ``start``.
+
+    Args:
+        start: the model before fine-tuning.
+        tuned: the model after it, with leaves of the same paths and shapes at the layers that ``where`` meets.
+        rank: r.
+        where: regular expression of module paths: see ``jtl.adapters.find``.
+        name: of the adapter.
+        batch: see ``jtl.adapters.insert``.
+
+    Raises ValueError if ``tuned`` lacks such a leaf or has another shape there.
+    """
+    sites = find(start, where, batch)
+    before, after = tree.flatten(start.params), tree.flatten(tuned.params)
+    leaves: dict[str, Array] = {}
+    for site in sites:
+        old, new = before[place(site)], after.get(place(site))
+        if new is None or new.shape != old.shape:
+            found = "nothing" if new is None else f"shape {new.shape}"
+            raise ValueError(f"{place(site)}: the tuned model has {found} where {old.shape} is needed")
+        truncated = lambda w, r=check_rank(site, rank), site=site: _truncated(site.matrix(w), r)  # noqa: E731
+        for _ in site.stack:
+            truncated = jax.vmap(truncated)
+        a, b = truncated(new - old)
+        leaves |= {place(site, name, "a"): a, place(site, name, "b"): b}
+    return start.with_technique(Adapter(name, LoRA(rank, float(rank)), sites), tree.nest(leaves))
+
+
+def _truncated(matrix: Float[Array, "m n"], rank: int) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
+    u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+    root = jnp.sqrt(s[:rank])
+    return u[:, :rank] * root[None], root[:, None] * v[:rank]

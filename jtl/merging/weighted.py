@@ -1,0 +1,112 @@
+"""Averages that weigh each model's entries by how much they matter to it: Fisher merging and RegMean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jtl import tree
+from jtl.merging.check import same
+from jtl.model import Batch, Mode, Model
+
+
+def fisher_average(
+    params: Sequence[PyTree],
+    fishers: Sequence[PyTree],
+    weights: Sequence[float] | None = None,
+    floor: float = 1e-6,
+) -> PyTree:
+    """``sum of weight * F * theta / sum of weight * F``, entry by entry.
+
+    Matena and Raffel 2022: "Merging models with Fisher-weighted averaging", https://arxiv.org/abs/2111.09832,
+    equation 4.
+
+    Args:
+        params: the models.
+        fishers: the diagonal Fisher of each, of the same structure (``jtl.finetune.fisher``).
+        weights: of each model; by default equal.
+        floor: the least Fisher, so that entries which matter to no model are averaged.
+    """
+    same([*params, *fishers])
+    weights = [1.0] * len(params) if weights is None else weights
+    if not len(params) == len(fishers) == len(weights):
+        raise ValueError(
+            f"{len(params)} models, {len(fishers)} Fishers and {len(weights)} weights: as many of each"
+        )
+    floored = [
+        jax.tree.map(lambda f, w=weight: w * jnp.maximum(f, floor), own)
+        for own, weight in zip(fishers, weights, strict=True)
+    ]
+    above = [jax.tree.map(jnp.multiply, f, p) for f, p in zip(floored, params, strict=True)]
+    total = lambda trees: jax.tree.map(lambda *leaves: sum(leaves), *trees)  # noqa: E731
+    return jax.tree.map(jnp.divide, total(above), total(floored))
+
+
+def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array, "m m"]]:
+    """X^T X of the inputs X (rows, m) of every Dense layer, by the path of its kernel, over all batches.
+
+    Padding counts like any input, as the layer sees it; give batches without it if that matters.
+    """
+
+    def grams(model: Model, batch: Batch) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+
+        def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                x = jax.tree.leaves((args, kwargs))[0]
+                rows = x.reshape(-1, x.shape[-1])
+                found["/".join((*context.module.path, "kernel"))] = rows.T @ rows
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(record):
+            model.run(batch, Mode())
+        return found
+
+    total: dict[str, Array] | None = None
+    compiled = jax.jit(grams)
+    for batch in batches:
+        own = compiled(model, batch)
+        total = own if total is None else tree.add(total, own)
+    if total is None:
+        raise ValueError("there are no batches to take Gram matrices of")
+    return total
+
+
+def regmean(
+    params: Sequence[PyTree], grams: Sequence[Mapping[str, Float[Array, "m m"]]], shrink: float = 0.9
+) -> PyTree:
+    """RegMean: linear layers that predict, in least squares, what each model's would on its own inputs.
+
+    Jin et al. 2023: "Dataless knowledge fusion by merging weights of language models",
+    https://arxiv.org/abs/2212.09849, equation 2: ``(sum G_i)^-1 sum G_i W_i`` with the off-diagonal entries of each
+    Gram matrix multiplied by ``shrink``. Leaves without a Gram matrix are averaged.
+
+    Args:
+        params: the models.
+        grams: of each model on its own data: see ``input_grams``.
+        shrink: 0.9 in the paper for most models; 1 is plain least squares.
+
+    Raises ValueError if models and Gram matrices do not fit.
+    """
+    same(params)
+    same(list(grams))
+    if len(params) != len(grams):
+        raise ValueError(f"{len(params)} models and {len(grams)} sets of Gram matrices: as many of each")
+    leaves = [tree.flatten(own) for own in params]
+    if unknown := sorted(grams[0].keys() - leaves[0].keys()):
+        raise ValueError(f"Gram matrices of leaves that the models lack: {unknown[:5]}")
+    merged = {path: sum(own[path] for own in leaves) / len(leaves) for path in leaves[0]}
+    for path in grams[0]:
+        shrunk = [shrink * g[path] + (1 - shrink) * jnp.diag(jnp.diag(g[path])) for g in grams]
+        right = sum(g @ own[path] for g, own in zip(shrunk, leaves, strict=True))
+        # A direction that no input has is undetermined; this keeps it at the average of the models.
+        total = jnp.stack(shrunk).sum(0)
+        ridge = 1e-6 * jnp.trace(total) / len(total)
+        system = total + ridge * jnp.eye(len(total))
+        merged[path] = jnp.linalg.solve(system, right + ridge * merged[path])
+    return tree.nest(merged)
