@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +11,7 @@ from jaxtyping import Array, Float
 from jtl import tree
 from jtl.adapters.insert import Adapter, place
 from jtl.adapters.lora import LoRA, check_rank
-from jtl.adapters.site import find
+from jtl.adapters.site import Site, find
 from jtl.model import Batch, Model
 
 
@@ -39,15 +41,15 @@ def extract(
         if new is None or new.shape != old.shape:
             found = "nothing" if new is None else f"shape {new.shape}"
             raise ValueError(f"{place(site)}: the tuned model has {found} where {old.shape} is needed")
-        truncated = lambda w, r=check_rank(site, rank), site=site: _truncated(site.matrix(w), r)  # noqa: E731
+        factors = partial(_factors, site, check_rank(site, rank))
         for _ in site.stack:
-            truncated = jax.vmap(truncated)
-        a, b = truncated(new - old)
+            factors = jax.vmap(factors)
+        a, b = factors(new - old)
         leaves |= {place(site, name, "a"): a, place(site, name, "b"): b}
     return start.with_technique(Adapter(name, LoRA(rank, float(rank)), sites), tree.nest(leaves))
 
 
-def _truncated(matrix: Float[Array, "m n"], rank: int) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
-    u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+def _factors(site: Site, rank: int, change: Array) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
+    u, s, v = jnp.linalg.svd(site.matrix(change), full_matrices=False)
     root = jnp.sqrt(s[:rank])
     return u[:, :rank] * root[None], root[:, None] * v[:rank]
