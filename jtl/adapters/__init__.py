@@ -1,5 +1,6 @@
 """Adapters: parameter-efficient fine-tuning as leaves beside a frozen model's weights."""
 
+from jtl.adapters import peft
 from jtl.adapters.dora import DoRA, dora
 from jtl.adapters.extract import extract
 from jtl.adapters.ia3 import IA3, ia3
@@ -11,5 +12,5 @@ from jtl.adapters.site import Site, SiteError, find
 
 __all__ = [
     "Adapter", "DoRA", "IA3", "LoHa", "LoKr", "LoRA", "LowRank", "Method", "Site", "SiteError",
-    "dora", "extract", "find", "ia3", "insert", "loha", "lokr", "lora", "merge",
+    "dora", "extract", "find", "ia3", "insert", "loha", "lokr", "lora", "merge", "peft",
 ]  # fmt: skip
