@@ -114,10 +114,10 @@ class Step:
         # A jtl loss is a pytree and enters as an argument, so that its leaves are not baked in as constants;
         # a plain function is static.
         plain = jax.tree_util.all_leaves([loss])
-        self._loss_leaves: Any = None if plain else loss
+        self.loss_leaves: Any = None if plain else loss
         self._loss_def: Any = loss if plain else None
         # Frozen leaves stay the caller's; all else was copied by `init` and is reused in place.
-        self._compiled = jax.jit(self._update, donate_argnums=0)
+        self._compiled = jax.jit(self.update, donate_argnums=0)
 
     def init(self, model: Model, key: Array) -> TrainState:
         """The state before the first step. The model's own arrays stay valid.
@@ -128,7 +128,7 @@ class Step:
         if self.mesh is None:
             return state
         # Once, since every step would move them again, or refuse them if they were made on one device.
-        self._loss_leaves = jax.device_put(self._loss_leaves, meshes.replicated(self.mesh))
+        self.loss_leaves = jax.device_put(self.loss_leaves, meshes.replicated(self.mesh))
         return meshes.place(state, self.mesh, self.sharding)
 
     def _fresh(self, model: Model, key: Array) -> TrainState:
@@ -153,7 +153,7 @@ class Step:
 
         Returns the next state and the metrics of the batch, among them ``loss`` and ``gradient_norm``.
         """
-        changed, metrics = self._compiled(state.replace(frozen=None), state.frozen, self._loss_leaves, batch)
+        changed, metrics = self._compiled(state.replace(frozen=None), state.frozen, self.loss_leaves, batch)
         return changed.replace(frozen=state.frozen), metrics
 
     def lower(self, model: Model, batch: Batch) -> Any:
@@ -163,7 +163,7 @@ class Step:
         fits a TPU slice, for example. ``model`` and ``batch`` hold arrays or ``jax.ShapeDtypeStruct``s.
         """
         state = jax.eval_shape(self._fresh, model, jax.random.key(0))
-        loss, batch = jax.eval_shape(lambda values: values, (self._loss_leaves, batch))
+        loss, batch = jax.eval_shape(lambda values: values, (self.loss_leaves, batch))
         if self.mesh is not None:
             state = meshes.described(state, meshes.shardings(state, self.mesh, self.sharding))
             rows, whole = meshes.rows(self.mesh), meshes.replicated(self.mesh)
@@ -183,9 +183,10 @@ class Step:
             )
         return self.labels
 
-    def _update(
+    def update(
         self, state: TrainState, frozen: Model, loss: Any, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
+        """The update itself, pure and not compiled; ``loss`` is ``loss_leaves``, and the state has no frozen part."""
         loss = self._loss_def if loss is None else loss
         step_key = jax.random.fold_in(state.key, state.step)
         batch = meshes.shard_batch(batch, self.mesh)

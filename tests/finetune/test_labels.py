@@ -112,7 +112,7 @@ def test_groups_must_cover_all(model):
 def test_gradual_unfreezing_frees_from_the_top_in_one_compilation(model, batch):
     labels = finetune.gradual_unfreezing(model, every=2)
     step = make_step(Classify(), optax.adamw(1e-2, weight_decay=0.1), labels)
-    step._compiled = jax.jit(chex.assert_max_traces(step._update, n=1), donate_argnums=0)
+    step._compiled = jax.jit(chex.assert_max_traces(step.update, n=1), donate_argnums=0)
     state = step.init(model, jax.random.key(0))
     order = ["head", "encoder/layer_1", "encoder/layer_0", "embeddings"]
     for update in range(2 * len(order)):

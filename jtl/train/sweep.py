@@ -1,0 +1,107 @@
+"""Many runs in one program: a train step over N models that share their frozen leaves.
+
+N adapters, heads, seeds or learning rates train over *one* frozen backbone: it is held once, the program is
+compiled once, and every product of the N runs is one batched product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jtl import tree
+from jtl.model import Batch, Model
+from jtl.train.step import Step, TrainState
+
+
+class Sweep:
+    """``step`` over N runs: see ``sweep``."""
+
+    def __init__(self, step: Step, own_batches: bool) -> None:
+        self.step = step
+        axes = (0, None, None, 0 if own_batches else None)
+        self._compiled = jax.jit(jax.vmap(step.update, in_axes=axes), donate_argnums=0)
+
+    def init(self, models: Sequence[Model], keys: Array, rates: Sequence[float] | None = None) -> TrainState:
+        """The state of N runs before their first step: every array but the frozen ones has a first axis of N.
+
+        Args:
+            models: one for each run; what does not train is the same in all.
+            keys: a random key for each run.
+            rates: a peak learning rate for each run, with an optimiser of ``jtl.train.adamw(schedule(...))``;
+                by default that of the optimiser.
+
+        Raises:
+            ValueError: the numbers differ; the models' frozen leaves do; or the optimiser's rate is no schedule.
+        """
+        if not len(models) == len(keys) == len(models if rates is None else rates):
+            raise ValueError(
+                f"{len(models)} models, {len(keys)} keys and {'no' if rates is None else len(rates)} rates: "
+                "one of each for every run"
+            )
+        states = [self.step.init(model, key) for model, key in zip(models, keys, strict=True)]
+        if rates is not None:
+            states = [_with_peak(state, rate) for state, rate in zip(states, rates, strict=True)]
+        for i, state in enumerate(states):
+            _check_frozen(states[0].frozen, state.frozen, i)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(s.replace(frozen=None) for s in states))
+        return stacked.replace(frozen=states[0].frozen)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One update of every run; the metrics have a first axis of N. ``state`` must not be used again."""
+        changed, metrics = self._compiled(
+            state.replace(frozen=None), state.frozen, self.step.loss_leaves, batch
+        )
+        return changed.replace(frozen=state.frozen), metrics
+
+
+def sweep(step: Step, *, own_batches: bool = False) -> Sweep:
+    """N runs of ``step`` in one program, as ``make_step`` is for one.
+
+    ``state = runs.init(models, keys, rates)``, then ``state, metrics = runs(state, batch)``; ``run_of`` picks one.
+
+    Args:
+        step: a step for one device.
+        own_batches: give each run a batch of its own, of arrays (N, B, ...), and not all the same one.
+
+    Raises ValueError for a step over a mesh.
+    """
+    if step.mesh is not None:
+        raise ValueError("a sweep runs on one device: make its step without a mesh")
+    return Sweep(step, own_batches)
+
+
+def run_of(state: TrainState, index: int) -> TrainState:
+    """The state of one run out of those of a sweep; its ``model`` is that run's."""
+    one = jax.tree.map(lambda leaf: leaf[index], state.replace(frozen=None))
+    return one.replace(frozen=state.frozen)
+
+
+def _with_peak(state: TrainState, rate: float) -> TrainState:
+    try:
+        return state.replace(opt_state=optax.tree.set(state.opt_state, peak=jnp.asarray(rate, jnp.float32)))
+    except KeyError as error:
+        raise ValueError(
+            "rates need an optimiser whose peak is part of its state: adamw(schedule(...))"
+        ) from error
+
+
+def _check_frozen(first: Any, other: Any, index: int) -> None:
+    if other.replace(variables={}) != first.replace(variables={}):
+        raise ValueError(
+            f"model {index} computes another function than model 0: the techniques must be equal"
+        )
+    one, two = tree.flatten(first.params), tree.flatten(other.params)
+    differ = [
+        path for path in one if one[path] is not two[path] and not jnp.array_equal(one[path], two[path])
+    ]
+    if differ:
+        raise ValueError(
+            f"model {index} differs from model 0 in {len(differ)} frozen leaves, such as {differ[0]!r}: runs of a "
+            "sweep share what does not train"
+        )
