@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jtl import tree
 from jtl.adapters import forward as forwards
-from jtl.adapters.method import Method
+from jtl.adapters.method import Leaves, Method
 from jtl.adapters.site import Site, find
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
@@ -45,6 +45,7 @@ class Adapter:
         """``forward`` with the adapted layers in place of the plain ones."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
+            shared = variables.get(self.name, {})
             within: list[str] = []  # the layer whose adapted form is running
 
             def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -56,7 +57,7 @@ class Adapter:
                 within.append(site.path)
                 try:
                     return forwards.run(
-                        site, self.method, context.module, own, leaves[self.name],
+                        site, self.method, context.module, own, {**leaves[self.name], **shared},
                         context.method_name, args, kwargs, train=mode.train,
                     )  # fmt: skip
                 finally:
@@ -110,10 +111,11 @@ def insert(
         own = _init(method, site, params[place(site)], tree.fold_path(key, site.path))
         leaves |= {place(site, name, leaf): value for leaf, value in own.items()}
         if method.subtracted:
-            params[place(site)] = 2 * params[place(site)] - _fold(method, site, params[place(site)], own)
-    return model.with_params(tree.nest(params)).with_technique(
-        Adapter(name, method, sites), tree.nest(leaves)
-    )
+            params[place(site)] = 2 * params[place(site)] - _fold(method, site, params[place(site)], own, {})
+    if shared := method.shared(sites, key):
+        model = model.replace(variables={**model.variables, name: shared})
+    adapter = Adapter(name, method, sites)
+    return model.with_params(tree.nest(params)).with_technique(adapter, tree.nest(leaves))
 
 
 def merge(model: Model, name: str | None = None) -> Model:
@@ -131,15 +133,18 @@ def merge(model: Model, name: str | None = None) -> Model:
         raise ValueError(f"the model has no adapter{'' if name is None else f' {name!r}'}; it has {there}")
     params = tree.flatten(model.params)
     for adapter in chosen:
+        shared = model.variables.get(adapter.name, {})
         for site in adapter.sites:
             prefix = place(site, adapter.name, "")
             mine = [path for path in params if path.startswith(prefix)]
             own = {path.removeprefix(prefix): params.pop(path) for path in mine}
             for leaf in (site.weight, "bias"):
                 if (path := place(site, leaf)) in params:
-                    params[path] = _fold(adapter.method, site, params[path], own, leaf)
+                    params[path] = _fold(adapter.method, site, params[path], own, shared, leaf)
     kept = tuple(t for t in model.techniques if t not in chosen)
-    return model.with_params(tree.nest(params)).replace(techniques=kept)
+    names = {adapter.name for adapter in chosen}
+    collections = {name: leaves for name, leaves in model.variables.items() if name not in names}
+    return model.replace(variables={**collections, "params": tree.nest(params)}, techniques=kept)
 
 
 def place(site: Site, *names: str) -> str:
@@ -156,11 +161,14 @@ def _init(method: Method, site: Site, weight: Array, key: Array) -> dict[str, Ar
     return init(weight, jax.random.split(key, site.stack) if site.stack else key)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 4))
-def _fold(method: Method, site: Site, leaf: Array, own: dict[str, Array], name: str | None = None) -> Array:
+@partial(jax.jit, static_argnums=(0, 1, 5))
+def _fold(
+    method: Method, site: Site, leaf: Array, own: Leaves, shared: Leaves, name: str | None = None
+) -> Array:
     """The weight (or the leaf ``name``) with the adapter in it, in every layer of a stack."""
 
-    def one(leaf: Array, own: dict[str, Array]) -> Array:
+    def one(leaf: Array, own: Leaves) -> Array:
+        own = {**own, **shared}
         if name == "bias":
             return method.bias(site, leaf.ravel(), own).reshape(leaf.shape)
         return method.weight(site, site.matrix(leaf), own).reshape(leaf.shape)

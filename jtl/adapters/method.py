@@ -57,6 +57,10 @@ class Method:
                 f"it supports {', '.join(self.kinds)}"
             )
 
+    def shared(self, sites: tuple[Site, ...], key: Array) -> Leaves:
+        """Arrays that all sites share and that never train; each site sees them among its leaves."""
+        return {}
+
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
         """The leaves of one layer, such that the model computes what it did before."""
         raise TypeError(f"{type(self).__name__} does not define init")

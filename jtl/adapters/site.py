@@ -76,7 +76,7 @@ def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ..
     if not isinstance(model.base, Linen):
         raise ValueError(f"adapters go into Linen layers; this model wraps {type(model.base).__name__}")
     plain = model.replace(techniques=tuple(t for t in model.techniques if isinstance(t, Head)))
-    sites, others = _probe(plain, _example(model) if batch is None else batch)
+    sites, others = _probe(plain, example(model) if batch is None else batch)
     met = [path for path in (*sites, *others) if re.fullmatch(where, path)]
     found = tuple(sites[path] for path in met if path in sites)
     wrong = [f"{path} ({others[path]})" for path in met if others.get(path)]
@@ -95,7 +95,9 @@ def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ..
     return found
 
 
-def _example(model: Model) -> Batch:
+def example(model: Model) -> Batch:
+    """A smallest batch for a model of ``jtl.models``; ValueError for any other."""
+    """A smallest batch for a model of ``jtl.models``; ValueError for any other."""
     name = getattr(model.config, "model_type", None)
     if name not in ARCHITECTURES:
         raise ValueError("this model is not of jtl.models: pass batch=, a smallest batch to trace it with")

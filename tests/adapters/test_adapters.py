@@ -19,6 +19,7 @@ METHODS = {
     "loha": adapters.loha,
     "lokr": adapters.lokr,
     "ia3": adapters.ia3,
+    "vera": adapters.vera,
 }
 
 
@@ -108,8 +109,8 @@ def test_a_stack_equals_its_layers_unrolled(net, method):
     params = dict(adapted.params)
     stack = params.pop("layers")
     params |= {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(3)}
-    plain = models.linen(Net(stacked=False), {"params": params})
-    sites = adapters.find(models.linen(Net(stacked=False), {"params": params}), "layer_./first", IDS)
+    plain = models.linen(Net(stacked=False), {**adapted.variables, "params": params})
+    sites = adapters.find(plain, "layer_./first", IDS)
     technique = adapted.techniques[0]
     unrolled = plain.replace(techniques=(adapters.Adapter(technique.name, technique.method, sites),))
     close(unrolled(IDS), adapted(IDS))

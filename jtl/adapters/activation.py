@@ -1,0 +1,207 @@
+"""Adapters of activations: small networks on what a module gives, with leaves beside that module's own.
+
+Bottleneck adapters: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751 (after attention and MLP); Pfeiffer et al.
+2021, https://arxiv.org/abs/2005.00247 (after the MLP alone); in parallel, He et al. 2022,
+https://arxiv.org/abs/2110.04366. LoReFT: Wu et al. 2024, "ReFT", https://arxiv.org/abs/2404.03592, equation 2.
+They change no weight, so they cannot be merged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jtl import tree
+from jtl.adapters.method import Leaves
+from jtl.adapters.site import SiteError, example
+from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+
+
+@runtime_checkable
+class Change(Protocol):
+    """A frozen dataclass: leaves for activations of a width, and what they make of one."""
+
+    def init(self, inputs: int, width: int, key: Array) -> Leaves:
+        """The leaves at a module that takes ``inputs`` features and gives ``width``."""
+        ...
+
+    def __call__(
+        self, leaves: Leaves, x: Float[Array, "*B m"], y: Float[Array, "*B n"]
+    ) -> Float[Array, "*B n"]:
+        """The new output of a module with input ``x`` and output ``y``."""
+        ...
+
+
+@dataclass(frozen=True)
+class ActivationAdapter:
+    """The technique: the outputs of the modules at ``paths`` pass through ``change``."""
+
+    name: str
+    change: Change
+    paths: tuple[str, ...]
+
+    def wrap(self, forward: Forward) -> Forward:
+        """``forward`` with changed activations."""
+        met = frozenset(self.paths)
+
+        def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
+            def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+                y = call(*args, **kwargs)
+                if context.method_name != "__call__" or "/".join(context.module.path) not in met:
+                    return y
+                leaves = context.module.variables["params"][self.name]
+                return self.change(leaves, jax.tree.leaves((args, kwargs))[0], y).astype(y.dtype)
+
+            with nn.intercept_methods(intercept):
+                return forward(variables, batch, mode, key)
+
+        return run
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """y + up(relu(down(y))), or of x in parallel: see ``bottleneck``."""
+
+    width: int = 16
+    parallel: bool = False
+    scale: float = 1.0
+
+    def init(self, inputs: int, width: int, key: Array) -> Leaves:
+        """Down normal with deviation 0.01 (Houlsby), up 0."""
+        down = 0.01 * jax.random.normal(key, (inputs if self.parallel else width, self.width))
+        return {
+            "down": down,
+            "down_bias": jnp.zeros(self.width),
+            "up": jnp.zeros((self.width, width)),
+            "up_bias": jnp.zeros(width),
+        }
+
+    def __call__(
+        self, leaves: Leaves, x: Float[Array, "*B m"], y: Float[Array, "*B n"]
+    ) -> Float[Array, "*B n"]:
+        """Apply it."""
+        hidden = nn.relu(_affine(x if self.parallel else y, leaves["down"], leaves["down_bias"]))
+        return y + self.scale * _affine(hidden, leaves["up"], leaves["up_bias"])
+
+
+@dataclass(frozen=True)
+class LoReFT:
+    """y + R^T (W y + b - R y) with orthonormal rows R (r, n): see ``loreft``."""
+
+    rank: int = 4
+
+    def init(self, inputs: int, width: int, key: Array) -> Leaves:
+        """R random; W = R and b = 0, so that nothing changes."""
+        r = jax.random.normal(key, (width, self.rank))
+        return {"r": r, "w": orthonormal(r), "b": jnp.zeros(self.rank)}
+
+    def __call__(
+        self, leaves: Leaves, x: Float[Array, "*B m"], y: Float[Array, "*B n"]
+    ) -> Float[Array, "*B n"]:
+        """Apply it."""
+        r = orthonormal(leaves["r"])
+        return y + (_affine(y, leaves["w"], leaves["b"]) - y @ r) @ r.T
+
+
+def orthonormal(matrix: Float[Array, "n r"]) -> Float[Array, "n r"]:
+    """Orthonormal columns of the same span, by QR with a positive diagonal."""
+    q, triangle = jnp.linalg.qr(matrix)
+    return q * jnp.sign(jnp.diagonal(triangle))[None]
+
+
+def _affine(x: Array, kernel: Array, bias: Array) -> Array:
+    y = x @ kernel
+    return y + jnp.expand_dims(bias, range(y.ndim - 1))
+
+
+def bottleneck(
+    model: Model,
+    *,
+    width: int = 16,
+    where: str = ".*/mlp",
+    parallel: bool = False,
+    scale: float = 1.0,
+    key: Array,
+    name: str = "bottleneck",
+    batch: Batch | None = None,
+) -> Model:
+    """``model`` with a bottleneck after the modules that ``where`` meets.
+
+    Args:
+        model: a Linen model.
+        width: of the bottleneck.
+        where: ``.*/mlp`` as Pfeiffer et al., ``.*/(attention|mlp)`` as Houlsby et al.: before the residual sum.
+        parallel: read the module's input and not its output (He et al.).
+        scale: what multiplies the bottleneck's output.
+        key: for the new leaves.
+        name: of the adapter and its leaves.
+        batch: a smallest batch, for a model that is not of ``jtl.models``.
+
+    Raises:
+        RuleError: ``where`` meets no module.
+        SiteError: it meets a module that does not give one array.
+    """
+    return _insert(model, Bottleneck(width, parallel, scale), where, key, name, batch)
+
+
+def loreft(
+    model: Model,
+    *,
+    rank: int = 4,
+    where: str = ".*/layer_[0-9]+",
+    key: Array,
+    name: str = "loreft",
+    batch: Batch | None = None,
+) -> Model:
+    """``model`` with LoReFT on the outputs of the modules that ``where`` meets, at every position.
+
+    The paper intervenes at some positions of a prompt; at all of them is its form for encoders. ``rank`` is that of
+    R; the other arguments are those of ``bottleneck``.
+    """
+    return _insert(model, LoReFT(rank), where, key, name, batch)
+
+
+def _insert(model: Model, change: Any, where: str, key: Array, name: str, batch: Batch | None) -> Model:
+    widths = _widths(model, example(model) if batch is None else batch)
+    met = [path for path in widths if re.fullmatch(where, path)]
+    if not met:
+        close = tree.near_misses(where, widths) or list(widths)[:3]
+        raise tree.RuleError(
+            f"where={where!r} meets no module; a rule matches a whole path, such as {', '.join(map(repr, close))}"
+        )
+    leaves: dict[str, Array] = {}
+    for path in met:
+        width = widths[path]
+        if width is None:
+            raise SiteError(f"where={where!r} meets {path}, which does not give one array of features")
+        for leaf, value in change.init(*width, tree.fold_path(key, path)).items():
+            leaves["/".join((*filter(None, [path]), name, leaf))] = value
+    return model.with_technique(ActivationAdapter(name, change, tuple(met)), tree.nest(leaves))
+
+
+def _widths(model: Model, batch: Batch) -> dict[str, tuple[int, int] | None]:
+    """The sizes of the last axes of each module's input and output, by path; None if it gives no one array."""
+    widths: dict[str, tuple[int, int] | None] = {}
+
+    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        y = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            x = jax.tree.leaves((args, kwargs))[0]
+            one = isinstance(y, jax.Array) and y.ndim > 1 and np.ndim(x) > 1
+            widths["/".join(context.module.path)] = (x.shape[-1], y.shape[-1]) if one else None
+        return y
+
+    def forward(model: Model, batch: Batch) -> Any:
+        with nn.intercept_methods(record):
+            return model.run(batch, Mode())[0]
+
+    jax.eval_shape(forward, model, batch)
+    return widths
