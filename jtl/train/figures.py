@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter, NullLocator, StrMethodFormatter
 
 from jtl.train.result import Row, estimate
 
@@ -107,7 +107,7 @@ def _curve(
 
 
 def learning_curves(rows: Sequence[Row], metric: str = "validation_accuracy", points: int = 100) -> Figure:
-    """Training loss and a validation metric over the steps, one line an arm, bands the 95 % interval over seeds.
+    """Training loss and a validation metric over the steps, one line an arm; its band the 95 % interval over seeds.
 
     Args:
         rows: the histories of ``fit``, each row with its ``arm`` and ``seed`` beside ``step``, ``loss`` (training)
@@ -125,11 +125,38 @@ def learning_curves(rows: Sequence[Row], metric: str = "validation_accuracy", po
             for axes, y in ((left, "loss"), (right, metric)):
                 x, mean, low, high = _curve(rows, arm, "step", y)
                 axes.plot(x, mean, color=colour, marker=MARKER[colour] if len(x) <= 20 else None, label=arm)
-                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+                if axes is right:
+                    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        if all(
+            row["loss"] > 0 for row in rows if "loss" in row
+        ):  # a loss may jump to many times its usual size
+            left.set_yscale("log")
+            _plain_ticks(left.yaxis)
+        ends = [max(row["step"] for row in rows if row["arm"] == arm) for arm in _arms(rows)]
+        if max(ends, default=1) > 5 * min(
+            ends, default=1
+        ):  # an arm of many cheap steps would squeeze the others
+            for axes in (left, right):
+                axes.set_xscale("log")
+                _plain_ticks(axes.xaxis)
+        _within_bounds(right, metric)
         left.set(xlabel="optimiser step", ylabel="training loss (nats)", title="Training")
         right.set(xlabel="optimiser step", ylabel=_words(metric), title="Validation")
         figure.legend(*right.get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Numbers on a logarithmic axis as they are spoken, on the main ticks alone."""
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _within_bounds(axes: Any, metric: str) -> None:
+    """An accuracy ends at 1, though Student's interval around it may not."""
+    if "accuracy" in metric:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.0), min(high, 1.0))
 
 
 def _windows(rows: Sequence[Row], count: int) -> list[dict[str, Any]]:
@@ -182,6 +209,7 @@ def over_sizes(
         axes.xaxis.set_major_locator(FixedLocator(sizes))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        _within_bounds(axes, metric)
         axes.set(xlabel="labelled training examples", ylabel=label or _words(metric))
         figure.legend(loc="outside right center")
     return figure
