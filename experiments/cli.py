@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from experiments.output import Config
-from jtl.train.report import Result, format_estimate, format_seconds
+from jtl.train.report import Result, format_seconds, summary_rows
 from jtl.wheel import cache_dir
 
 C = TypeVar("C", bound=Config)
@@ -93,13 +93,13 @@ def show(result: Result, out: Path) -> None:
 
     console = Console()
     if result.summary:
-        arms = list(dict.fromkeys(arm for own in result.summary.values() for arm in own))
+        (first, *others), rows = summary_rows(result.summary)
         table = Table(title=f"{result.experiment}: mean ± 95 % interval over seeds")
-        table.add_column("metric")
-        for arm in arms:
-            table.add_column(arm, justify="right")
-        for metric, own in result.summary.items():
-            table.add_row(metric, *(format_estimate(own[arm]) if arm in own else "–" for arm in arms))
+        table.add_column(first)
+        for name in others:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(*row)
         console.print(table)
     console.print(f"Done in {format_seconds(result.seconds)}. Report: ", end="")
     console.print(out / "report.md", soft_wrap=True, highlight=False)

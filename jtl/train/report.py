@@ -32,6 +32,7 @@ __all__ = [
     "paired_difference",
     "read_result",
     "summarise",
+    "summary_rows",
     "summary_table",
     "table",
     "write_report",
@@ -122,7 +123,18 @@ def escape(text: str) -> str:
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """The arms and their metrics as ``mean ± ci95``, with n; many metrics become rows instead of columns."""
+    """The arms and their metrics as a Markdown table, with what the intervals are."""
+    counts = {own["n"] for estimates in summary.values() for own in estimates.values()}
+    n = f" n = {counts.pop()}." if len(counts) == 1 else ""
+    text = table(*summary_rows(summary))
+    return f"{text}\n\nMean ± half-width of the 95 % confidence interval over n seeds (Student t).{n}"
+
+
+def summary_rows(summary: Mapping[str, Mapping[str, Estimate]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the arms' metrics, ``mean ± ci95``; an arm a row, or a metric where there are many.
+
+    n stands beside each figure unless it is the same for all.
+    """
     arms = list(dict.fromkeys(arm for estimates in summary.values() for arm in estimates))
     counts = {own["n"] for estimates in summary.values() for own in estimates.values()}
     shared = len(counts) == 1
@@ -135,11 +147,8 @@ def summary_table(summary: Mapping[str, Mapping[str, Estimate]]) -> str:
 
     metrics = list(summary)
     if len(metrics) > 4 and len(metrics) > len(arms):
-        text = table(["metric", *arms], [[m, *(cell(m, arm) for arm in arms)] for m in metrics])
-    else:
-        text = table(["arm", *metrics], [[arm, *(cell(m, arm) for m in metrics)] for arm in arms])
-    n = f" n = {counts.pop()}." if shared else ""
-    return f"{text}\n\nMean ± half-width of the 95 % confidence interval over n seeds (Student t).{n}"
+        return ["metric", *arms], [[m, *(cell(m, arm) for arm in arms)] for m in metrics]
+    return ["arm", *metrics], [[arm, *(cell(m, arm) for m in metrics)] for arm in arms]
 
 
 def format_estimate(own: Estimate) -> str:
