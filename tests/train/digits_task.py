@@ -93,7 +93,7 @@ def validate(model: models.Model) -> dict[str, float]:
 
 def _die(where: str, count: int) -> None:
     """Let the process kill itself at the ``count``-th time that a save reaches ``where``."""
-    owner = {"_write_json": checkpoint, "_hashes": checkpoint, "replace": os, "rmtree": checkpoint.shutil}[
+    owner = {"write_file": checkpoint, "_hashes": checkpoint, "replace": os, "rmtree": checkpoint.shutil}[
         where
     ]
     original, calls = getattr(owner, where), []

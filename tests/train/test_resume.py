@@ -51,7 +51,7 @@ def test_killed_at_any_moment_then_resumed(tmp_path):
     folder, result = tmp_path / "killed", tmp_path / "killed.npz"
 
     # In the very first save, before any checkpoint is complete: the next run starts again.
-    finish(start(folder, result, "--die", "_write_json", "1"), -signal.SIGKILL)
+    finish(start(folder, result, "--die", "write_file", "1"), -signal.SIGKILL)
     assert checkpoints(folder) == [] and len(list(folder.glob("partial-*"))) == 1
     # In a save, after the arrays and before the manifest.
     errors = finish(start(folder, result, "--resume", "--die", "_hashes", "2"), -signal.SIGKILL)
