@@ -225,6 +225,7 @@ def run_arm(
     seed: int,
     budget: Budget = Budget(),
     rate: float | None = None,
+    on: str | None = None,
     out: Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -240,6 +241,7 @@ def run_arm(
         seed: of the head, dropout and the order of examples.
         budget: how long to train.
         rate: peak learning rate; by default that of ``RATES``.
+        on: the output that the head reads; by default that of the architecture's standard head.
         out: folder for checkpoints and TensorBoard events; None keeps neither.
         resume: go on from the checkpoints in ``out``.
         progress: show a bar.
@@ -251,7 +253,7 @@ def run_arm(
     size = min(budget.batch_size, len(train))
     per_epoch = len(train) // size
 
-    model = start(task, technique, init_key)
+    model = start(task, technique, init_key, on)
     whole, own = (model, task.splits) if technique != "head" else _head_alone(task, model)
     steps = max(budget.epochs * per_epoch, budget.min_steps)
     steps = min(steps, budget.max_steps or steps)
@@ -302,12 +304,12 @@ def usual_rate(technique: str, kind: str) -> float:
     return RATES[kind].get(technique, RATES[kind]["other"])
 
 
-def start(task: Task, technique: str, key: jax.Array) -> Model:
+def start(task: Task, technique: str, key: jax.Array, on: str | None = None) -> Model:
     """The model before its first step: pretrained or random body, new head."""
     trunk = task.pretrained
     if technique == "scratch":
         trunk = _quick_statistics(pretrained.scratch(task.model_name, key=jax.random.fold_in(key, 1)))
-    model = heads.classifier(trunk, task.classes, key=key)
+    model = heads.classifier(trunk, task.classes, key=key, on=on)
     if technique in ADAPTERS:
         insert = getattr(adapters, technique)
         where = WHERE[task.dataset.kind]

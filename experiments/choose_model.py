@@ -91,7 +91,7 @@ def run(config: ChooseModel) -> Result:
     steps = 20 if config.quick else config.steps
     budget = arms.Budget(epochs=1, min_steps=steps, max_steps=steps, validations=3)
 
-    scored: dict[str, dict[str, float]] = {}
+    scored: dict[str, dict[str, Any]] = {}
     for name in names:
         task, source = (
             dataclasses.replace(task, pretrained=candidate(name))
@@ -102,14 +102,17 @@ def run(config: ChooseModel) -> Result:
         )
         task = task.with_train(256 if config.quick else config.train_examples or None, config.seed)
         source = source.with_train(256 if config.quick else config.source_examples, config.seed)
-        started = time.monotonic()
-        scored[name] = rate(task, source)
-        scored[name]["scoring_seconds"] = time.monotonic() - started
+
+        def score(task: arms.Task = task, source: arms.Task = source) -> tuple[dict[str, Any], list[Any]]:
+            started = time.monotonic()
+            return {**rate(task, source), "scoring_seconds": time.monotonic() - started}, []
+
+        scored[name] = ledger.get(score, arm=name, seed=None)
         for seed in range(config.seed, config.seed + seeds):
             key = {"arm": name, "seed": seed}
 
             def tune(task: arms.Task = task, seed: int = seed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-                done = arms.run_arm(task, "lp_ft", seed=seed, budget=budget, progress=False)
+                done = arms.run_arm(task, "lp_ft", seed=seed, budget=budget, on="features", progress=False)
                 return done.row, done.history
 
             row = ledger.get(tune, **key)
@@ -117,7 +120,7 @@ def run(config: ChooseModel) -> Result:
                 f"{name}  seed {seed}  LogME {scored[name]['logme']:.3f}  fine-tuned accuracy {row['accuracy']:.3f}"
             )
 
-    rows = [{**row, **scored[row["arm"]]} for row in ledger.rows]
+    rows = [{**scored[row["arm"]], **row} for row in ledger.rows if row["seed"] is not None]
     accuracy = summarise(rows, ["accuracy", "seconds"])
     tuned = [accuracy["accuracy"][name]["mean"] for name in names]
     taus = {s: scores.weighted_tau([scored[name][s] for name in names], tuned) for s in SCORES}
@@ -125,8 +128,7 @@ def run(config: ChooseModel) -> Result:
         "weighted_tau": {s: {"mean": tau, "ci95": None, "n": 1} for s, tau in taus.items()},
         **accuracy,
     }
-    seconds = ledger.seconds + sum(own["scoring_seconds"] for own in scored.values())
-    result = Result("choose_model", settings(config), environment(), seconds, rows, summary)
+    result = Result("choose_model", settings(config), environment(), ledger.seconds, rows, summary)
     write_result(out, result)
     order = sorted(names, key=lambda name: -scored[name]["logme"])
     ranking = table(
