@@ -7,7 +7,8 @@ ten times as many: on cached features they cost next to nothing); learning rates
 
     python -m experiments.compare --out runs/compare
 
-Takes about an hour on two CPU cores; a killed run goes on with ``--resume``.
+Expected (``experiments/results/compare.json``): with 256 examples ``full`` is above ``scratch`` by 0.11 ± 0.03 on texts
+and by 0.33 ± 0.09 on images. Takes about 80 minutes on two CPU cores; a killed run goes on with ``--resume``.
 """
 
 from __future__ import annotations
