@@ -9,8 +9,8 @@ Runs alternate.
 
     python -m experiments.benchmarks.finetune --out runs/bench_finetune
 
-Expected on two CPU cores, three seeds (``experiments/results/bench_finetune.json``): ``step_ratio`` 1.34 ± 0.05, accuracy
-0.786 ± 0.021 against 0.788 ± 0.013, in 12 minutes.
+Expected on two CPU cores, three seeds (``experiments/results/bench_finetune.json``): ``step_ratio`` 1.34 ± 0.05,
+accuracy 0.786 ± 0.021 against 0.788 ± 0.013, in 12 minutes.
 
 Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster.
 """
