@@ -6,7 +6,7 @@ any fine-tuning has to beat. Everything is chosen on validation; the test split 
     python -m experiments.finetune --out runs/finetune
 
 Expected (MiniLM, 2,000 Rotten Tomatoes snippets split by film, 1,000 for test, seed 0): accuracy 0.60 for the majority
-class, 0.74 for the probe, 0.79 for ``full``, in about 3.5 minutes on two CPU cores with nothing cached; see
+class, 0.74 for the probe, 0.79 for ``full``, in about 3 minutes on two CPU cores with nothing cached; see
 ``experiments/results/finetune.json``.
 
 Howard and Ruder 2018 (gradual unfreezing, layer-wise rates), Kumar et al. 2022 (LP-FT), Li et al. 2018 (L2-SP).
