@@ -34,7 +34,8 @@ WHERE = {
 }
 
 # Peak learning rates of AdamW, found by experiments.tune: 256 examples, 60 updates, two seeds apart from those of
-# the other experiments; for `scratch` on texts, which learns nothing from so little, all examples and 300 updates.
+# the other experiments; for `scratch` on texts, which learns nothing from so little, all examples, 300 updates and
+# one seed. Not searched yet: the adapters, and `layerwise`, `gradual` and `l2_sp` on texts.
 RATES = {
     "text": {"scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "other": 1e-4},
     "image": {"scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "other": 3e-4},
