@@ -19,18 +19,37 @@ from jtl.data import image, text
 from jtl.data.loader import Batches, loader
 from jtl.model import Model, with_base
 from jtl.tasks import Classify, accuracy, expected_calibration_error, macro_f1
-from jtl.train import Checkpoints, Fitted, Step, adamw, fit, make_step, outputs, predict, schedule
+from jtl.train import (
+    LEAN_ON_CPU,
+    Checkpoints,
+    Fitted,
+    Step,
+    adamw,
+    fit,
+    make_step,
+    outputs,
+    predict,
+    schedule,
+)
 
 Technique = Literal[
-    "scratch", "head", "lp_ft", "full", "layerwise", "gradual", "l2_sp", "lora", "dora", "loha", "lokr", "ia3"
+    "scratch", "head", "lp_ft", "full", "layerwise", "gradual", "l2_sp", "bitfit",
+    "lora", "dora", "adalora", "vera", "loha", "lokr", "ia3", "bottleneck", "loreft", "prompt", "prefix",
 ]  # fmt: skip
 TECHNIQUES: tuple[str, ...] = get_args(Technique)
 
-# Adapters go into every layer of the body but depthwise ones; IA3 into those of its paper.
-ADAPTERS = ("lora", "dora", "loha", "lokr", "ia3")
+# Each adapter by its function in jtl.adapters, at its usual rank. They go into every layer of the body but depthwise
+# ones, those of activations behind whole blocks, IA3 into the layers of its paper.
+ADAPTERS = TECHNIQUES[TECHNIQUES.index("lora") :]
+ONLY_TEXT = ("prompt", "prefix")
 WHERE = {
-    "text": {"ia3": ".*/(key|value|mlp/output)", "other": "encoder/.*(query|key|value|output|intermediate)"},
-    "image": {"other": "layer_.*/(expand|project)"},
+    "text": {
+        "ia3": ".*/(key|value|mlp/output)",
+        "bottleneck": ".*/mlp",
+        "loreft": ".*/layer_[0-9]+",
+        "other": "encoder/.*(query|key|value|output|intermediate)",
+    },
+    "image": {"bottleneck": "layer_[0-9]+", "loreft": "layer_[0-9]+", "other": "layer_.*/(expand|project)"},
 }
 
 # Peak learning rates of AdamW, found by experiments.tune: 256 examples, 60 updates, two seeds apart from those of
@@ -186,6 +205,11 @@ def batches(task: Task, split: str, size: int = 64) -> Batches:
     return Batches(task.splits[split], size, train=False, buckets=task.buckets)
 
 
+def score(model: Model, task: Task, split: str = "validation") -> float:
+    """Accuracy on a split."""
+    return accuracy(*predict(model, batches(task, split)))
+
+
 def majority(task: Task) -> dict[str, Any]:
     """The row of always naming the commonest training class."""
     counts = np.bincount(task.splits["train"].labels, minlength=task.classes)
@@ -227,6 +251,7 @@ def run_arm(
     budget: Budget = Budget(),
     rate: float | None = None,
     on: str | None = None,
+    model: Model | None = None,
     out: Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -237,12 +262,13 @@ def run_arm(
         task: with its training examples already chosen.
         technique: ``scratch`` (the same architecture, random weights), ``head`` (frozen body, on cached
             features), ``lp_ft`` (the probe's head first), ``full``, ``layerwise`` (rates decay by 0.8 a layer),
-            ``gradual`` (unfreezing, a group at a time over the first half), ``l2_sp``; or one of ``ADAPTERS``
-            at its usual rank, beside a trainable head.
+            ``gradual`` (unfreezing, a group at a time over the first half), ``l2_sp``, ``bitfit`` (biases); or one
+            of ``ADAPTERS``, beside a trainable head.
         seed: of the head, dropout and the order of examples.
         budget: how long to train.
         rate: peak learning rate; by default that of ``RATES``.
         on: the output that the head reads; by default that of the architecture's standard head.
+        model: where to begin, with its head and whatever the technique inserts; by default ``start`` makes it.
         out: folder for checkpoints and TensorBoard events; None keeps neither.
         resume: go on from the checkpoints in ``out``.
         progress: show a bar.
@@ -254,7 +280,7 @@ def run_arm(
     size = min(budget.batch_size, len(train))
     per_epoch = len(train) // size
 
-    model = start(task, technique, init_key, on)
+    model = start(task, technique, init_key, on) if model is None else model
     whole, own = (model, task.splits) if technique != "head" else _head_alone(task, model)
     steps = max(budget.epochs * per_epoch, budget.min_steps)
     steps = min(steps, budget.max_steps or steps)
@@ -312,9 +338,7 @@ def start(task: Task, technique: str, key: jax.Array, on: str | None = None) -> 
         trunk = _quick_statistics(pretrained.scratch(task.model_name, key=jax.random.fold_in(key, 1)))
     model = heads.classifier(trunk, task.classes, key=key, on=on)
     if technique in ADAPTERS:
-        insert = getattr(adapters, technique)
-        where = WHERE[task.dataset.kind]
-        return insert(model, where=where.get(technique, where["other"]), key=jax.random.fold_in(key, 2))
+        return insert(task, technique, model, jax.random.fold_in(key, 2))
     if technique != "lp_ft":
         return model
     head = heads.find(model)
@@ -323,6 +347,15 @@ def start(task: Task, technique: str, key: jax.Array, on: str | None = None) -> 
         head = heads.find(model)
     found, _ = probe(task, head.on)
     return finetune.put_head(model, **found.as_head())
+
+
+def insert(task: Task, technique: str, model: Model, key: jax.Array) -> Model:
+    """``model`` with the adapter called ``technique`` at its usual layers."""
+    if technique in ONLY_TEXT and task.dataset.kind != "text":
+        raise ValueError(f"--technique {technique} needs a text model, and {task.model_name} reads images")
+    where = WHERE[task.dataset.kind]
+    places = {} if technique in ONLY_TEXT else {"where": where.get(technique, where["other"])}
+    return getattr(adapters, technique)(model, **places, key=key)
 
 
 def _quick_statistics(model: Model) -> Model:
@@ -343,24 +376,44 @@ def build_step(task: Task, technique: str, model: Model, steps: int, rate: float
     elif technique == "gradual":
         depth = max(jax.tree.leaves(finetune.depths(model)))
         labels = finetune.gradual_unfreezing(model, every=max(1, steps // (2 * depth)))
+    elif technique == "bitfit":
+        labels = finetune.train_only(model, r".*/bias|head/.*")
     elif technique in ADAPTERS:
         labels = finetune.train_only(model, rf"(.*/)?{technique}/.*|head/.*")
     elif technique == "l2_sp":
         loss = loss + finetune.L2SP(task.pretrained.params, alpha=0.01, beta=0.01)
     decay = 0.0 if technique in ("l2_sp", "head") else budget.weight_decay
-    return make_step(loss, adamw(schedule(rate, steps), weight_decay=decay), labels)
+    optimizer = adamw(schedule(rate, steps), weight_decay=decay)
+    if technique == "adalora":
+        loss = loss + 0.1 * adapters.Orthogonality()
+        optimizer = adapters.allocate(optimizer, rank=8, steps=steps, start=steps // 10, final=steps // 3)
+    lean = technique in (*ADAPTERS, "bitfit") and jax.default_backend() == "cpu"
+    return make_step(loss, optimizer, labels, compiler_options=LEAN_ON_CPU if lean else None)
 
 
 def flops_per_example(task: Task, technique: str, budget: Budget) -> float:
     """Floating-point operations of the compiled train step over its rows, padded as the median test text is."""
+    rows = min(budget.batch_size, len(task.splits["train"]))
+    return compiled(task, technique, budget).cost_analysis()["flops"] / rows
+
+
+def peak_memory(task: Task, technique: str, budget: Budget) -> float:
+    """Bytes that the compiled train step holds: arguments, results that reuse none of them, and temporaries."""
+    size = compiled(task, technique, budget).memory_analysis()
+    results = size.output_size_in_bytes - size.alias_size_in_bytes
+    return float(size.argument_size_in_bytes + results + size.temp_size_in_bytes)
+
+
+def compiled(task: Task, technique: str, budget: Budget) -> Any:
+    """The train step of a technique, compiled for a batch of texts padded as the median test text is, or of images."""
     model = start(task, "full" if technique == "lp_ft" else technique, jax.random.key(0))
     whole, own = (model, task.splits) if technique != "head" else _head_alone(task, model)
     rows = min(budget.batch_size, len(own["train"]))
     length = next(bucket for bucket in task.buckets if bucket >= np.median(task.splits["test"].lengths))
     batch = own["train"].batch(np.arange(rows), length, None)
     batch |= {"weight": np.ones(rows, np.float32), "index": np.arange(rows, dtype=np.int32)}
-    step = build_step(task, technique, whole, 1, 1.0, budget)
-    return step.lower(whole, batch).compile().cost_analysis()["flops"] / rows
+    step = build_step(task, technique, whole, 100, 1.0, budget)
+    return step.lower(whole, batch).compile()
 
 
 def _head_alone(task: Task, model: Model) -> tuple[Model, dict[str, features.Rows]]:

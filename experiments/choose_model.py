@@ -10,8 +10,9 @@ features that the scores read.
     python -m experiments.choose_model --out runs/choose_model
 
 Expected (``experiments/results/choose_model.json``): weighted tau 0.39 for LEEP, 0.24 for LogME, 0.23 for NCE, 0.16 and
-0.07 for the H-scores. They order the random and the shortened models rightly, but put the whole one fifth or sixth,
-which fine-tunes best: its last layer, made for sentence similarity, separates the classes worst before fine-tuning.
+0.07 for the H-scores. LEEP orders the random and the shortened models exactly, the others nearly; all put the whole one
+fifth or sixth, which fine-tunes best: its last layer, made for sentence similarity, separates the classes worst before
+fine-tuning.
 
 Takes about a quarter of an hour on two idle CPU cores; a killed run goes on with ``--resume``.
 """

@@ -8,11 +8,14 @@ update is taken).
 from jtl import (
     adapters,
     data,
+    distill,
+    domain,
     features,
     finetune,
     heads,
     loss,
     merging,
+    meta,
     model,
     pretrained,
     tasks,
@@ -26,6 +29,6 @@ from jtl.pretrained import load, save
 
 __all__ = [
     "Aux", "Loss", "Mode", "Model",
-    "adapters", "data", "features", "finetune", "heads", "load", "loss", "merging", "model", "pretrained", "save",
-    "tasks", "train", "tree", "wrap",
+    "adapters", "data", "distill", "domain", "features", "finetune", "heads", "load", "loss", "merging", "meta",
+    "model", "pretrained", "save", "tasks", "train", "tree", "wrap",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ def run(
     kwargs: Mapping[str, Any],
     *,
     train: bool,
+    fold: bool = True,
 ) -> Any:
     """What ``module`` computes on ``args`` with the adapter's ``leaves`` in it.
 
@@ -46,6 +47,7 @@ def run(
         args: of that method.
         kwargs: likewise.
         train: whether the method's dropout is on.
+        fold: whether a low-rank method may multiply by W + A·B: see ``low_rank``.
     """
     params = dict(params)
     if "bias" in params:
@@ -54,7 +56,7 @@ def run(
     weight = params[site.weight]
     factors = None
     if isinstance(method, LowRank) and call == "__call__" and site.groups == 1:
-        factors = _Factors.of(method, site, site.matrix(weight), leaves, module if train else None)
+        factors = _Factors.of(method, site, site.matrix(weight), leaves, module if train else None, fold)
         if site.kind == "dense":
             hooks["dot_general"] = factors.dot
         elif site.kind == "conv":
@@ -79,22 +81,30 @@ class _Factors:
     b: Float[Array, "r n"]
     columns: Float[Array, " n"] | None
     drop: Drop | None
+    fold: bool
 
     @classmethod
     def of(
-        cls, method: LowRank, site: Site, weight: Array, leaves: Leaves, training: nn.Module | None
+        cls,
+        method: LowRank,
+        site: Site,
+        weight: Array,
+        leaves: Leaves,
+        training: nn.Module | None,
+        fold: bool,
     ) -> _Factors:
         drop = None
         if training is not None and method.dropout:
             drop = partial(_dropout, method.dropout, training.make_rng("dropout"))
-        return cls(*method.factors(site, leaves), method.columns(site, weight, leaves), drop)
+        return cls(*method.factors(site, leaves), method.columns(site, weight, leaves), drop, fold)
 
     def dot(self, x: Array, kernel: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
         """In place of ``lax.dot_general`` in Dense and DenseGeneral."""
         axes = dimensions[0][0]
         x = jnp.moveaxis(x, axes, range(-len(axes), 0))
         before, rows = x.shape[: -len(axes)], math.prod(x.shape[-len(axes) :])
-        y = low_rank(x.reshape(*before, rows), kernel.reshape(rows, -1), self.a, self.b, self.drop, precision)
+        x, weight = x.reshape(*before, rows), kernel.reshape(rows, -1)
+        y = low_rank(x, weight, self.a, self.b, self.drop, precision, fold=self.fold)
         return self._scaled(y).reshape(*before, *kernel.shape[len(axes) :])
 
     def conv(
@@ -129,13 +139,16 @@ def low_rank(
     b: Float[Array, "r n"],
     drop: Drop | None = None,
     precision: Any = None,
+    *,
+    fold: bool = True,
 ) -> Float[Array, "*B n"]:
     """``x W + drop(x) A B``.
 
     With more rows than W has, in float32 and without dropout, it is one product by W + A·B, whose gradient is
-    nevertheless taken through the factors; bfloat16 would round small factors away in that sum.
+    nevertheless taken through the factors; bfloat16 would round small factors away in that sum. Not with ``fold``
+    off, which is for rows that each have factors of their own.
     """
-    if drop is None and x.dtype == jnp.float32 and math.prod(x.shape[:-1]) >= len(weight):
+    if fold and drop is None and x.dtype == jnp.float32 and math.prod(x.shape[:-1]) >= len(weight):
         return _folded(x, weight, a.astype(x.dtype), b.astype(x.dtype), precision)
     low = x if drop is None else drop(x)
     return jnp.matmul(x, weight, precision=precision) + (low @ a.astype(x.dtype)) @ b.astype(x.dtype)

@@ -31,11 +31,35 @@ class Adapter:
         name: under which its leaves lie.
         method: how they change a weight.
         sites: which weights.
+        served: whether its leaves are those of many adapters, each row of a batch having its own (see
+            ``jtl.adapters.serve``): then no layer makes W + A·B, which would be one weight for each row.
     """
 
     name: str
     method: Method
     sites: tuple[Site, ...]
+    served: bool = False
+
+    def place(self, site: Site, leaf: str) -> str:
+        """The path of one of its leaves."""
+        return place(site, self.name, leaf)
+
+    def bias(self, site: Site) -> str:
+        """The path of the bias that belongs to the weight, if there is one."""
+        return place(site, "bias")
+
+    def folded(self, params: Mapping[str, Any], shared: Leaves) -> dict[str, Any]:
+        """``params`` with the leaves folded into the weights and gone."""
+        left = tree.flatten(params)
+        for site in self.sites:
+            prefix = self.place(site, "")
+            own = {
+                path.removeprefix(prefix): left.pop(path) for path in list(left) if path.startswith(prefix)
+            }
+            left[place(site)] = _fold(self.method, site, left[place(site)], own, shared)
+            if (path := self.bias(site)) in left:
+                left[path] = _fold(self.method, site, left[path], own, shared, "bias")
+        return tree.nest(left)
 
     @cached_property
     def _at(self) -> dict[str, Site]:
@@ -58,7 +82,7 @@ class Adapter:
                 try:
                     return forwards.run(
                         site, self.method, context.module, own, {**leaves[self.name], **shared},
-                        context.method_name, args, kwargs, train=mode.train,
+                        context.method_name, args, kwargs, train=mode.train, fold=not self.served,
                     )  # fmt: skip
                 finally:
                     within.pop()
@@ -95,11 +119,17 @@ def insert(
         RuleError, SiteError: see ``jtl.adapters.find``, and what the method itself cannot adapt.
         ValueError: a layer is adapted already; merge first.
     """
-    sites = find(model, where, batch)
+    return put(model, Adapter(name, method, find(model, where, batch)), key)
+
+
+def put(model: Model, adapter: Adapter, key: Array) -> Model:
+    """``model`` with ``adapter`` and its first leaves; raises as ``insert`` does."""
+    method, sites = adapter.method, adapter.sites
     for technique in model.techniques:
         if isinstance(technique, Adapter):
-            both = sorted({site.path for site in sites} & {site.path for site in technique.sites})
-            if both or technique.name == name:
+            taken = {place(site) for site in technique.sites}
+            both = sorted(site.path for site in sites if place(site) in taken)
+            if both or technique.name == adapter.name:
                 raise ValueError(
                     f"{both[0] if both else 'the model'} has the adapter {technique.name!r} already: "
                     "merge it first, or choose other layers and another name"
@@ -109,12 +139,11 @@ def insert(
     for site in sites:
         method.check(site)
         own = _init(method, site, params[place(site)], tree.fold_path(key, site.path))
-        leaves |= {place(site, name, leaf): value for leaf, value in own.items()}
+        leaves |= {adapter.place(site, leaf): value for leaf, value in own.items()}
         if method.subtracted:
             params[place(site)] = 2 * params[place(site)] - _fold(method, site, params[place(site)], own, {})
     if shared := method.shared(sites, key):
-        model = model.replace(variables={**model.variables, name: shared})
-    adapter = Adapter(name, method, sites)
+        model = model.replace(variables={**model.variables, adapter.name: shared})
     return model.with_params(tree.nest(params)).with_technique(adapter, tree.nest(leaves))
 
 
@@ -125,31 +154,28 @@ def merge(model: Model, name: str | None = None) -> Model:
         model: with adapters.
         name: of one adapter; left out, all of them.
 
-    Raises ValueError if there is no such adapter.
+    Raises ValueError if there is no such adapter, or if the model serves many.
     """
     chosen = [t for t in model.techniques if isinstance(t, Adapter) and name in (None, t.name)]
     if not chosen:
         there = [t.name for t in model.techniques if isinstance(t, Adapter)]
         raise ValueError(f"the model has no adapter{'' if name is None else f' {name!r}'}; it has {there}")
-    params = tree.flatten(model.params)
+    if served := [adapter.name for adapter in chosen if adapter.served]:
+        raise ValueError(
+            f"the model serves many adapters {served[0]!r}: merge one, jtl.adapters.pick(model, i)"
+        )
+    params = model.params
     for adapter in chosen:
-        shared = model.variables.get(adapter.name, {})
-        for site in adapter.sites:
-            prefix = place(site, adapter.name, "")
-            mine = [path for path in params if path.startswith(prefix)]
-            own = {path.removeprefix(prefix): params.pop(path) for path in mine}
-            for leaf in (site.weight, "bias"):
-                if (path := place(site, leaf)) in params:
-                    params[path] = _fold(adapter.method, site, params[path], own, shared, leaf)
+        params = adapter.folded(params, model.variables.get(adapter.name, {}))
     kept = tuple(t for t in model.techniques if t not in chosen)
     names = {adapter.name for adapter in chosen}
     collections = {name: leaves for name, leaves in model.variables.items() if name not in names}
-    return model.replace(variables={**collections, "params": tree.nest(params)}, techniques=kept)
+    return model.replace(variables={**collections, "params": params}, techniques=kept)
 
 
 def place(site: Site, *names: str) -> str:
     """The path of a leaf of ``site``; by default that of its weight."""
-    return "/".join((*filter(None, [site.path]), *(names or (site.weight,))))
+    return "/".join((*filter(None, [site.path]), *(names or filter(None, [site.weight]))))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

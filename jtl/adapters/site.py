@@ -74,7 +74,10 @@ def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ..
         ValueError: a model of unknown architecture and no batch; or a model outside Linen.
     """
     if not isinstance(model.base, Linen):
-        raise ValueError(f"adapters go into Linen layers; this model wraps {type(model.base).__name__}")
+        raise ValueError(
+            f"adapters go into Linen layers, and this model wraps {type(model.base).__name__}: use "
+            "jtl.adapters.reparametrise"
+        )
     plain = model.replace(techniques=tuple(t for t in model.techniques if isinstance(t, Head)))
     sites, others = _probe(plain, example(model) if batch is None else batch)
     met = [path for path in (*sites, *others) if re.fullmatch(where, path)]
@@ -96,7 +99,6 @@ def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ..
 
 
 def example(model: Model) -> Batch:
-    """A smallest batch for a model of ``jtl.models``; ValueError for any other."""
     """A smallest batch for a model of ``jtl.models``; ValueError for any other."""
     name = getattr(model.config, "model_type", None)
     if name not in ARCHITECTURES:

@@ -1,10 +1,10 @@
 """Data: embedded, public and your own sets; text and images made ready once; deterministic resumable loaders."""
 
-from jtl.data import image, loader, text
+from jtl.data import episodes, image, loader, text
 from jtl.data.dataset import DataError, Dataset, Source, Subset, labels, subset, subset_indices
 from jtl.data.sources import NAMES, load
 
 __all__ = [
-    "NAMES", "DataError", "Dataset", "Source", "Subset", "image", "labels", "load", "loader", "subset",
+    "NAMES", "DataError", "Dataset", "Source", "Subset", "episodes", "image", "labels", "load", "loader", "subset",
     "subset_indices", "text",
 ]  # fmt: skip

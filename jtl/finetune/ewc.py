@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -89,19 +90,6 @@ def fisher(
     one = {"exact": _exact, "sampled": _sampled, "empirical": _empirical}[mode]
     key = jax.random.key(0) if key is None else key
 
-    @jax.jit
-    def add(total: PyTree, chosen: PyTree, model: Model, rows: Batch, weights: Array, keys: Array) -> PyTree:
-        def squares(row: Batch, row_key: Array) -> PyTree:
-            def log_p(leaves: PyTree) -> Float[Array, " C"]:
-                whole = model.with_params(tree.combine(leaves, model.params))
-                logits = whole(jax.tree.map(lambda x: x[None], row))["logits"][0]
-                return jax.nn.log_softmax(logits.astype(jnp.float32))
-
-            return one(log_p, chosen, row, row_key)
-
-        parts = jax.vmap(squares)(rows, keys)
-        return jax.tree.map(lambda t, part: t + jnp.tensordot(weights, part, 1), total, parts)
-
     fixed_model = model.with_params(fixed)
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), chosen)
     count = 0.0
@@ -116,7 +104,7 @@ def fisher(
             index = jnp.minimum(jnp.arange(start, start + chunk), rows - 1)
             real = jnp.arange(start, start + chunk) < rows
             part = jax.tree.map(lambda x, index=index: jnp.asarray(x)[index], dict(batch))
-            total = add(total, chosen, fixed_model, part, weights[index] * real, keys[index])
+            total = _add(one, total, chosen, fixed_model, part, weights[index] * real, keys[index])
         count += float(weights.sum())
     if not count:
         raise ValueError("fisher: the batches hold no row of weight over 0")
@@ -124,6 +112,31 @@ def fisher(
 
 
 LogP = Callable[[PyTree], Array]
+
+
+# Not within `fisher`, so that models of one function share the compilation.
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add(
+    one: Callable[..., PyTree],
+    total: PyTree,
+    chosen: PyTree,
+    model: Model,
+    rows: Batch,
+    weights: Array,
+    keys: Array,
+) -> PyTree:
+    """``total`` plus the weighted sum of the rows' squared gradients, as ``one`` takes them."""
+
+    def squares(row: Batch, row_key: Array) -> PyTree:
+        def log_p(leaves: PyTree) -> Float[Array, " C"]:
+            whole = model.with_params(tree.combine(leaves, model.params))
+            logits = whole(jax.tree.map(lambda x: x[None], row))["logits"][0]
+            return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+        return one(log_p, chosen, row, row_key)
+
+    parts = jax.vmap(squares)(rows, keys)
+    return jax.tree.map(lambda t, part: t + jnp.tensordot(weights, part, 1), total, parts)
 
 
 def _exact(log_p: LogP, leaves: PyTree, row: Batch, key: Array) -> PyTree:

@@ -2,6 +2,15 @@
 
 A label multiplies its leaf's update: 0 freezes (no gradient, no optimiser state), 1 is the full rate, and
 a schedule ``step -> rate`` varies it.
+
+What a rule says in one line has no function of its own. For every architecture of ``jtl.models``:
+
+* BitFit (Ben Zaken et al. 2021, arXiv:2106.10199), all biases and the head:
+  ``train_only(model, ".*/bias|head/.*")``;
+* norm tuning, all scales and shifts of norms and the head: ``train_only(model, ".*norm/(scale|bias)|head/.*")``;
+* LoRA+ (Hayou et al. 2024, arXiv:2402.12354), B at a larger rate than A, about 16 times in the paper:
+  ``tree.assign([(".*/lora/b", 16.0), (".*/lora/.*|head/.*", 1.0), (".*", 0.0)], model.params)``.
+  The reason is that B starts at 0; in an adapted embedding it is A that does.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jtl.models import architecture
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
+from jtl.models.dropout import Dropout
 from jtl.models.layers import Attention, Ids, Mlp, activation, dense, mask_bias, mean_over
 
 HEAD = HeadSpec("pooled", {"out": "classifier"}, "BertForSequenceClassification", dropout=("out",))
@@ -105,7 +106,7 @@ class Embeddings(nn.Module):
         x += table(c.type_vocab_size, "token_type")(token_type_ids)
         x += table(c.max_position_embeddings, "position")(position_ids)
         x = nn.LayerNorm(c.layer_norm_eps, name="norm")(x)
-        return nn.Dropout(c.hidden_dropout_prob)(x, deterministic=not train)
+        return Dropout(c.hidden_dropout_prob)(x, train=train)
 
 
 class Layer(nn.Module):
@@ -124,12 +125,12 @@ class Layer(nn.Module):
         self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 1 L"] | None = None, *, train: bool = False
     ) -> Float[Array, "B L D"]:
         """Transform hidden states; `bias` is that of `mask_bias`."""
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout)
         attention = Attention(self.heads, self.attention_dropout, std=self.std, name="attention")
         y = attention(x, bias, train=train)
-        x = nn.LayerNorm(self.eps, name="attention_norm")(x + drop(y))
+        x = nn.LayerNorm(self.eps, name="attention_norm")(x + drop(y, train=train))
         y = Mlp(self.intermediate, self.act, self.std, name="mlp")(x)
-        return nn.LayerNorm(self.eps, name="mlp_norm")(x + drop(y))
+        return nn.LayerNorm(self.eps, name="mlp_norm")(x + drop(y, train=train))
 
 
 class Encoder(nn.Module):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jtl.models import architecture
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
 from jtl.models.bert import example
+from jtl.models.dropout import Dropout
 from jtl.models.layers import Attention, Ids, Mlp, activation, mask_bias, mean_over
 
 HEAD = HeadSpec(
@@ -91,7 +92,7 @@ class Embeddings(nn.Module):
         position_ids = jnp.arange(input_ids.shape[1])[None]
         x += nn.Embed(c.max_position_embeddings, c.dim, embedding_init=init, name="position")(position_ids)
         x = nn.LayerNorm(EPSILON, name="norm")(x)
-        return nn.Dropout(c.dropout)(x, deterministic=not train)
+        return Dropout(c.dropout)(x, train=train)
 
 
 class Layer(nn.Module):
@@ -108,7 +109,7 @@ class Layer(nn.Module):
         attention = Attention(c.n_heads, c.attention_dropout, std=c.initializer_range, name="attention")
         x = nn.LayerNorm(EPSILON, name="attention_norm")(x + attention(x, bias, train=train))
         y = Mlp(c.hidden_dim, c.activation, c.initializer_range, name="mlp")(x)
-        y = nn.Dropout(c.dropout)(y, deterministic=not train)
+        y = Dropout(c.dropout)(y, train=train)
         return nn.LayerNorm(EPSILON, name="mlp_norm")(x + y)
 
 

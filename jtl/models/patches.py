@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jtl.models.dropout import Dropout
 from jtl.models.layers import Images
 
 
@@ -94,4 +95,4 @@ class PatchEmbeddings(nn.Module):
         if self.registers:
             registers = self.param("registers", normal, (1, self.registers, D))
             x = jnp.concatenate([x[:, :T], jnp.broadcast_to(registers, (B, self.registers, D)), x[:, T:]], 1)
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
+        return Dropout(self.dropout)(x, train=train)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jtl.models import architecture
 from jtl.models.architecture import CONV, Architecture, HeadSpec, Tensor, linear, norm
+from jtl.models.dropout import Dropout
 from jtl.models.layers import Attention, Images, Mlp, activation, dense
 from jtl.models.patches import PatchEmbeddings, pair
 
@@ -89,7 +90,7 @@ class Layer(nn.Module):
     def __call__(self, x: Float[Array, "B N D"], *, train: bool = False) -> Float[Array, "B N D"]:
         """Transform hidden states."""
         c = self.config
-        drop = nn.Dropout(c.hidden_dropout_prob, deterministic=not train)
+        drop = Dropout(c.hidden_dropout_prob)
         attention = Attention(
             c.num_attention_heads,
             c.attention_probs_dropout_prob,
@@ -97,9 +98,10 @@ class Layer(nn.Module):
             c.initializer_range,
             name="attention",
         )
-        x += drop(attention(nn.LayerNorm(c.layer_norm_eps, name="attention_norm")(x), train=train))
+        y = attention(nn.LayerNorm(c.layer_norm_eps, name="attention_norm")(x), train=train)
+        x += drop(y, train=train)
         mlp = Mlp(c.intermediate_size, c.hidden_act, c.initializer_range, name="mlp")
-        return x + drop(mlp(nn.LayerNorm(c.layer_norm_eps, name="mlp_norm")(x)))
+        return x + drop(mlp(nn.LayerNorm(c.layer_norm_eps, name="mlp_norm")(x)), train=train)
 
 
 class Encoder(nn.Module):

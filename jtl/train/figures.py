@@ -187,30 +187,65 @@ def over_sizes(
         log_y: a logarithmic y axis, for times.
         size: the key of the number of examples.
     """
-    arms = [arm for arm in _arms(rows) if any(row["arm"] == arm and metric in row for row in rows)]
-    sizes = sorted({row[size] for row in rows if row.get(size) is not None})
-    if not arms or not sizes:
-        raise ValueError(f"no row has both {size!r} and {metric!r}")
-    with _figure(7.5, 4.8) as figure:
+    figure = _over(rows, size, "labelled training examples", metric, label, "{x:,.0f}")
+    if log_y:
+        (axes,) = figure.axes
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    return figure
+
+
+def over_rates(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
+    """A metric against the ``learning_rate``, as ``over_sizes`` against the number of examples."""
+    return _over(rows, "learning_rate", "peak learning rate", metric, label, "{x:.2g}")
+
+
+def over_weights(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
+    """A metric against the ``weight`` of a mixture, from 0 to 1, as ``over_sizes`` against the number of examples."""
+    return _over(rows, "weight", "weight", metric, label, "{x:.1f}", log_x=False)
+
+
+def over_parameters(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
+    """A metric against the number of trained parameters (log scale): one named point an arm, with its 95 % interval."""
+    arms = _arms(rows)
+    with _figure(8.5, 5.2) as figure:
         axes = figure.subplots()
         axes.set_xscale("log")
-        if log_y:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        for arm, colour in colours(arms).items():
+            x, mean, low, _ = _curve(rows, arm, "trained_parameters", metric)
+            axes.errorbar(
+                x, mean, mean - low, color=colour, marker=MARKER[colour], capsize=4, elinewidth=1.5, linestyle="none"
+            )  # fmt: skip
+            axes.annotate(arm, (x[-1], mean[-1]), xytext=(7, 5), textcoords="offset points", fontsize=10)
+        axes.margins(x=0.12)
+        axes.set(xlabel="trained parameters", ylabel=label or _words(metric))
+    return figure
+
+
+def _over(
+    rows: Sequence[Row], at: str, words: str, metric: str, label: str | None, ticks: str, log_x: bool = True
+) -> Figure:
+    arms = [arm for arm in _arms(rows) if any(row["arm"] == arm and metric in row for row in rows)]
+    places = sorted({row[at] for row in rows if row.get(at) is not None})
+    if not arms or not places:
+        raise ValueError(f"no row has both {at!r} and {metric!r}")
+    with _figure(7.5, 4.8) as figure:
+        axes = figure.subplots()
+        axes.set_xscale("log" if log_x else "linear")
         for i, (arm, colour) in enumerate(colours(arms).items()):
-            x, mean, low, _ = _curve(rows, arm, size, metric)
+            x, mean, low, _ = _curve(rows, arm, at, metric)
             # A slight shift keeps the bars of two arms apart.
-            x = x * 1.03 ** (i - (len(arms) - 1) / 2)
+            x = x * 1.03 ** (i - (len(arms) - 1) / 2) if log_x else x
             axes.errorbar(
                 x, mean, mean - low, color=colour, marker=MARKER[colour], capsize=4,
                 elinewidth=1.5, label=arm, linestyle="--" if arm == "majority" else "-",
             )  # fmt: skip
-        axes.xaxis.set_major_locator(FixedLocator(sizes))
+        axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_major_formatter(StrMethodFormatter(ticks))
         _within_bounds(axes, metric)
-        axes.set(xlabel="labelled training examples", ylabel=label or _words(metric))
+        axes.set(xlabel=words, ylabel=label or _words(metric))
         figure.legend(loc="outside right center")
     return figure
 
@@ -400,7 +435,10 @@ __all__ = [
     "gap_bars",
     "images",
     "learning_curves",
+    "over_parameters",
+    "over_rates",
     "over_sizes",
+    "over_weights",
     "png",
     "principal_components",
     "score_scatter",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,11 @@ from jtl import tree
 from jtl.loss import Aux
 from jtl.model import Batch, Model
 from jtl.train import mesh as meshes
+
+# For steps with frozen weights on a CPU. XLA's YNN fusions of products keep broadcast constants as whole arrays:
+# without them a LoRA step of MiniLM, 32 x 128 tokens, holds 28 % less and takes 10 % less time. They speed up the
+# gradients of whole weights, so full fine-tuning does better with them.
+LEAN_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 LossFunction = Callable[[Model, Batch, Array], tuple[Array, Aux]]
 Gradient = Callable[..., tuple[tuple[Array, Aux], PyTree]]
@@ -108,16 +113,18 @@ class Step:
         gradient: Gradient,
         mesh: Mesh | None,
         sharding: tree.Rules,
+        compiler_options: Mapping[str, Any] | None,
     ) -> None:
         self.loss, self.optimizer, self.labels = loss, optimizer, labels
         self.gradient, self.mesh, self.sharding = gradient, mesh, sharding
+        self.compiler_options = dict(compiler_options) if compiler_options else None
         # A jtl loss is a pytree and enters as an argument, so that its leaves are not baked in as constants;
         # a plain function is static.
         plain = jax.tree_util.all_leaves([loss])
         self.loss_leaves: Any = None if plain else loss
         self._loss_def: Any = loss if plain else None
         # Frozen leaves stay the caller's; all else was copied by `init` and is reused in place.
-        self._compiled = jax.jit(self.update, donate_argnums=0)
+        self._compiled = jax.jit(self.update, donate_argnums=0, compiler_options=self.compiler_options)
 
     def init(self, model: Model, key: Array) -> TrainState:
         """The state before the first step. The model's own arrays stay valid.
@@ -230,6 +237,7 @@ def make_step(
     gradient: Gradient = backprop,
     mesh: Mesh | None = None,
     sharding: tree.Rules = meshes.REPLICATED,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Step:
     """A train step: ``state = step.init(model, key)``, then ``state, metrics = step(state, batch)``.
 
@@ -245,5 +253,6 @@ def make_step(
             ``(loss, trained, batch, key) -> ((value, aux), gradients)``.
         mesh: the devices, with an axis ``"data"`` over which batches are split; None for one device.
         sharding: rules from parameter paths to how a leaf is laid out on the mesh (``jtl.train.mesh``).
+        compiler_options: XLA's, for this step alone, such as ``LEAN_ON_CPU``; another backend may not know them.
     """
-    return Step(loss, optimizer, labels, gradient, mesh, sharding)
+    return Step(loss, optimizer, labels, gradient, mesh, sharding, compiler_options)

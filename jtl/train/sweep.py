@@ -25,7 +25,8 @@ class Sweep:
     def __init__(self, step: Step, own_batches: bool) -> None:
         self.step = step
         axes = (0, None, None, 0 if own_batches else None)
-        self._compiled = jax.jit(jax.vmap(step.update, in_axes=axes), donate_argnums=0)
+        runs = jax.vmap(step.update, in_axes=axes)
+        self._compiled = jax.jit(runs, donate_argnums=0, compiler_options=step.compiler_options)
 
     def init(self, models: Sequence[Model], keys: Array, rates: Sequence[float] | None = None) -> TrainState:
         """The state of N runs before their first step: every array but the frozen ones has a first axis of N.

@@ -20,6 +20,7 @@ METHODS = {
     "lokr": adapters.lokr,
     "ia3": adapters.ia3,
     "vera": adapters.vera,
+    "adalora": adapters.adalora,
 }
 
 

@@ -4,12 +4,20 @@ import json
 
 import pytest
 
+from experiments.adapters import Adapters
+from experiments.adapters import run as adapters
+from experiments.benchmarks.lora import BenchLora
+from experiments.benchmarks.lora import run as bench_lora
 from experiments.choose_model import SCORES, ChooseModel
 from experiments.choose_model import run as choose_model
 from experiments.compare import Compare
 from experiments.compare import run as compare
 from experiments.finetune import Finetune
 from experiments.finetune import run as finetune
+from experiments.merge import Merge
+from experiments.merge import run as merge
+from experiments.sweep import SweepConfig
+from experiments.sweep import run as sweep
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +80,35 @@ def test_choose_model(tmp_path):
     result = choose_model(ChooseModel(out=tmp_path, quick=True))
     assert set(result.summary["weighted_tau"]) == set(SCORES)
     assert {"logme_against_accuracy"} <= figures(tmp_path)
+
+
+def test_sweep(tmp_path):
+    result = sweep(SweepConfig(out=tmp_path, quick=True))
+    assert len(result.rows) == 4 and set(result.summary["time_ratio"]) == {"programs", "one_process"}
+    assert {"learning_rates"} <= figures(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    furthest = float(text.split("differs by more than ")[1].split(" ")[0])
+    assert furthest <= 0.02  # of 200 validation texts, in another order of sums
+
+
+def test_adapters(tmp_path):
+    result = adapters(Adapters(out=tmp_path, quick=True))
+    assert set(result.summary["accuracy_text"]) == {"lora", "ia3", "probe"}
+    parameters = result.summary["trained_parameters_text"]
+    assert parameters["ia3"]["mean"] < parameters["lora"]["mean"] < 1e6
+    assert {"text_accuracy_against_parameters"} <= figures(tmp_path)
+
+
+def test_merge(tmp_path):
+    result = merge(Merge(out=tmp_path, quick=True))
+    assert {"member", "uniform_soup", "greedy_soup", "wise_ft"} <= set(result.summary["accuracy_soup"])
+    assert {"alone", "start", "ties", "regmean"} <= set(result.summary["accuracy_tasks"])
+    assert {"from_the_start_to_the_best_member"} <= figures(tmp_path)
+
+
+@pytest.mark.parity
+def test_bench_lora(tmp_path):
+    result = bench_lora(BenchLora(out=tmp_path, quick=True))
+    assert result.summary["flops_over_minimum"]["lora"]["mean"] <= 1.03
+    assert result.summary["memory_ratio"]["peft"]["mean"] >= 1
+    assert set(result.summary["step_ratio"]) == {"fixed", "rotten_tomatoes"}

@@ -1,12 +1,17 @@
+import re
+
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jtl import finetune, heads, tree
-from jtl.model import Linen, Model
+from jtl import adapters, finetune, heads, tree
+from jtl.loss import Loss
+from jtl.model import Linen, Model, linen
+from jtl.models import ARCHITECTURES
 from jtl.models.bert import Bert, BertConfig
 from jtl.models.efficientnet_lite import VARIANTS, EfficientNetLite
 from jtl.tasks import Classify
@@ -62,6 +67,94 @@ def test_freeze_is_the_complement_of_train_only(model):
         tree.add(chosen, finetune.freeze(model, ".*/bias")), finetune.train_all(model)
     )
     assert tree.flatten(chosen)["encoder/layer_1/mlp/output/bias"] == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(
+    ("rule", "torch_key"),
+    [
+        (".*/bias|head/.*", r".*\.bias"),
+        (".*norm/(scale|bias)|head/.*", r"(?i)(.*\.)?\w*(norm|bn)\w*\.(weight|bias)"),
+    ],
+)
+def test_the_rules_of_bitfit_and_norm_tuning_fit_every_architecture(name, rule, torch_key):
+    """They meet the leaves that the torch files call biases, or weights and biases of norms, and the head."""
+    tensors = ARCHITECTURES[name].tensors(ARCHITECTURES[name].config())
+    keys = {
+        path.removeprefix("params/"): tensor.key
+        for path, tensor in tensors.items()
+        if path.startswith("params/")
+    }
+    labels = tree.flatten(finetune.train_only(named([*keys, "head/out/kernel"]), rule))
+    assert labels.pop("head/out/kernel") == 1.0
+    met = {path for path, rate in labels.items() if rate}
+    assert met == {path for path, key in keys.items() if re.fullmatch(torch_key, key)} and met
+
+
+LORA_PLUS = [(".*/lora/b", 16.0), (".*/lora/.*|head/.*", 1.0), (".*", 0.0)]
+
+
+def test_lora_plus_on_bert(model):
+    adapted = adapters.lora(model, rank=2, key=jax.random.key(0))
+    rates = tree.flatten(tree.assign(LORA_PLUS, adapted.params))
+    assert {path: rate for path, rate in rates.items() if rate} == {
+        f"encoder/layer_{i}/attention/{name}/lora/{leaf}": rate
+        for i in (0, 1)
+        for name in ("query", "value")
+        for leaf, rate in (("a", 1.0), ("b", 16.0))
+    } | {"head/out/kernel": 1.0, "head/out/bias": 1.0}
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_lora_plus_beside_peft():
+    """Four updates of AdamW with decay, at the rates that PEFT's LoRA+ optimiser gives A and B."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.optimizers import create_loraplus_optimizer
+
+    rng = np.random.default_rng(0)
+    x, target = rng.normal(size=(8, 6)).astype(np.float32), rng.normal(size=(8, 5)).astype(np.float32)
+    ours = linen(Outer(), jax.jit(Outer().init)(jax.random.key(0), x))
+    ours = adapters.lora(ours, rank=2, alpha=2.0, where="only", key=jax.random.key(1), batch=jnp.asarray(x))
+    leaves = jax.tree.map(np.array, ours.params["only"])
+
+    theirs = torch.nn.ModuleDict({"only": torch.nn.Linear(6, 5)})
+    theirs = get_peft_model(theirs, LoraConfig(r=2, lora_alpha=2, target_modules=["only"]))
+    layer = theirs.base_model.model["only"]
+    with torch.no_grad():
+        layer.base_layer.weight.copy_(torch.tensor(leaves["kernel"].T))
+        layer.base_layer.bias.copy_(torch.tensor(leaves["bias"]))
+        layer.lora_A["default"].weight.copy_(torch.tensor(leaves["lora"]["a"].T))
+    optimizer = create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
+    )
+    step = make_step(
+        Square(),
+        optax.adamw(1e-2, weight_decay=0.1),
+        tree.assign([*LORA_PLUS[:1], (".*/lora/.*", 1.0), LORA_PLUS[2]], ours.params),
+    )
+    state = step.init(ours, jax.random.key(0))
+    for _ in range(4):
+        optimizer.zero_grad()
+        ((layer(torch.tensor(x)) - torch.tensor(target)) ** 2).mean().backward()
+        optimizer.step()
+        state, _ = step(state, {"x": x, "target": target})
+    lora = state.model.params["only"]["lora"]
+    np.testing.assert_allclose(lora["a"], layer.lora_A["default"].weight.detach().numpy().T, atol=1e-5)
+    np.testing.assert_allclose(lora["b"], layer.lora_B["default"].weight.detach().numpy().T, atol=1e-5)
+    assert np.abs(lora["b"]).min() > 0.1  # 16 times as far as A can go
+
+
+class Outer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5, name="only")(x)
+
+
+class Square(Loss):
+    def value(self, model, outputs, batch, key):
+        return jnp.square(outputs["features"] - batch["target"]).mean(), {}
 
 
 def test_layerwise_rates_of_bert(model):

@@ -13,7 +13,8 @@ from jtl.model import cast
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import CONV, DEPTHWISE, LINEAR, PLAIN
 from jtl.models.dinov2 import Dinov2Config
-from jtl.models.layers import ACTIVATIONS, mean_over
+from jtl.models.dropout import Dropout
+from jtl.models.layers import ACTIVATIONS, activation, mean_over
 from jtl.models.roberta import positions
 from jtl.tree import flatten
 
@@ -231,6 +232,50 @@ def test_ignored_on_purpose():
     bert = ARCHITECTURES["bert"]
     assert bert.is_ignored("cls.predictions.bias") and bert.is_ignored("embeddings.position_ids")
     assert not bert.is_ignored("encoder.layer.0.cls.weight") and not bert.is_ignored("classifier.weight")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
+def test_dropout_meets_its_rate_and_keeps_the_mean(rate):
+    x = jnp.ones((300, 333))  # not four quarters
+    y = Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    share = float((y == 0).mean())
+    assert abs(share - rate) < 4 * (rate * (1 - rate) / x.size) ** 0.5 + 1e-5
+    np.testing.assert_allclose(y[y != 0], 1 / (1 - round(rate * 2**16) / 2**16), rtol=1e-6)
+    # Entries that share a word, in two quarters of a row, and neighbours are independent.
+    kept = np.asarray(y != 0, float) - (1 - rate)
+    for one, other in (
+        (kept[:, :84], kept[:, 84:168]),
+        (kept[:, 84:168], kept[:, 168:252]),
+        (kept[1:], kept[:-1]),
+    ):
+        assert abs((one * other).mean()) < 4 * rate * (1 - rate) / one.size**0.5
+    assert Dropout(rate).apply({}, x, train=False) is x
+    again = Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(1)})
+    assert (again != y).any() and not Dropout(1.0).apply(
+        {}, x, train=True, rngs={"dropout": jax.random.key(0)}
+    ).any()
+
+
+def test_dropout_is_the_same_over_a_mesh_and_under_any_kind_of_key():
+    x = jnp.ones((8, 3, 10))
+    drop = jax.jit(lambda x, key: Dropout(0.5).apply({}, x, train=True, rngs={"dropout": key}))
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    np.testing.assert_array_equal(
+        drop(jax.device_put(x, rows), jax.random.key(3)), drop(x, jax.random.key(3))
+    )
+    assert 0.3 < float((drop(x, jax.random.key(0, impl="rbg")) == 0).mean()) < 0.7
+    each = jax.vmap(drop, (None, 0))(x, jax.random.split(jax.random.key(3)))
+    assert (each[0] != each[1]).any()
+
+
+def test_slope_of_gelu():
+    x = jnp.linspace(-6.0, 6.0, 101)
+    for order in (jax.grad, lambda f: jax.grad(jax.grad(f))):
+        own, usual = (
+            jax.vmap(order(f))(x) for f in (activation("gelu"), lambda x: jax.nn.gelu(x, approximate=False))
+        )
+        np.testing.assert_allclose(own, usual, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "relu2"])

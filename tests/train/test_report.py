@@ -245,6 +245,25 @@ def test_curves_over_sizes_with_one_seed_or_many():
 
 
 @pytest.mark.filterwarnings("error")
+def test_curves_over_rates_weights_and_parameters():
+    rows = [{**row, "learning_rate": row["size"] / 1e5, "weight": row["size"] / 256, "trained_parameters": row["size"]}
+            for row in ROWS]  # fmt: skip
+    (rates,) = figures.over_rates(rows, "accuracy").axes
+    assert [t.get_text() for t in rates.get_xticklabels()] == [
+        "0.00064",
+        "0.0026",
+    ] and rates.get_xscale() == "log"
+    (weights,) = figures.over_weights(rows, "accuracy").axes
+    assert [t.get_text() for t in weights.get_xticklabels()] == [
+        "0.2",
+        "1.0",
+    ] and weights.get_xscale() == "linear"
+    one = [row for row in rows if row["size"] == 64]
+    (parameters,) = figures.over_parameters(one, "accuracy").axes
+    assert {text.get_text() for text in parameters.texts} == {row["arm"] for row in one}
+
+
+@pytest.mark.filterwarnings("error")
 def test_gap_is_train_minus_test():
     rows = [{**row, "train_accuracy": 0.95} for row in AT_64]
     (axes,) = figures.gap_bars([*rows, {"arm": "majority", "accuracy": 0.5}]).axes

@@ -10,7 +10,7 @@ from jtl import heads, tree
 from jtl.loss import Aux, Loss
 from jtl.model import linen
 from jtl.tasks import Classify
-from jtl.train import accumulate, make_step, mesh
+from jtl.train import LEAN_ON_CPU, accumulate, make_step, mesh
 
 
 class Net(nn.Module):
@@ -238,3 +238,13 @@ def test_a_mesh_rule_that_meets_nothing_raises(model):
     )
     with pytest.raises(tree.RuleError, match="encoder"):
         step.init(model, jax.random.key(0))
+
+
+def test_compiler_options_reach_the_compiler(model, batch):
+    plain = make_step(Classify(), optax.sgd(0.1))
+    lean = make_step(Classify(), optax.sgd(0.1), compiler_options=LEAN_ON_CPU)
+    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
+    jax.tree.map(same, run(lean, model, batch)[0].trained, run(plain, model, batch)[0].trained)
+    wrong = make_step(Classify(), optax.sgd(0.1), compiler_options={"no_such_option": True})
+    with pytest.raises(Exception, match="no_such_option"):
+        run(wrong, model, batch)

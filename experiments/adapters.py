@@ -1,0 +1,228 @@
+"""Parameter-efficient fine-tuning compared, on text and images: accuracy, parameters, memory, time, forgetting.
+
+Every method trains from the same examples, with the same number of updates; its learning rate is searched on
+validation, all rates and two seeds of their own in one program (``experiments.sweep``), and the model that validated
+best is tested, once. ``probe`` is a logistic regression on the frozen features, ``head`` a head on them, ``full``
+trains all. *Peak memory* is that of the compiled train step, for a batch of the median length. *Forgetting* is what a
+linear classifier of another data set, fitted on the pretrained features, loses when the adapted body takes their place.
+
+    python -m experiments.adapters --out runs/adapters
+
+The papers are those of the functions in ``jtl.adapters``; ``bitfit`` trains biases (Ben Zaken et al. 2022, 2106.10199).
+A killed run goes on with ``--resume``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+from experiments import arms
+from experiments.cli import cli
+from experiments.ledger import Ledger
+from experiments.output import Config, command, prepare, settings
+from experiments.sweep import Grid, best_rate
+from jtl.tasks import accuracy
+from jtl.train import figures, outputs
+from jtl.train.report import (
+    Result,
+    Section,
+    environment,
+    format_estimate,
+    paired_difference,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+METHODS: tuple[arms.Technique, ...] = ("head", "full", "bitfit", *arms.ADAPTERS)
+MEASURES = ("accuracy", "trained_parameters", "peak_memory", "seconds", "forgetting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters(Config):
+    """Settings of the comparison."""
+
+    text_model: str = "minilm"
+    """Model for the texts."""
+    text_data: str = "rotten_tomatoes"
+    """Texts with labels; see experiments.finetune --help."""
+    text_source: str = "newsgroups20"
+    """Texts on which forgetting is measured."""
+    image_model: str = "efficientnet-lite0"
+    """Model for the images."""
+    image_data: str = "mnist5k"
+    """Images with labels."""
+    image_source: str = "uci_digits"
+    """Images on which forgetting is measured."""
+    image_size: int = 64
+    """Side of the images in pixels."""
+    kinds: tuple[str, ...] = ("text", "image")
+    """Which to run: text, image or both."""
+    methods: tuple[arms.Technique, ...] = METHODS
+    """Which to compare."""
+    factors: tuple[float, ...] = (0.3, 1.0, 3.0)
+    """What multiplies a method's usual learning rate in the search."""
+    train_examples: int = 512
+    """Labelled training examples."""
+    steps: int = 64
+    """Updates; ten times as many for head."""
+    batch_size: int = 16
+    """Examples an update."""
+    source_examples: int = 1000
+    """Examples of the other data set, for fitting its classifier."""
+    test_examples: int = 1000
+    """Test examples."""
+    seeds: int = 3
+    """Repetitions."""
+
+
+def run(config: Adapters) -> Result:
+    """Search, train and measure; writes into ``config.out`` and returns the result."""
+    if unknown := set(config.kinds) - {"text", "image"}:
+        raise ValueError(f"--kinds takes text and image, got {sorted(unknown)}")
+    out = prepare(config, "adapters")
+    ledger = Ledger(out, resume=config.resume)
+    steps = 10 if config.quick else config.steps
+    budget = arms.Budget(
+        epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=2
+    )
+    seeds = range(config.seed, config.seed + (1 if config.quick else config.seeds))
+    for kind in config.kinds[:1] if config.quick else config.kinds:
+        task, source = _tasks(config, kind)
+        methods = [m for m in config.methods if kind == "text" or m not in arms.ONLY_TEXT]
+        for method in [m for m in methods if m in ("lora", "ia3")] if config.quick else methods:
+            found = ledger.get(
+                partial(_search, task, method, config, steps), kind=kind, arm=method, seed=None
+            )
+            for seed in seeds:
+                few = task.with_train(config.train_examples or None, seed)
+                measure = partial(_measure, few, source, method, seed, budget, found)
+                row = ledger.get(measure, kind=kind, arm=method, seed=seed)
+                print(
+                    f"{kind}  {method}  seed {seed}  accuracy {row['accuracy']:.3f}"
+                    f"  forgetting {row['forgetting']:.3f}"
+                )
+        for seed in seeds:
+            few = task.with_train(config.train_examples or None, seed)
+            ledger.get(lambda few=few: (arms.probe(few)[1], []), kind=kind, arm="probe", seed=seed)
+
+    rows = [row for row in ledger.rows if row["seed"] is not None]
+    summary: dict[str, Any] = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [row for row in rows if row["kind"] == kind]
+        for measure in MEASURES:
+            summary[f"{measure}_{kind}"] = summarise(own, [measure])[measure]
+    result = Result("adapters", settings(config), environment(), ledger.seconds, ledger.rows, summary)
+    write_result(out, result)
+    write_report(
+        out,
+        result,
+        title="Adapters compared",
+        about=" ".join(__doc__.split("\n\n")[1].split()),
+        command=command("adapters", config),
+        sections=[section for kind in config.kinds for section in _sections(kind, rows)],
+        notes=["Seconds hold within this run only, and include compilation where a program is new."],
+    )
+    return result
+
+
+def _tasks(config: Adapters, kind: str) -> tuple[arms.Task, arms.Task]:
+    """The task, and the other one on which forgetting is measured."""
+    small = config.quick
+    model, data, source = (
+        (config.text_model, config.text_data, config.text_source)
+        if kind == "text"
+        else (config.image_model, config.image_data, config.image_source)
+    )
+    size = {"image_size": config.image_size} if kind == "image" else {}
+    task = arms.prepare_task(
+        model,
+        data,
+        validation=200 if small else 500,
+        test=200 if small else config.test_examples or None,
+        **size,
+    )
+    other = arms.prepare_task(
+        model, source, max_length=64, validation=200, test=200 if small else 500, **size
+    )
+    return task, other.with_train(200 if small else config.source_examples, 0)
+
+
+Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a row and a learning curve, as the ledger keeps them
+
+
+def _search(task: arms.Task, method: str, config: Adapters, steps: int) -> Measured:
+    """The rate that validates best on examples and seeds of its own, and the compiled step's memory."""
+    seed = config.seed + 100
+    few = task.with_train(config.train_examples or None, seed)
+    memory = arms.peak_memory(few, method, arms.Budget(batch_size=config.batch_size))
+    usual = arms.usual_rate(method, task.dataset.kind)
+    if config.quick or method == "head":  # a head on cached features is no model that a grid could run
+        return {"rate": usual, "peak_memory": memory}, []
+    runs = tuple(product((usual * factor for factor in config.factors), (seed, seed + 1)))
+    models, _ = Grid(few, method, runs, steps, config.batch_size, seed).together()
+    validated = [arms.score(model, task) for model in models]
+    tried = [
+        {"learning_rate": r, "seed": s, "accuracy": v} for (r, s), v in zip(runs, validated, strict=True)
+    ]
+    return {"rate": best_rate(runs, validated), "search": tried, "peak_memory": memory}, []
+
+
+def _measure(
+    task: arms.Task, source: arms.Task, method: str, seed: int, budget: arms.Budget, found: dict[str, Any]
+) -> Measured:
+    """Train with the rate that was found, test, and test what is left of the other task."""
+    done = arms.run_arm(task, method, seed=seed, budget=budget, rate=found["rate"], progress=False)
+    classifier, before = arms.probe(source)
+    after = outputs(done.model, arms.batches(source, "test"), ("features", "label"))
+    left = accuracy(classifier(after["features"]), after["label"])
+    lost = {"source_accuracy": left, "forgetting": before["accuracy"] - left}
+    return {**done.row, **lost, "peak_memory": found["peak_memory"]}, done.history
+
+
+def _sections(kind: str, rows: list[dict[str, Any]]) -> list[Section]:
+    own = [row for row in rows if row["kind"] == kind]
+    if not own:
+        return []
+    found = summarise(own, MEASURES)
+    shown = lambda estimate: format_estimate(estimate) if estimate else ""  # noqa: E731
+    lines = []
+    for arm in sorted(found["accuracy"], key=lambda arm: -found["accuracy"][arm]["mean"]):
+        compared = arm != "full" and "full" in found["accuracy"]
+        memory = found["peak_memory"].get(arm)
+        lines.append(
+            [
+                arm,
+                shown(found["accuracy"][arm]),
+                shown(paired_difference(own, "accuracy", arm, "full") if compared else None),
+                f"{found['trained_parameters'][arm]['mean']:,.0f}",
+                f"{memory['mean'] / 1e6:,.0f}" if memory else "",
+                f"{found['seconds'][arm]['mean']:.0f}",
+                shown(found["forgetting"].get(arm)),
+            ]
+        )
+    head = [
+        "method",
+        "accuracy",
+        "less full",
+        "trained parameters",
+        "peak memory (MB)",
+        "seconds",
+        "forgetting",
+    ]
+    return [
+        Section(f"{kind}: methods", table(head, lines)),
+        Section(
+            f"{kind}: accuracy against parameters",
+            "Test accuracy; 95 % intervals over seeds.",
+            figures.over_parameters([row for row in own if row["trained_parameters"]], "accuracy"),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    cli(run, Adapters)

@@ -1,0 +1,238 @@
+"""A grid of learning rates and seeds, trained in one compiled program over one frozen backbone.
+
+Every run of the grid is an adapter and a head of its own; all read the same batches. The rate that validates best, on
+average over the seeds, is kept, and its runs are tested, once. Then the same runs are trained one after another, to
+show that they come to the same and what the one program saves:
+
+    python -m experiments.sweep --out runs/sweep
+
+``time_ratio`` is one program / one after another, compilation included in both and none of it from a cache:
+``programs`` where each run compiles, as in commands of their own; ``one_process`` where they share one compilation.
+
+LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import arms
+from experiments.cli import cli
+from experiments.output import Config, command, prepare, settings
+from jtl.data.loader import Batches, loader
+from jtl.model import Model
+from jtl.train import Step, TrainState, figures, run_of, sweep
+from jtl.train.progress import Display
+from jtl.train.report import Result, Section, environment, summarise, table, write_report, write_result
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Config):
+    """Settings of the grid."""
+
+    model: str = "minilm"
+    """As for experiments.finetune."""
+    data: str = "rotten_tomatoes"
+    """As for experiments.finetune."""
+    image_size: int | None = None
+    """Side of images in pixels; left out, that of the model."""
+    technique: arms.Technique = "lora"
+    """What each run trains; whatever does not train is held once for all."""
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Peak learning rates of AdamW."""
+    seeds: int = 2
+    """Runs of each rate: other heads, adapters and dropout on the same examples."""
+    train_examples: int = 256
+    """Labelled training examples; 0 for all there are."""
+    steps: int = 60
+    """Updates."""
+    batch_size: int = 16
+    """Examples an update."""
+    validation_examples: int = 500
+    """Validation examples; 0 for all there are."""
+    test_examples: int = 1000
+    """Test examples; 0 for all there are."""
+    alone: bool = True
+    """Also train the runs one after another."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Runs of one technique on the same batches, which differ in peak rate and seed.
+
+    Attributes:
+        task: with its training examples already chosen.
+        technique: what trains.
+        runs: ``(rate, seed)`` of each.
+        steps: updates of each.
+        batch_size: examples an update.
+        order_seed: of the order of the examples.
+    """
+
+    task: arms.Task
+    technique: str
+    runs: tuple[tuple[float, int], ...]
+    steps: int
+    batch_size: int
+    order_seed: int
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The updates' batches."""
+        train = self.task.splits["train"]
+        epochs = -(-self.steps // (len(train) // self.batch_size))
+        return Batches(train, self.batch_size, seed=self.order_seed, epochs=epochs, buckets=self.task.buckets)
+
+    def start(self, index: int) -> tuple[Model, Step, jax.Array]:
+        """A run's model before its first step, its step and its key."""
+        rate, seed = self.runs[index]
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        model = arms.start(self.task, self.technique, init_key)
+        budget = arms.Budget(batch_size=self.batch_size)
+        return model, arms.build_step(self.task, self.technique, model, self.steps, rate, budget), run_key
+
+    def together(self) -> tuple[list[Model], float]:
+        """The trained models, all in one program, and the seconds that took, with its compilation."""
+        models, (step, *_), keys = zip(*map(self.start, range(len(self.runs))), strict=True)
+        runs, began = sweep(step), time.monotonic()
+        state = runs.init(models, jnp.stack(keys), [rate for rate, _ in self.runs])
+        state = self._train(runs, state, f"{len(self.runs)} runs in one program")
+        seconds = time.monotonic() - began
+        return [run_of(state, i).model for i in range(len(self.runs))], seconds
+
+    def alone(self, index: int) -> tuple[Model, dict[str, float]]:
+        """One trained model by itself, and the seconds of its compilation and of its training."""
+        model, step, key = self.start(index)
+        shapes = {
+            tuple(field.shape for field in self.batches[number].values()): number
+            for number in range(self.steps)
+        }
+        began = time.monotonic()
+        state = step.init(model, key)
+        for number in shapes.values():
+            state, _ = step(state, self.batches[number])
+        jax.block_until_ready(state)
+        compiled = time.monotonic()
+        state = self._train(step, step.init(model, key), f"run {index + 1} of {len(self.runs)}, alone")
+        return state.model, {"compilation": compiled - began, "training": time.monotonic() - compiled}
+
+    def _train(self, step: Any, state: TrainState, title: str) -> TrainState:
+        print(title)
+        with Display(0, self.steps, True) as display:
+            for number, batch in zip(range(1, self.steps + 1), loader(self.batches), strict=False):
+                state, metrics = step(state, batch)
+                display.update(number, float(np.mean(metrics["loss"])), number * self.batch_size)
+        return jax.block_until_ready(state)
+
+
+def run(config: SweepConfig) -> Result:
+    """Train the grid; writes into ``config.out`` and returns the result."""
+    if not config.rates or any(rate <= 0 for rate in config.rates) or config.seeds < 1:
+        raise ValueError(
+            f"--rates must be positive and --seeds at least 1, got {config.rates}, {config.seeds}"
+        )
+    out = prepare(config, "sweep")
+    began = time.monotonic()
+    quick = config.quick
+    task = arms.prepare_task(
+        config.model,
+        config.data,
+        image_size=config.image_size,
+        validation=200 if quick else config.validation_examples or None,
+        test=200 if quick else config.test_examples or None,
+    ).with_train(config.train_examples or None, config.seed)
+    rates = config.rates[-2:] if quick else config.rates
+    runs = tuple(product(rates, range(config.seed, config.seed + config.seeds)))
+    grid = Grid(task, config.technique, runs, 10 if quick else config.steps, config.batch_size, config.seed)
+    with _fresh():
+        models, together = grid.together()
+    validated = [arms.score(model, task) for model in models]
+    rows: list[dict[str, Any]] = [
+        {"arm": config.technique, "learning_rate": rate, "seed": seed, "validation_accuracy": value}
+        for (rate, seed), value in zip(runs, validated, strict=True)
+    ]
+    best = best_rate(runs, validated)
+    kept = [row for row in rows if row["learning_rate"] == best]
+    for row in kept:
+        row["accuracy"] = arms.score(models[rows.index(row)], task, "test")
+
+    summary: dict[str, Any] = summarise(kept, ["accuracy"])
+    for rate in rates:
+        own = summarise([row for row in rows if row["learning_rate"] == rate], ["validation_accuracy"])
+        summary[f"validation_accuracy_{rate:.2g}"] = own["validation_accuracy"]
+    lines, note = [["one program", f"{together:.1f}", ""]], ""
+    if config.alone:
+        furthest = 0.0
+        for i, row in enumerate(rows):
+            with _fresh():
+                model, seconds = grid.alone(i)
+            row |= {f"{name}_seconds_alone": value for name, value in seconds.items()}
+            furthest = max(furthest, abs(arms.score(model, task) - validated[i]))
+        training = sum(row["training_seconds_alone"] for row in rows)
+        compilation = [row["compilation_seconds_alone"] for row in rows]
+        apart = {"programs": training + sum(compilation), "one_process": training + compilation[0]}
+        summary["time_ratio"] = {
+            name: {"mean": together / seconds, "ci95": None, "n": 1} for name, seconds in apart.items()
+        }
+        words = {
+            "programs": "one after another, each compiled",
+            "one_process": "one after another, compiled once",
+        }
+        lines += [[words[name], f"{s:.1f}", f"{together / s:.2f}"] for name, s in apart.items()]
+        note = f"\n\nNo run's validation accuracy differs by more than {furthest:.3f} from that run's alone."
+
+    result = Result("sweep", settings(config), environment(), time.monotonic() - began, rows, summary)
+    write_result(out, result)
+    text = table([f"{len(runs)} runs of {grid.steps} updates", "seconds", "one program / these"], lines)
+    write_report(
+        out,
+        result,
+        title=f"{len(runs)} runs of {config.technique} in one program",
+        about=f"`{config.technique}` on `{config.model}`, {len(task.splits['train']):,} examples of `{config.data}`, "
+        f"{len(rates)} learning rates x {config.seeds} seeds. The rate {best:.2g} validated best and was tested.",
+        command=command("sweep", config),
+        sections=[
+            Section(
+                "Learning rates", "Validation accuracy.", figures.over_rates(rows, "validation_accuracy")
+            ),
+            Section("Time", text + note),
+        ],
+        notes=[
+            "The seeds share the training examples and their order: the intervals are those of training alone."
+        ],
+    )
+    return result
+
+
+def best_rate(runs: Sequence[tuple[float, int]], validated: Sequence[float]) -> float:
+    """The rate with the highest mean over its seeds."""
+    values: dict[float, list[float]] = {}
+    for (rate, _), value in zip(runs, validated, strict=True):
+        values.setdefault(rate, []).append(value)
+    return max(values, key=lambda rate: float(np.mean(values[rate])))
+
+
+@contextmanager
+def _fresh() -> Iterator[None]:
+    """Compile as a process does that has just started: with nothing in memory or on disk."""
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+
+
+if __name__ == "__main__":
+    cli(run, SweepConfig)

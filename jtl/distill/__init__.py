@@ -1,0 +1,45 @@
+"""Knowledge distillation: what a student learns from a teacher, and students cut out of their teachers.
+
+Losses are pure functions on arrays (``soft_targets``), and ``Loss`` classes of the same names on top of them
+(``SoftTargets``), which read the teacher's outputs from the batch: ``Distill(teacher, loss)`` puts them there.
+"""
+
+from jtl.distill.attention import AttentionTransfer, attention_map, attention_transfer
+from jtl.distill.crd import CRD, crd, memory, remove_memory
+from jtl.distill.dist import DIST, dist
+from jtl.distill.dkd import DKD, dkd, dkd_parts
+from jtl.distill.ema import EMATeacher, averaged, with_average
+from jtl.distill.fsp import FSP, fsp, fsp_matrix
+from jtl.distill.hint import Hint, hint
+from jtl.distill.matching import mixup
+from jtl.distill.mutual import Mutual, peer, peers
+from jtl.distill.pkt import PKT, pkt
+from jtl.distill.regressor import regressor, remove_regressors
+from jtl.distill.review import Review, ReviewKD, hierarchical_context
+from jtl.distill.rkd import RKD, rkd_angle, rkd_distance
+from jtl.distill.sequence import (
+    SequenceKD,
+    TopKSequenceKD,
+    forward_kl,
+    forward_kl_top_k,
+    generalised_jsd,
+    reverse_kl,
+    top_k,
+)
+from jtl.distill.similarity import Similarity, similarity
+from jtl.distill.size import Size, measure
+from jtl.distill.soft_targets import SoftTargets, soft_targets
+from jtl.distill.student import choose_layers
+from jtl.distill.teacher import Distill
+from jtl.distill.term import Term, column, columns
+from jtl.distill.widths import choose_widths
+
+__all__ = [
+    "CRD", "DIST", "DKD", "FSP", "PKT", "RKD", "AttentionTransfer", "Distill", "EMATeacher", "Hint", "Mutual", "Review",
+    "ReviewKD", "SequenceKD", "Similarity", "Size", "SoftTargets", "Term", "TopKSequenceKD",
+    "attention_map", "attention_transfer", "averaged", "choose_layers", "choose_widths", "column", "columns", "crd",
+    "dist", "dkd", "dkd_parts", "forward_kl", "forward_kl_top_k", "fsp", "fsp_matrix", "generalised_jsd",
+    "hierarchical_context", "hint", "measure", "memory", "mixup", "peer", "peers", "pkt", "regressor",
+    "remove_memory", "remove_regressors", "reverse_kl", "rkd_angle", "rkd_distance", "similarity", "soft_targets",
+    "top_k", "with_average",
+]  # fmt: skip

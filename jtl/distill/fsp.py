@@ -1,0 +1,54 @@
+"""Flow of solution procedure: Yim, Joo, Bae and Kim 2017, "A Gift from Knowledge Distillation", CVPR 2017."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtl.distill import rows
+from jtl.distill.term import Layers, row_weight
+from jtl.model import Batch, Model, Outputs
+
+
+def fsp_matrix(first: Float[Array, "B ... C"], second: Float[Array, "B ... E"]) -> Float[Array, "B C E"]:
+    """``Σ_positions first_c · second_e / positions``: how features flow from one layer to a later one.
+
+    Raises ValueError unless both have the same rows and positions.
+    """
+    if first.ndim < 3 or first.shape[:-1] != second.shape[:-1]:
+        raise ValueError(
+            f"the FSP matrix needs two layers with the same positions, found {first.shape} and {second.shape}: "
+            "take both within one stage, or pool the larger"
+        )
+    a, b = (x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32) for x in (first, second))
+    return jnp.einsum("bpc,bpe->bce", a, b) / a.shape[1]
+
+
+def fsp(
+    student: tuple[Float[Array, "B ... C"], Float[Array, "B ... E"]],
+    teacher: tuple[rows.Teacher, rows.Teacher],
+    weight: Float[Array, " B"] | None = None,
+) -> Float[Array, ""]:
+    """``||G_t - G_s||²`` (Frobenius) of the FSP matrices of a pair of layers each, the mean over rows.
+
+    Raises ValueError if widths or rows differ; a regressor can map the student's layers to the teacher's widths.
+    """
+    own, other = fsp_matrix(*student), fsp_matrix(*teacher)
+    rows.same("FSP matrix", own, other, "put regressors to the teacher's widths on the student's layers")
+    return rows.mean(jnp.sum(jnp.square(other - own), (1, 2)), weight)
+
+
+class FSP(Layers):
+    """``fsp`` between two layers of the student and two of the teacher. For several pairs, add several."""
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss. Raises ValueError unless ``student`` and ``teacher`` name two layers each."""
+        pairs = self.pairs(outputs, batch)
+        if len(pairs) != 2:
+            raise ValueError(
+                f"FSP takes two layers of the student and two of the teacher, found {len(pairs)}"
+            )
+        (first, earlier), (second, later) = pairs
+        return fsp((first, second), (earlier, later), row_weight(batch)), {}

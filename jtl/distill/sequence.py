@@ -1,0 +1,209 @@
+"""Distillation of sequences, token by token: forward and reverse KL, generalised JSD, cached top-k teachers.
+
+Word-level distillation: Kim and Rush 2016, arXiv:1606.07947. Reverse KL: Gu et al. 2023, "MiniLLM",
+arXiv:2306.08543. Generalised Jensen-Shannon divergence: Agarwal et al. 2023, "GKD", arXiv:2306.13649.
+
+Logits (B, L, V) and a mask (B, L) of the positions whose *predictions* count: for a language model those that
+predict a real token, one to the left of that token. Values are means over these positions, in nats.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jtl.distill import rows
+from jtl.distill.term import Term, read, row_weight
+from jtl.model import Batch, Model, Outputs
+
+Mask = Float[Array, "..."] | Int[Array, "..."] | None  # (B, L), which `_weight` checks
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+
+
+def forward_kl(
+    student_logits: Float[Array, "B L V"],
+    teacher_logits: rows.Teacher,
+    mask: Mask = None,
+    temperature: Any = 1.0,
+) -> Float[Array, ""]:
+    """Word-level distillation: ``T² · KL(teacher || student)``. Raises ValueError for other lengths or vocabularies."""
+    student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
+    return jnp.square(temperature) * rows.mean(rows.kl(teacher, student), _weight(mask, student))
+
+
+def reverse_kl(
+    student_logits: Float[Array, "B L V"],
+    teacher_logits: rows.Teacher,
+    mask: Mask = None,
+    temperature: Any = 1.0,
+) -> Float[Array, ""]:
+    """``T² · KL(student || teacher)`` at each position: it seeks a mode of the teacher where ``forward_kl`` covers all.
+
+    MiniLLM minimises it over sequences that the student samples; on given sequences this is its one-step part.
+    Raises ValueError for other lengths or vocabularies.
+    """
+    student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
+    return jnp.square(temperature) * rows.mean(rows.kl(student, teacher), _weight(mask, student))
+
+
+def generalised_jsd(
+    student_logits: Float[Array, "B L V"],
+    teacher_logits: rows.Teacher,
+    mask: Mask = None,
+    temperature: Any = 1.0,
+    *,
+    beta: float = 0.5,
+) -> Float[Array, ""]:
+    """``T² · (β KL(p_t || m) + (1 - β) KL(p_s || m))`` with ``m = β p_t + (1 - β) p_s`` (GKD's JSD(β)).
+
+    It is 0 for every pair at β = 0 and 1; over β it tends to ``forward_kl`` as β → 0, over 1 - β to ``reverse_kl``
+    as β → 1.
+
+    Raises ValueError for β outside (0, 1), other lengths or vocabularies.
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"beta lies between 0 and 1, got {beta}; its limits are forward_kl and reverse_kl")
+    student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
+    middle = jnp.logaddexp(jnp.log(beta) + teacher, jnp.log1p(-beta) + student)
+    values = beta * rows.kl(teacher, middle) + (1 - beta) * rows.kl(student, middle)
+    return jnp.square(temperature) * rows.mean(values, _weight(mask, student))
+
+
+def top_k(
+    teacher_logits: Float[Array, "... V"], k: int, temperature: float = 1.0
+) -> tuple[Float[Array, "... k"], Int[Array, "... k"]]:
+    """The k largest log-probabilities of the teacher at ``temperature``, and their places: what a cache stores.
+
+    Raises ValueError unless 1 <= k <= V.
+    """
+    if not 1 <= k <= teacher_logits.shape[-1]:
+        raise ValueError(f"top_k keeps 1 to {teacher_logits.shape[-1]} of the vocabulary, got k={k}")
+    log_p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    kept, places = jax.lax.top_k(log_p, k)
+    return kept, places
+
+
+def forward_kl_top_k(
+    student_logits: Float[Array, "B L V"],
+    log_probabilities: Float[Array, "b l k"],
+    places: Int[Array, "b l k"],
+    mask: Mask = None,
+    temperature: Any = 1.0,
+) -> Float[Array, ""]:
+    """``forward_kl`` to a cached teacher of which ``top_k`` kept the k largest.
+
+    All other tokens count as one event, with the probability that is left: a divergence that is never above
+    ``forward_kl``, and equal to it at k = V. ``temperature`` must be that of the cache.
+
+    Raises ValueError for other lengths, or a k above the vocabulary.
+    """
+    if log_probabilities.shape[:2] != student_logits.shape[:2]:
+        raise ValueError(
+            f"cached top-k: the student gives {student_logits.shape[:2]} rows and positions, the cache "
+            f"{log_probabilities.shape[:2]}; tokenise both alike: one tokenizer and one padded length"
+        )
+    vocabulary, k = student_logits.shape[-1], log_probabilities.shape[-1]
+    if k > vocabulary:
+        raise ValueError(f"cached top-k: k={k} is above the student's vocabulary of {vocabulary}")
+    student = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
+    teacher = log_probabilities.astype(jnp.float32)
+    # A place outside the vocabulary (another tokenizer) makes the loss NaN, where JAX would take the last token.
+    kept = jnp.take_along_axis(student, places, -1, mode="fill", fill_value=jnp.nan)
+    if k < vocabulary:
+        batch, length = (jnp.arange(n) for n in student.shape[:2])
+        others = student.at[batch[:, None, None], length[None, :, None], places].set(-jnp.inf)
+        left = -jnp.expm1(jnp.minimum(jax.nn.logsumexp(teacher, -1), 0.0))
+        rest = jnp.where(left > 0, jnp.log(jnp.where(left > 0, left, 1.0)), -jnp.inf)
+        teacher = jnp.concatenate([teacher, rest[..., None]], -1)
+        kept = jnp.concatenate([kept, jax.nn.logsumexp(others, -1)[..., None]], -1)
+    return jnp.square(temperature) * rows.mean(rows.kl(teacher, kept), _weight(mask, student))
+
+
+def _log_probabilities(student: Array, teacher: Array, temperature: Any) -> tuple[Array, Array]:
+    rows.same_classes(student, teacher)
+    first, second = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (student, teacher))
+    return first, second
+
+
+def _weight(mask: Mask, logits: Array) -> Array | None:
+    if mask is None:
+        return None
+    if mask.shape != logits.shape[:2]:
+        raise ValueError(f"the mask has shape {mask.shape}, the logits {logits.shape[:2]} positions")
+    return mask.astype(jnp.float32)
+
+
+class _Sequence(Term, kw_only=True):
+    """Base of the losses here.
+
+    Attributes:
+        mask: the batch's field (B, L) of positions that count; without that field all do.
+    """
+
+    mask: str = struct.field(pytree_node=False, default="attention_mask")
+
+    def positions(self, batch: Batch, logits: Array) -> Array | None:
+        """The weight of each position, 0 in rows of weight 0."""
+        if logits.ndim != 3:
+            raise ValueError(
+                f"{type(self).__name__} takes logits (B, L, V), the student gives {logits.shape}"
+            )
+        weight, mask = row_weight(batch), batch.get(self.mask)  # type: ignore[union-attr]
+        if weight is None:
+            return None if mask is None else jnp.asarray(mask)
+        mask = jnp.ones(logits.shape[:2]) if mask is None else jnp.asarray(mask)
+        return mask * weight[:, None]
+
+
+class SequenceKD(_Sequence):
+    """A divergence between student and teacher at each position of a sequence.
+
+    Attributes:
+        divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
+        beta: of ``"jsd"``.
+        temperature: T.
+    """
+
+    divergence: Divergence = struct.field(pytree_node=False, default="forward_kl")
+    beta: float = struct.field(pytree_node=False, default=0.5)
+    temperature: Any = 1.0
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss."""
+        logits, taught = read(outputs, "logits"), self.taught(batch, "logits")
+        mask = self.positions(batch, logits)
+        if self.divergence == "jsd":
+            return generalised_jsd(logits, taught, mask, self.temperature, beta=self.beta), {}
+        divergence = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}[self.divergence]
+        return divergence(logits, taught, mask, self.temperature), {}
+
+
+class TopKSequenceKD(_Sequence):
+    """``forward_kl_top_k`` to the columns ``teacher_top_log_probabilities`` and ``teacher_top_places`` of the batch.
+
+    Attributes:
+        temperature: T, that of the cache.
+    """
+
+    temperature: Any = 1.0
+
+    def teacher_names(self) -> tuple[str, ...]:
+        """None: it has no live teacher."""
+        return ()
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss. Raises KeyError if the batch lacks the columns."""
+        names = ("teacher_top_log_probabilities", "teacher_top_places")
+        if missing := [name for name in names if name not in batch]:
+            raise KeyError(f"TopKSequenceKD reads the columns {missing} of the batch: cache them with top_k")
+        kept, places = (jnp.asarray(batch[name]) for name in names)  # type: ignore[index]
+        logits = read(outputs, "logits")
+        return forward_kl_top_k(logits, kept, places, self.positions(batch, logits), self.temperature), {}

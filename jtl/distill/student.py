@@ -1,0 +1,68 @@
+"""A student out of its teacher: some of its layers (Sanh et al. 2019, "DistilBERT", arXiv:1910.01108, section 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jtl import tree
+from jtl.heads import Head
+from jtl.model import Cast, Linen, Model, with_base
+
+DEPTHS = ("num_hidden_layers", "n_layers")  # what configurations call the number of layers
+
+
+def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encoder/layer_") -> Model:
+    """The teacher with ``layers`` of its stack alone, renumbered in order; all else, heads too, is kept.
+
+    DistilBERT takes every other layer: ``choose_layers(teacher, range(0, 12, 2))``. The leaves are the teacher's own
+    arrays, embeddings among them; nothing is copied.
+
+    Args:
+        teacher: a model of ``jtl.models`` whose layers are all alike, such as BERT, RoBERTa, DistilBERT, ViT, DINOv2.
+        layers: numbers of the layers to keep, ascending from 0.
+        stack: what the paths of layers start with, before the number.
+
+    Raises:
+        ValueError: no such layers, a model that cannot be rebuilt with fewer, or techniques that name layers.
+    """
+    field = next((name for name in DEPTHS if hasattr(teacher.config, name)), None)
+    if field is None or not isinstance(teacher.base, Linen):
+        raise ValueError(
+            f"choose_layers rebuilds models of jtl.models with a depth ({' or '.join(DEPTHS)}) alone"
+        )
+    check_bare(teacher)
+    depth, kept = getattr(teacher.config, field), list(layers)
+    if not kept or kept != sorted({*kept} & {*range(depth)}):
+        raise ValueError(f"layers must be ascending numbers from 0 to {depth - 1}, got {kept}")
+    leaves = {}
+    for path, leaf in tree.flatten(teacher.params).items():
+        number = re.match(rf"{re.escape(stack)}(\d+)/", path)
+        if number is None:
+            leaves[path] = leaf
+        elif int(number[1]) in kept:
+            leaves[f"{stack}{kept.index(int(number[1]))}/{path[number.end() :]}"] = leaf
+    found = {path.removeprefix(stack).split("/")[0] for path in leaves if path.startswith(stack)}
+    if len(found) != len(kept):
+        raise ValueError(f"no leaves under {stack!r} for {len(kept)} layers: name the stack of this model")
+    return rebuild(teacher, tree.nest(leaves), **{field: len(kept)})
+
+
+def check_bare(model: Model) -> None:
+    """Raise ValueError if ``model`` has techniques other than heads and casts: their paths or shapes would be stale."""
+    rest = [
+        type(technique).__name__ for technique in model.techniques if not isinstance(technique, Head | Cast)
+    ]
+    if rest:
+        raise ValueError(
+            f"the teacher has {rest} in it: merge adapters and remove regressors before cutting it"
+        )
+
+
+def rebuild(model: Model, params: dict[str, Any], **dimensions: int) -> Model:
+    """``model`` of other ``params``, its configuration changed in ``dimensions``."""
+    config = dataclasses.replace(model.config, **dimensions)
+    module = model.base.module.clone(config=config)  # type: ignore[attr-defined]
+    return with_base(model.with_params(params).replace(config=config), module=module)

@@ -1,0 +1,156 @@
+"""``Term``: a distillation loss, and the names by which it reads the outputs of student and teacher.
+
+A term reads the student's outputs from the step's one forward and the teacher's from the
+batch: ``teacher_logits``, and ``teacher/NAME`` for any other. ``Distill`` fills these columns by a forward of the
+teacher; a loader may as well bring them from a file, and then there is no teacher.
+
+A NAME is ``features``, ``pooled``, ``sequence``, ``map`` or ``logits`` (an output of the model), ``outputs/x`` (its
+output ``x``), or else the path of a module: a tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jtl import tree
+from jtl.loss import Loss
+from jtl.model import Batch, Mode, Outputs
+
+OUTPUTS = ("logits", "features", "pooled", "sequence", "map")
+
+
+def is_tap(name: str) -> bool:
+    """Whether ``name`` is the path of a module, and no output of the model."""
+    return name not in OUTPUTS and not name.startswith("outputs/")
+
+
+def taps(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``names`` that are paths of modules, once each."""
+    return tuple(dict.fromkeys(name for name in names if is_tap(name)))
+
+
+def read(outputs: Outputs, name: str) -> Any:
+    """The output or tap called ``name``. Raises KeyError with near misses if there is none."""
+    place = outputs.get("taps", {}) if is_tap(name) else outputs
+    name = name.removeprefix("outputs/")
+    if name not in place:
+        near = tree.near_misses(name, place) or sorted(place)
+        raise KeyError(f"the model gives no {name!r}; near misses: {near}")
+    return place[name]
+
+
+def column(name: str) -> str:
+    """The field of a batch that holds the teacher's output or tap ``name``.
+
+    >>> column("logits"), column("encoder/layer_3")
+    ('teacher_logits', 'teacher/encoder/layer_3')
+    """
+    return "teacher_logits" if name == "logits" else f"teacher/{name}"
+
+
+def columns(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays by name (say of ``jtl.features.extract(teacher, batches, at, keep=())``) as columns of a batch."""
+    return {column(name): value for name, value in arrays.items()}
+
+
+class Term(Loss, kw_only=True):
+    """Base of the distillation losses: one that reads the teacher from the batch.
+
+    Rows of ``batch["weight"]`` 0 (padding of a last batch) do not count. In activations (B, L, D) of a batch with an
+    ``attention_mask`` (B, L), padding tokens are 0, for student and teacher.
+
+    Attributes:
+        stats: normalise the student by ``"running"`` or ``"batch"`` statistics, as the task loss beside it does.
+    """
+
+    stats: Literal["running", "batch"] = struct.field(pytree_node=False, default="running")
+
+    def student_names(self) -> tuple[str, ...]:
+        """What it reads of the student."""
+        return ("logits",)
+
+    def teacher_names(self) -> tuple[str, ...]:
+        """What it reads of the teacher."""
+        return ("logits",)
+
+    def mode(self) -> Mode:
+        """Dropout on, normalisation as ``stats`` says, and the student's taps."""
+        return Mode(train=True, stats=self.stats, taps=taps(self.student_names()))
+
+    def taught(self, batch: Batch, name: str) -> Any:
+        """The teacher's ``name``, from the batch. Raises KeyError if the batch lacks it."""
+        if column(name) not in batch:
+            raise KeyError(
+                f"{type(self).__name__} reads batch[{column(name)!r}]; the batch has {sorted(batch)}: wrap the loss, "
+                f"Distill(teacher, {type(self).__name__}(...)), or bring that column with the batch"
+            )
+        return jax.lax.stop_gradient(_without_padding(batch[column(name)], batch))  # type: ignore[index]
+
+
+class Layers(Term):
+    """Base of the losses between layers: ``student`` and ``teacher`` name one each, or as many each.
+
+    Attributes:
+        student: name of the student's layer (or of its regressor), or names.
+        teacher: name of the teacher's layer, or names.
+    """
+
+    student: str | tuple[str, ...] = struct.field(pytree_node=False, default="features")
+    teacher: str | tuple[str, ...] = struct.field(pytree_node=False, default="features")
+
+    def student_names(self) -> tuple[str, ...]:
+        """Its layers."""
+        return (self.student,) if isinstance(self.student, str) else self.student
+
+    def teacher_names(self) -> tuple[str, ...]:
+        """Its layers."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+
+    def pairs(self, outputs: Outputs, batch: Batch) -> list[tuple[Array, Array]]:
+        """The activations of student and teacher, layer by layer. Raises ValueError for other numbers of them."""
+        own, other = self.student_names(), self.teacher_names()
+        if len(own) != len(other):
+            raise ValueError(f"{type(self).__name__}: {len(own)} student layers, {len(other)} teacher layers")
+        return [
+            (student_output(outputs, batch, a), self.taught(batch, b))
+            for a, b in zip(own, other, strict=True)
+        ]
+
+
+def student_output(outputs: Outputs, batch: Batch, name: str) -> Any:
+    """The student's ``name``, its padding tokens set to 0."""
+    return _without_padding(read(outputs, name), batch)
+
+
+def row_weight(batch: Batch) -> Float[Array, " B"] | None:
+    """The weights of the rows, or None: all alike."""
+    return jnp.asarray(batch["weight"], jnp.float32) if "weight" in batch else None  # type: ignore[index]
+
+
+def token_mask(
+    batch: Batch, shape: tuple[int, ...], name: str = "attention_mask"
+) -> Float[Array, "B L"] | None:
+    """1 at real tokens of rows that count, if ``shape`` (B, L, ...) is that of the batch's mask ``name``."""
+    mask = batch.get(name)  # type: ignore[union-attr]
+    if mask is None or len(shape) != 3 or jnp.shape(mask) != shape[:2]:
+        return None
+    weight = row_weight(batch)
+    mask = (jnp.asarray(mask) != 0).astype(jnp.float32)
+    return mask if weight is None else mask * weight[:, None]
+
+
+def _without_padding(value: Any, batch: Batch) -> Any:
+    mask = batch.get("attention_mask")  # type: ignore[union-attr]
+
+    def zeroed(x: Array) -> Array:
+        if mask is None or x.ndim != 3 or jnp.shape(mask) != x.shape[:2]:
+            return x
+        return jnp.where(jnp.expand_dims(jnp.asarray(mask) != 0, -1), x, 0)
+
+    return jax.tree.map(zeroed, value)

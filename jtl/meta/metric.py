@@ -1,0 +1,117 @@
+"""Metric learners: features of the support make a classifier in closed form, and the query rows are its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jtl.loss import Aux, Loss
+from jtl.meta.normalise import Normalise, run_episode
+from jtl.meta.tasks import count
+from jtl.model import Batch, Model, Outputs
+
+Scores = Float[Array, "Q N"]
+
+
+class Metric(Loss, kw_only=True):
+    """Base of the metric learners: the mean over tasks of the query cross-entropy of ``scores``, in nats.
+
+    A batch is ``{"support": ..., "query": ...}``, each with a leading axis of tasks and ``label`` in 0 ... N − 1
+    (``jtl.data.episodes``). A class without a support row has the score −inf.
+
+    In a sum of losses it makes its own forward, and updated running statistics are lost: add it where they are not
+    used, or train it alone.
+
+    Attributes:
+        ways: N.
+        normalise: which statistics batch normalisation takes: see ``jtl.meta.normalise``. A choice without a default,
+            since results depend on it.
+        on: the output of the model that it reads.
+    """
+
+    ways: int = struct.field(pytree_node=False)
+    normalise: Normalise = struct.field(pytree_node=False)
+    on: str = struct.field(pytree_node=False, default="features")
+
+    def scores(
+        self, model: Model, support: Array, label: Int[Array, " S"], query: Array, key: Array | None
+    ) -> Scores:
+        """The logits of the query rows, from the features of both."""
+        raise TypeError(f"{type(self).__name__} does not define scores(model, support, label, query, key)")
+
+    def cost(self, scores: Scores, label: Int[Array, " Q"]) -> Float[Array, ""]:
+        """The loss of one task."""
+        # A label outside the classes, or one whose class has no support, is no finite loss.
+        hit = jnp.take_along_axis(jax.nn.log_softmax(scores), label[:, None], 1, mode="fill")
+        return -jnp.mean(hit)
+
+    def tasks(
+        self, model: Model, batch: Batch, key: Array | None = None
+    ) -> tuple[Float[Array, " T"], dict[str, Float[Array, " T"]], Any]:
+        """Of each task its loss and its metrics; and the updated collections, averaged over tasks."""
+        tasks = count(batch)
+
+        def one(episode: Any, key: Array | None) -> Any:
+            below, above = (None, None) if key is None else jax.random.split(key)
+            support, query = episode["support"], episode["query"]
+            known, asked, state = run_episode(model, support, query, self.normalise, below)
+            scores = self.scores(model, self._read(known), support["label"], self._read(asked), above)
+            scores = scores.astype(jnp.float32)
+            hits = jnp.argmax(scores, -1) == query["label"]
+            return self.cost(scores, query["label"]), jnp.mean(hits), state
+
+        keys = None if key is None else jax.random.split(key, tasks)
+        losses, accuracy, state = jax.vmap(one, (0, None if key is None else 0))(batch, keys)
+        state = jax.tree.map(lambda x: jnp.mean(x, 0).astype(x.dtype), state)
+        return losses, {"accuracy": accuracy, "loss": losses}, state
+
+    def mode(self) -> None:
+        """It makes its own forwards, one task at a time."""
+        return None
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The mean over tasks, and the mean ``accuracy``."""
+        value, aux = self(model, batch, key)
+        return value, {"accuracy": aux.metrics["accuracy"]}
+
+    def __call__(self, model: Model, batch: Batch, key: Array | None) -> tuple[Float[Array, ""], Aux]:
+        """The value on a batch of episodes, its metrics and the model's updated state."""
+        losses, metrics, state = self.tasks(model, batch, key)
+        return jnp.mean(losses), Aux({name: jnp.mean(found) for name, found in metrics.items()}, state)
+
+    def _read(self, outputs: Outputs) -> Array:
+        if self.on not in outputs:
+            raise KeyError(
+                f"{type(self).__name__} reads output {self.on!r}; the model gives {sorted(outputs)}"
+            )
+        return outputs[self.on]
+
+
+def squared_distances(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:
+    """||a_i − b_j||²."""
+    return jnp.sum(jnp.square(a[:, None] - b[None]), -1)
+
+
+def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Rows of length 1; a row of zeros stays zero."""
+    squares = jnp.sum(jnp.square(x), -1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
+def class_sums(
+    features: Float[Array, "S ..."], label: Int[Array, " S"], ways: int
+) -> tuple[Float[Array, "N ..."], Float[Array, " N"]]:
+    """Sums of the features by class, and the numbers of rows."""
+    member = jax.nn.one_hot(label, ways, dtype=features.dtype)
+    return jnp.tensordot(member, features, (0, 0)), jnp.sum(member, 0)
+
+
+def only_seen(scores: Scores, counts: Float[Array, " N"]) -> Scores:
+    """``scores``, −inf for classes without a support row."""
+    return jnp.where(counts[None] > 0, scores, -jnp.inf)

@@ -1,0 +1,52 @@
+"""R2-D2: a ridge-regression head, solved in each task (Bertinetto et al. 2019, https://arxiv.org/abs/1805.08136)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jtl.meta.metric import Metric, Scores
+from jtl.model import Model
+
+NAME = "ridge"
+
+
+def with_ridge(model: Model, *, regularisation: float = 1.0, scale: float = 1.0) -> Model:
+    """``model`` with the two learned numbers of ``Ridge``: ``params["ridge"]``, in logarithms so both stay over 0."""
+    if regularisation <= 0 or scale <= 0:
+        raise ValueError(f"regularisation and scale must be over 0, got {regularisation} and {scale}")
+    own = {
+        "log_regularisation": jnp.asarray(math.log(regularisation), jnp.float32),
+        "log_scale": jnp.asarray(math.log(scale), jnp.float32),
+    }
+    kept = {name: leaves for name, leaves in model.params.items() if name != NAME}
+    return model.with_params({**kept, NAME: own})
+
+
+def ridge(
+    features: Float[Array, "S D"], targets: Float[Array, "S N"], regularisation: Float[Array, ""]
+) -> Float[Array, "D N"]:
+    """The W of least ||X W − Y||² + λ ||W||², as Xᵀ (X Xᵀ + λI)⁻¹ Y: a system of S rows, however wide X is."""
+    gram = features @ features.T + regularisation * jnp.eye(len(features), dtype=features.dtype)
+    return features.T @ jnp.linalg.solve(gram, targets)
+
+
+class Ridge(Metric):
+    """Logits α · f(x) W, W the ridge regression of the one-hot labels on the support's features.
+
+    Bertinetto et al. 2019: λ and α are learned by the outer loop; ``model = with_ridge(model)``. Their bias β, one
+    number added to all logits, drops out of the softmax and is left out. A class without a support row has W = 0.
+    """
+
+    def scores(
+        self, model: Model, support: Array, label: Int[Array, " S"], query: Array, key: Array | None
+    ) -> Scores:
+        """The logits. Raises KeyError if the model lacks the two numbers."""
+        if NAME not in model.params:
+            raise KeyError(f"Ridge reads params[{NAME!r}], which the model lacks: add it by with_ridge")
+        own = jax.tree.map(jnp.exp, model.params[NAME])
+        weights = ridge(support, jax.nn.one_hot(label, self.ways), own["log_regularisation"])
+        return own["log_scale"] * (query @ weights)
