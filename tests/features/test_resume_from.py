@@ -14,6 +14,7 @@ from jtl import finetune, heads, tree
 from jtl.features import above, extract, fit_logistic, head_alone, resume_from
 from jtl.model import Linen, Mode, Model, cast, linen
 from jtl.models.bert import Bert, BertConfig
+from jtl.models.dropout import Dropout
 from jtl.tasks import Classify
 from jtl.train import make_step
 
@@ -81,7 +82,7 @@ def test_training_equals_the_full_model_with_a_frozen_deterministic_prefix(batch
     def no_dropout_below(call, args, kwargs, context):
         path = "/".join(context.module.path)
         below = path.startswith(("embeddings", "encoder/layer_0", "encoder/layer_1"))
-        return args[0] if below and isinstance(context.module, nn.Dropout) else call(*args, **kwargs)
+        return args[0] if below and isinstance(context.module, Dropout) else call(*args, **kwargs)
 
     def reference(model, batch, key):
         with nn.intercept_methods(no_dropout_below):

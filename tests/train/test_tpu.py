@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import heads, tree
+from jtl import adapters, heads, tree
 from jtl.model import Linen, Model, cast
 from jtl.models import ARCHITECTURES
 from jtl.tasks import Classify
@@ -70,6 +70,7 @@ STEPS = {
     "sharded": ([(".*", 1.0)], {"sharding": mesh.FULLY_SHARDED}),
     "accumulated": ([(".*", 1.0)], {"gradient": accumulate(2)}),
     "bfloat16": ([(".*", 1.0)], {}),
+    "lora": ([(".*/lora/.*|head/.*", 1.0), (".*", 0.0)], {}),
 }
 
 
@@ -82,6 +83,8 @@ CASES += [pytest.param(name, "full", marks=pytest.mark.slow) for name in ("minil
 def test_a_step_fits_a_v5e_slice(name, step, slice_2x2, capsys):
     model, example = real_size(name, classes=10)
     model = cast(model, jnp.bfloat16) if step == "bfloat16" else model
+    if step == "lora":
+        model = jax.eval_shape(lambda model: adapters.lora(model, key=jax.random.key(0)), model)
     rules, options = STEPS[step]
     compiled = (
         make_step(Classify(), optax.adamw(1e-4), tree.assign(rules, model.params), mesh=slice_2x2, **options)
@@ -99,6 +102,6 @@ def test_a_step_fits_a_v5e_slice(name, step, slice_2x2, capsys):
     weights = 4 * tree.size(model.params)
     if step == "sharded":
         assert memory.argument_size_in_bytes < 3 * weights / 4 * 1.2 + 32 * 2**20
-    elif step == "head":
+    elif step in ("head", "lora"):
         assert memory.argument_size_in_bytes < 1.1 * weights + 32 * 2**20
     assert np.isfinite(compiled.cost_analysis()["flops"])
