@@ -90,8 +90,8 @@ def run(config: Merge) -> Result:
             name,
             max_length=config.max_length,
             image_size=config.image_size,
-            validation=200 if quick else 500,
-            test=200 if quick else config.test_examples or None,
+            validation=60 if quick else 500,
+            test=60 if quick else config.test_examples or None,
         )
         for name in (config.data, config.other_data)
     )

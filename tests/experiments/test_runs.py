@@ -107,6 +107,7 @@ def test_merge(tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own
 def test_bench_lora(tmp_path):
     result = bench_lora(BenchLora(out=tmp_path, quick=True))
     assert result.summary["flops_over_minimum"]["lora"]["mean"] <= 1.03
