@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import arms
 from experiments.cli import cli
@@ -227,11 +228,13 @@ def _fresh() -> Iterator[None]:
     """Compile as a process does that has just started: with nothing in memory or on disk."""
     kept = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks only once in a process whether there is one
     jax.clear_caches()
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", kept)
+        compilation_cache.reset_cache()
 
 
 if __name__ == "__main__":
