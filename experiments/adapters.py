@@ -66,7 +66,7 @@ class Adapters(Config):
     """Which to compare."""
     factors: tuple[float, ...] = (0.3, 1.0, 3.0)
     """What multiplies a method's usual learning rate in the search."""
-    train_examples: int = 512
+    train_examples: int = 1024
     """Labelled training examples."""
     steps: int = 64
     """Updates; ten times as many for head."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,6 +42,7 @@ TECHNIQUES: tuple[str, ...] = get_args(Technique)
 # ones, those of activations behind whole blocks, IA3 into the layers of its paper.
 ADAPTERS = TECHNIQUES[TECHNIQUES.index("lora") :]
 ONLY_TEXT = ("prompt", "prefix")
+ON_ACTIVATIONS = ("bottleneck", "loreft", *ONLY_TEXT)
 WHERE = {
     "text": {
         "ia3": ".*/(key|value|mlp/output)",
@@ -54,11 +55,19 @@ WHERE = {
 
 # Peak learning rates of AdamW, found by experiments.tune: 256 examples, 60 updates, two seeds apart from those of
 # the other experiments; for `scratch` on texts, which learns nothing from so little, all examples, 300 updates and
-# one seed. Not searched yet: the adapters, and `layerwise`, `gradual` and `l2_sp` on texts.
+# one seed. Not searched yet: `layerwise`, `gradual` and `l2_sp` on texts.
 RATES = {
-    "text": {"scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "other": 1e-4},
-    "image": {"scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "other": 3e-4},
-}
+    "text": {
+        "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 1e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 3e-3,
+        "vera": 1e-2, "loha": 1e-3, "lokr": 1e-3, "ia3": 1e-2, "bottleneck": 1e-3, "loreft": 1e-3, "prompt": 3e-2,
+        "prefix": 1e-2, "other": 1e-4,
+    },
+    "image": {
+        "scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "bitfit": 3e-3, "lora": 3e-3, "dora": 3e-3,
+        "adalora": 3e-3, "vera": 1e-2, "loha": 3e-3, "lokr": 3e-3, "ia3": 1e-2, "bottleneck": 3e-3, "loreft": 3e-3,
+        "other": 3e-4,
+    },
+}  # fmt: skip
 HEAD_STEPS = 10  # times the updates of other arms: on cached features they cost next to nothing
 
 
@@ -153,10 +162,9 @@ def prepare_task(
         lengths = np.concatenate([part.lengths for part in splits.values()])
         buckets = text.best_buckets(lengths, text.SHAPES, longest)
     else:
-        config = trunk.config
-        side = image_size or config.image_size
-        how = image.Preprocess((side, side), tuple(config.image_mean), tuple(config.image_std))
-        preprocessing = {"image_size": side, "mean": list(how.mean), "std": list(how.std)}
+        how = image.Preprocess(**pretrained.image_processor(model))
+        how = how if image_size is None else how.resized(image_size)
+        preprocessing = asdict(how)
         splits = {s: image.prepare(source, how) for s, source in sources.items()}
         buckets = splits["train"].buckets
     return Task(model, trunk, replace(loaded, splits=sources), splits, buckets, preprocessing)
@@ -347,6 +355,15 @@ def start(task: Task, technique: str, key: jax.Array, on: str | None = None) -> 
         head = heads.find(model)
     found, _ = probe(task, head.on)
     return finetune.put_head(model, **found.as_head())
+
+
+def plain(model: Model, technique: str) -> Model:
+    """``model`` with its adapter folded into the weights, if ``technique`` is one; ValueError where none can be."""
+    if technique in ON_ACTIVATIONS:
+        raise ValueError(
+            f"{technique} is no change of weights, so no plain model holds it; its checkpoints do"
+        )
+    return adapters.merge(model) if technique in ADAPTERS else model
 
 
 def insert(task: Task, technique: str, model: Model, key: jax.Array) -> Model:

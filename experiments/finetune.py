@@ -24,7 +24,7 @@ import numpy as np
 from experiments import arms
 from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
-from jtl import adapters, data, pretrained
+from jtl import data, pretrained
 from jtl.train import figures
 from jtl.train.report import (
     Result,
@@ -36,6 +36,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+
+QUICK_EPOCHS = 8  # of 256 examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Finetune(Config):
     test_examples: int = 1000
     """Test examples; 0 for all there are."""
     epochs: int = 2
-    """Passes over the training examples."""
+    """Passes over the training examples; always 8 with --quick."""
     batch_size: int = 32
     """Examples an update."""
     learning_rate: float | None = None
@@ -68,6 +70,8 @@ class Finetune(Config):
     """Column of the texts in your own file."""
     label_column: str | None = None
     """Column of the labels in your own file."""
+    image_column: str | None = None
+    """Column of the images in a tfds data set that has several."""
     save: bool = False
     """Also save the adapted model as a Hugging Face folder, OUT/model; adapters are merged into its weights."""
 
@@ -75,9 +79,11 @@ class Finetune(Config):
 def run(config: Finetune) -> Result:
     """Run the main job; writes into ``config.out`` and returns the result."""
     began = time.monotonic()
-    for name in ("seeds", "epochs", "batch_size", "max_length"):
+    for name in ("epochs", "batch_size", "max_length"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    if config.learning_rate is not None and config.learning_rate <= 0:
+        raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}")
     out = prepare(config, "finetune")
     task = arms.prepare_task(
         config.model,
@@ -88,15 +94,18 @@ def run(config: Finetune) -> Result:
         test=200 if config.quick else config.test_examples or None,
         text_column=config.text_column,
         label_column=config.label_column,
+        image_column=config.image_column,
     )
     print(task.dataset)
-    epochs = 1 if config.quick else config.epochs
-    budget = arms.Budget(epochs, batch_size=config.batch_size, validations=max(3, epochs))
+    epochs = QUICK_EPOCHS if config.quick else config.epochs
+    budget = arms.Budget(epochs, min_steps=1, batch_size=config.batch_size, validations=max(3, epochs))
     count = 256 if config.quick else config.train_examples or None
 
     rows, curves, last = [], [], None
     for seed in range(config.seed, config.seed + config.seeds):
         few = task.with_train(count, seed)
+        if config.save and last is None:
+            _check_savable(config, few)
         rows.append({**arms.majority(few), "seed": seed})
         rows.append({**arms.probe(few)[1], "seed": seed})
         print(
@@ -136,10 +145,17 @@ def run(config: Finetune) -> Result:
     )
     if config.save:
         names = dict(enumerate(task.dataset.classes))
-        reader = config.model if task.dataset.kind == "text" else None
-        model = adapters.merge(last.model) if config.technique in arms.ADAPTERS else last.model
-        pretrained.save(model, out / "model", tokenizer=reader, id2label=names, overwrite=config.resume)
+        model = arms.plain(last.model, config.technique)
+        pretrained.save(model, out / "model", tokenizer=config.model, id2label=names, overwrite=config.resume)
     return result
+
+
+def _check_savable(config: Finetune, task: arms.Task) -> None:
+    start = arms.start(task, config.technique, jax.random.key(0))
+    try:
+        pretrained.check_savable(arms.plain(start, config.technique))
+    except ValueError as error:
+        raise ValueError(f"--save with --technique {config.technique} on {config.model}: {error}") from error
 
 
 def _about(config: Finetune, task: arms.Task, few: arms.Task) -> str:

@@ -46,8 +46,10 @@ def prepare(config: Config, experiment: str) -> Path:
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off.
         OSError: the folder cannot be made or written to.
-        ValueError: ``resume`` with other settings than those of the run in the folder.
+        ValueError: ``resume`` with other settings than those of the run in the folder; or no seeds.
     """
+    if getattr(config, "seeds", 1) < 1:
+        raise ValueError(f"--seeds must be at least 1, got {config.seeds}")
     out = Path(config.out)
     wanted = {"experiment": experiment, "config": settings(config)}
     used = next((path for pattern in USED for path in out.glob(pattern)), None)

@@ -43,7 +43,7 @@ class Tune(Config):
     image_size: int | None = None
     """Side of images in pixels; left out, that of the model."""
     techniques: tuple[arms.Technique, ...] = arms.TECHNIQUES
-    """Which to search for."""
+    """Which to search for; those for texts alone are left out of images."""
     rates: tuple[float, ...] = ()
     """Peak learning rates; left out, the technique's usual one and those three times above and below."""
     train_examples: int = 256
@@ -73,7 +73,8 @@ def run(config: Tune) -> Result:
         validation=200 if config.quick else 500,
     )
     task = dataclasses.replace(task, splits={**task.splits, "test": task.splits["validation"]})
-    for technique in config.techniques[-1:] if config.quick else config.techniques:
+    techniques = [t for t in config.techniques if task.dataset.kind == "text" or t not in arms.ONLY_TEXT]
+    for technique in techniques[-1:] if config.quick else techniques:
         usual = arms.usual_rate(technique, task.dataset.kind)
         for rate in config.rates or (usual / 3, usual, usual * 3):
             for seed in range(config.seed, config.seed + seeds):

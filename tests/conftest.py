@@ -25,3 +25,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests noted under "memory", which a worker of xdist cannot."""
+    noted = [
+        value
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == "memory"
+    ]
+    if noted:
+        terminalreporter.section("memory of compiled train steps")
+        terminalreporter.write_line("\n".join(sorted(noted)))

@@ -9,7 +9,7 @@ from jtl.adapters.extract import extract
 from jtl.adapters.ia3 import IA3, ia3
 from jtl.adapters.insert import Adapter, insert, merge
 from jtl.adapters.lora import LoRA, lora
-from jtl.adapters.method import LowRank, Method
+from jtl.adapters.method import LowRank, Method, Scaling
 from jtl.adapters.prefix import Prefix, prefix
 from jtl.adapters.product import LoHa, LoKr, loha, lokr
 from jtl.adapters.prompt import Prompt, prompt
@@ -21,7 +21,7 @@ from jtl.adapters.vera import VeRA, vera
 __all__ = [
     "ActivationAdapter", "AdaLoRA", "Adapter", "AllocateState", "Bottleneck", "DoRA", "IA3", "LoHa", "LoKr",
     "LoRA", "LoReFT", "LowRank", "Method", "Orthogonality", "PerRow", "Prefix", "Prompt", "Reparametrised",
-    "Site", "SiteError", "VeRA",
+    "Scaling", "Site", "SiteError", "VeRA",
     "adalora", "allocate", "bottleneck", "dora", "extract", "find", "ia3", "insert", "loha", "lokr", "lora",
     "loreft", "merge", "peft", "pick", "prefix", "prompt", "reparametrise", "serve", "swap", "vera",
 ]  # fmt: skip

@@ -25,16 +25,20 @@ class DoRA(LoRA):
 
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
         """LoRA's start, and the lengths of W's columns."""
-        return {**super().init(site, weight, key), "magnitude": jnp.linalg.norm(weight, axis=0)}
+        lengths = jnp.linalg.norm(weight.astype(jnp.float32), axis=0)
+        return {**super().init(site, weight, key), "magnitude": lengths.astype(weight.dtype)}
 
     def columns(self, site: Site, weight: Matrix, leaves: Leaves) -> Float[Array, " n"]:
-        """The magnitude of each column of W + s A·B over its length, which is taken without forming A·B.
+        """The magnitude of each column of W + s A·B over its length, which is taken without forming A·B, in float32.
 
-        |W + AB|^2 = |W|^2 + 2 <W, AB> + |AB|^2 for each column, with <W, AB> = <A^T W, B>.
+        |W + AB|^2 = |W|^2 + 2 <W, AB> + |AB|^2 for each column, with <W, AB> = <A^T W, B>. A column of zeros has no
+        direction; its factor is 1, so that B learns one.
         """
-        a, b, weight = jax.lax.stop_gradient((*self.factors(site, leaves), weight))
+        parts = (*self.factors(site, leaves), weight)
+        a, b, weight = (jax.lax.stop_gradient(part.astype(jnp.float32)) for part in parts)
         square = (weight**2).sum(0) + (b * (2 * (a.T @ weight) + (a.T @ a) @ b)).sum(0)
-        return leaves["magnitude"] / jnp.sqrt(square)
+        length = jnp.sqrt(jnp.where(square > 0, square, 1))
+        return jnp.where(square > 0, leaves["magnitude"] / length, 1)
 
 
 def dora(

@@ -1,4 +1,4 @@
-"""The forward of an adapted layer: the layer itself with another weight, or with low-rank products in it."""
+"""The forward of an adapted layer: the layer itself with another weight, or with products and factors beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jtl.adapters.method import Leaves, LowRank, Method
+from jtl.adapters.method import Leaves, LowRank, Method, Scaling
 from jtl.adapters.site import Site
 
 Drop = Callable[[Array], Array]
@@ -55,7 +55,7 @@ def run(
     hooks: dict[str, Any] = {}
     weight = params[site.weight]
     factors = None
-    if isinstance(method, LowRank) and call == "__call__" and site.groups == 1:
+    if isinstance(method, Scaling) and call == "__call__" and _beside_weight(method, site, leaves):
         factors = _Factors.of(method, site, site.matrix(weight), leaves, module if train else None, fold)
         if site.kind == "dense":
             hooks["dot_general"] = factors.dot
@@ -73,12 +73,18 @@ def run(
     )
 
 
+def _beside_weight(method: Scaling, site: Site, leaves: Leaves) -> bool:
+    """Whether activations can be changed in the weight's place: not those of grouped layers, nor rows of a kernel."""
+    return site.groups == 1 and (site.kind == "dense" or method.rows(site, leaves) is None)
+
+
 @dataclass(frozen=True)
 class _Factors:
-    """A low-rank method at one layer: the products that take the place of the layer's own."""
+    """A method at one layer: the products and factors that take the place of the layer's own product."""
 
-    a: Float[Array, "m r"]
-    b: Float[Array, "r n"]
+    a: Float[Array, "m r"] | None
+    b: Float[Array, "r n"] | None
+    rows: Float[Array, " m"] | None
     columns: Float[Array, " n"] | None
     drop: Drop | None
     fold: bool
@@ -86,46 +92,58 @@ class _Factors:
     @classmethod
     def of(
         cls,
-        method: LowRank,
+        method: Scaling,
         site: Site,
         weight: Array,
         leaves: Leaves,
         training: nn.Module | None,
         fold: bool,
     ) -> _Factors:
-        drop = None
-        if training is not None and method.dropout:
-            drop = partial(_dropout, method.dropout, training.make_rng("dropout"))
-        return cls(*method.factors(site, leaves), method.columns(site, weight, leaves), drop, fold)
+        a = b = drop = None
+        if isinstance(method, LowRank):
+            a, b = method.factors(site, leaves)
+            if training is not None and method.dropout:
+                drop = partial(_dropout, method.dropout, training.make_rng("dropout"))
+        return cls(a, b, method.rows(site, leaves), method.columns(site, weight, leaves), drop, fold)
 
     def dot(self, x: Array, kernel: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
         """In place of ``lax.dot_general`` in Dense and DenseGeneral."""
         axes = dimensions[0][0]
         x = jnp.moveaxis(x, axes, range(-len(axes), 0))
         before, rows = x.shape[: -len(axes)], math.prod(x.shape[-len(axes) :])
-        x, weight = x.reshape(*before, rows), kernel.reshape(rows, -1)
-        y = low_rank(x, weight, self.a, self.b, self.drop, precision, fold=self.fold)
-        return self._scaled(y).reshape(*before, *kernel.shape[len(axes) :])
+        x, weight = _times(x.reshape(*before, rows), self.rows), kernel.reshape(rows, -1)
+        if self.a is None or self.b is None:
+            y = jnp.matmul(x, weight, precision=precision)
+        else:
+            y = low_rank(x, weight, self.a, self.b, self.drop, precision, fold=self.fold)
+        return _times(y, self.columns).reshape(*before, *kernel.shape[len(axes) :])
 
     def conv(
         self, conv: Any, shape: tuple[int, ...], x: Array, kernel: Array, *args: Any, **options: Any
     ) -> Array:
         """In place of ``lax.conv_general_dilated`` in Conv: A is a convolution to r channels, B one of 1 x 1."""
         conv = conv or lax.conv_general_dilated
+        y = conv(x, kernel, *args, **options)
+        if self.a is None or self.b is None:
+            return _times(y, self.columns)
         narrow = self.a.reshape(*shape[:-1], -1).astype(x.dtype)
         inner = conv(x if self.drop is None else self.drop(x), narrow, *args, **options)
-        return self._scaled(conv(x, kernel, *args, **options) + inner @ self.b.astype(x.dtype))
+        return _times(y + inner @ self.b.astype(x.dtype), self.columns)
 
     def beside(self, outputs: Array, ids: Array) -> Array:
         """An embedding's outputs with the rows of A·B added."""
+        if self.a is None or self.b is None:
+            return _times(outputs, self.columns)
         rows = jnp.take(self.a, ids, axis=0)
         rows = rows if self.drop is None else self.drop(rows)
-        return self._scaled(outputs + (rows @ self.b).astype(outputs.dtype))
+        return _times(outputs + (rows @ self.b).astype(outputs.dtype), self.columns)
 
-    def _scaled(self, y: Array) -> Array:
-        if self.columns is None:
-            return y
-        return y * jnp.expand_dims(self.columns, range(y.ndim - 1)).astype(y.dtype)
+
+def _times(x: Array, factors: Array | None) -> Array:
+    """``x`` with its last axis scaled."""
+    if factors is None:
+        return x
+    return x * jnp.expand_dims(factors, range(x.ndim - 1)).astype(x.dtype)
 
 
 def _dropout(rate: float, key: Array, x: Array) -> Array:
@@ -144,9 +162,11 @@ def low_rank(
 ) -> Float[Array, "*B n"]:
     """``x W + drop(x) A B``.
 
-    With more rows than W has, in float32 and without dropout, it is one product by W + A·B, whose gradient is
-    nevertheless taken through the factors; bfloat16 would round small factors away in that sum. Not with ``fold``
-    off, which is for rows that each have factors of their own.
+    With more rows than W has, in float32 and without dropout, a CPU makes one product by W + A·B out of it; the
+    gradient is nevertheless taken through the factors. Elsewhere products round their operands, and small factors
+    would be lost in that sum. It is then a ``jax.custom_vjp``: differentiate it again in reverse, not by ``jax.jvp``.
+
+    Not with ``fold`` off, which is for rows that each have factors of their own.
     """
     if fold and drop is None and x.dtype == jnp.float32 and math.prod(x.shape[:-1]) >= len(weight):
         return _folded(x, weight, a.astype(x.dtype), b.astype(x.dtype), precision)
@@ -154,22 +174,32 @@ def low_rank(
     return jnp.matmul(x, weight, precision=precision) + (low @ a.astype(x.dtype)) @ b.astype(x.dtype)
 
 
-def _fold(x: Array, weight: Array, a: Array, b: Array, precision: Any) -> Array:
-    return jnp.matmul(x, weight + a @ b, precision=precision)
+def _product(x: Array, weight: Array, a: Array, b: Array, precision: Any) -> Array:
+    """x (W + A·B), of one product where that is exact and of three elsewhere."""
+    dot = partial(jnp.matmul, precision=precision)
+    return lax.platform_dependent(
+        x, weight, a, b,
+        cpu=lambda x, weight, a, b: dot(x, weight + dot(a, b)),
+        default=lambda x, weight, a, b: dot(x, weight) + dot(dot(x, a), b),
+    )  # fmt: skip
 
 
 def _forward(x: Array, weight: Array, a: Array, b: Array, precision: Any) -> tuple[Array, Any]:
-    return _fold(x, weight, a, b, precision), (x, weight, a, b)
+    return _product(x, weight, a, b, precision), (x, weight, a, b)
 
 
 def _backward(precision: Any, saved: Any, dy: Array) -> tuple[Array, ...]:
     x, weight, a, b = saved
-    dx = jnp.matmul(dy, (weight + a @ b).T, precision=precision)
+    dot = partial(jnp.matmul, precision=precision)
     rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    # Unused, and so never computed, while W is frozen.
-    dweight = jnp.matmul(rows.T, drows, precision=precision)
-    return dx, dweight, rows.T @ (drows @ b.T), (rows @ a).T @ drows
+    # The second is unused, and so never computed, while W is frozen.
+    return (
+        _product(dy, weight.T, b.T, a.T, precision),
+        dot(rows.T, drows),
+        dot(rows.T, dot(drows, b.T)),
+        dot(dot(rows, a).T, drows),
+    )
 
 
-_folded = jax.custom_vjp(_fold, nondiff_argnums=(4,))
+_folded = jax.custom_vjp(_product, nondiff_argnums=(4,))
 _folded.defvjp(_forward, _backward)

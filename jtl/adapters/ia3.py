@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl.adapters.insert import insert
-from jtl.adapters.method import Leaves, Matrix, Method
+from jtl.adapters.method import Leaves, Matrix, Scaling
 from jtl.adapters.site import Site
 from jtl.model import Batch, Model
 
 
 @dataclass(frozen=True)
-class IA3(Method):
+class IA3(Scaling):
     """The method behind ``ia3``."""
 
     feedforward: str = ".*/mlp/output"
@@ -32,10 +32,13 @@ class IA3(Method):
         """Ones."""
         return {"scale": jnp.ones(site.rows if self.on_inputs(site) else site.columns, weight.dtype)}
 
-    def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
-        """W with its rows or its columns scaled."""
-        scale = leaves["scale"]
-        return weight * (scale[:, None] if self.on_inputs(site) else scale[None])
+    def rows(self, site: Site, leaves: Leaves) -> Float[Array, " m"] | None:
+        """The factors, where the inputs are scaled."""
+        return leaves["scale"] if self.on_inputs(site) else None
+
+    def columns(self, site: Site, weight: Matrix, leaves: Leaves) -> Float[Array, " n"] | None:
+        """The factors, where the outputs are scaled."""
+        return None if self.on_inputs(site) else leaves["scale"]
 
     def bias(self, site: Site, bias: Float[Array, " n"], leaves: Leaves) -> Float[Array, " n"]:
         """Scaled with the outputs."""

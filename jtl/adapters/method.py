@@ -1,8 +1,8 @@
 """What an adapter is: a few leaves beside a weight W, and the weight that they make of it.
 
 A method is a frozen dataclass with ``init`` and ``weight``; the forward, stacked layers and merging follow
-from these two. ``W + A·B`` methods give ``factors`` instead, and get a forward that multiplies by the low-rank
-factors and whose gradient is never as large as W.
+from these two. ``W + A·B`` methods give ``factors`` instead, and those that scale W ``rows`` or ``columns``: their
+forward multiplies activations by these, and no gradient is as large as W.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
+from jtl import tree
 from jtl.adapters.site import Site, SiteError
 
 Leaves = dict[str, Array]
@@ -35,14 +36,27 @@ def at(value: Any, path: str, name: str) -> Any:
     raise ValueError(f"{name}: no rule covers {path!r}; end with ('.*', value)")
 
 
+def check_rules(method: Method, sites: tuple[Site, ...]) -> None:
+    """Raise RuleError if a rule of ``method`` meets no layer of ``sites`` or is hidden, or if one has no rule."""
+    for name in method.ruled:
+        value = getattr(method, name, None)
+        if isinstance(value, (tuple, list)):
+            try:
+                tree.assign(value, {site.path: name for site in sites})
+            except tree.RuleError as error:
+                raise tree.RuleError(f"{name}, by the paths of the adapted layers: {error}") from None
+
+
 class Method:
     """Base of the methods; subclasses are frozen dataclasses.
 
     Attributes:
         kinds: the kinds of layers (``Site.kind``) that the method can adapt.
+        ruled: its fields that may be rules of module paths (see ``at``); insertion checks them.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("dense", "conv", "embed")
+    ruled: ClassVar[tuple[str, ...]] = ("rank", "alpha")
 
     @property
     def subtracted(self) -> bool:
@@ -74,8 +88,26 @@ class Method:
         return bias
 
 
-class LowRank(Method):
-    """Methods of the form (W + A·B) c: ``factors`` gives A (m, r) and B (r, n), scale included; ``columns`` c (n,)."""
+class Scaling(Method):
+    """Methods of the form diag(r) W diag(c): the forward scales a layer's inputs and outputs, never W itself."""
+
+    def rows(self, site: Site, leaves: Leaves) -> Float[Array, " m"] | None:
+        """r, a factor for each input; or None for 1."""
+        return None
+
+    def columns(self, site: Site, weight: Matrix, leaves: Leaves) -> Float[Array, " n"] | None:
+        """c, a factor for each output; or None for 1."""
+        return None
+
+    def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
+        """diag(r) W diag(c)."""
+        rows, columns = self.rows(site, leaves), self.columns(site, weight, leaves)
+        scaled = weight if rows is None else weight * rows[:, None]
+        return (scaled if columns is None else scaled * columns[None]).astype(weight.dtype)
+
+
+class LowRank(Scaling):
+    """Methods of the form (W + A·B) diag(c): ``factors`` gives A (m, r) and B (r, n), scale included."""
 
     dropout: float = 0.0
 
@@ -83,13 +115,9 @@ class LowRank(Method):
         """A and B."""
         raise TypeError(f"{type(self).__name__} does not define factors")
 
-    def columns(self, site: Site, weight: Matrix, leaves: Leaves) -> Float[Array, " n"] | None:
-        """A factor for each output, or None for 1."""
-        return None
-
     def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
-        """(W + A·B) c."""
+        """(W + A·B) diag(c)."""
         a, b = self.factors(site, leaves)
         columns = self.columns(site, weight, leaves)
         whole = weight + (a @ b).astype(weight.dtype)
-        return whole if columns is None else whole * columns[None]
+        return whole if columns is None else (whole * columns[None]).astype(weight.dtype)

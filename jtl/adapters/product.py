@@ -17,7 +17,7 @@ from jaxtyping import Array
 from jtl.adapters.insert import insert
 from jtl.adapters.lora import check_rank, rules
 from jtl.adapters.method import Leaves, Matrix, Method, Pattern, at
-from jtl.adapters.site import Site
+from jtl.adapters.site import Site, SiteError
 from jtl.model import Batch, Model
 
 
@@ -56,7 +56,8 @@ class LoKr(Method):
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
         """C and A uniform in ±1/sqrt(their rows), B = 0."""
         (m1, m2), (n1, n2) = split(site.rows), split(site.columns)
-        rank = min(at(self.rank, site.path, "rank"), m2, n2)
+        if (rank := min(at(self.rank, site.path, "rank"), m2, n2)) < 1:
+            raise SiteError(f"rank {rank} at {site.path}: it must be at least 1")
         first, second = jax.random.split(key)
         uniform = lambda k, m, n: jax.random.uniform(k, (m, n), weight.dtype, -(m**-0.5), m**-0.5)  # noqa: E731
         zeros = jnp.zeros((rank, n2), weight.dtype)
@@ -104,6 +105,6 @@ def lokr(
 ) -> Model:
     """``model`` with LoKr at the layers that ``where`` meets; arguments as those of ``jtl.adapters.lora``.
 
-    A rank above what the second factor can have becomes the highest it can have.
+    A rank above what the second factor can have becomes the highest it can have; below 1, SiteError.
     """
     return insert(model, LoKr(*rules(rank, alpha)), where=where, key=key, name=name, batch=batch)

@@ -26,10 +26,13 @@ class VeRA(LowRank):
     dropout: float = 0.0
 
     def shared(self, sites: tuple[Site, ...], key: Array) -> Leaves:
-        """A (largest m, r) and B (r, largest n), uniform in ±sqrt(3 / fan-in) (He et al. 2015)."""
+        """A (largest m, r) and B (r, largest n), uniform in ±sqrt(6 / fan-in) (He et al. 2015), as PEFT draws them.
+
+        The fan-in is the largest m for A, and r for B.
+        """
         m, n = max(site.rows for site in sites), max(site.columns for site in sites)
         first, second = jax.random.split(key)
-        uniform = lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1) * (3 / fan) ** 0.5  # noqa: E731
+        uniform = lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1) * (6 / fan) ** 0.5  # noqa: E731
         return {
             "shared_a": uniform(first, (m, self.rank), m),
             "shared_b": uniform(second, (self.rank, n), self.rank),

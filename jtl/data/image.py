@@ -37,6 +37,11 @@ class Preprocess:
                 f"mean and std should have one or three channels each, found {self.mean} and {self.std}"
             )
 
+    def resized(self, side: int) -> Preprocess:
+        """The same for squares of ``side`` pixels; what is cut off keeps its share."""
+        shortest = None if self.shortest is None else max(side, round(self.shortest * side / min(self.size)))
+        return replace(self, size=(side, side), shortest=shortest)
+
     def resize(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W C"]:
         """``image`` at the model's size. Colour becomes grey for a model of one channel; grey stays one channel."""
         from PIL import Image

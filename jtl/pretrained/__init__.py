@@ -1,7 +1,8 @@
 """Pretrained models: where they come from, how their files are read, and how a model is saved back."""
 
 from jtl.pretrained.load import Report, WeightsError, load, load_with_report, scratch
-from jtl.pretrained.save import save
+from jtl.pretrained.processor import image_processor
+from jtl.pretrained.save import check_savable, save
 from jtl.pretrained.sources import SHORT_NAMES, UnknownModelError, UnreachableHubError, resolve
 from jtl.pretrained.tokenize import tokenizer
 
@@ -11,6 +12,8 @@ __all__ = [
     "UnknownModelError",
     "UnreachableHubError",
     "WeightsError",
+    "check_savable",
+    "image_processor",
     "load",
     "load_with_report",
     "resolve",

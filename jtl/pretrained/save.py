@@ -43,13 +43,9 @@ def save(
         FileExistsError: `folder` holds something.
     """
     folder = Path(folder)
-    if not hasattr(model.config, "to_hf"):
-        raise ValueError(f"only models of jtl.models can be saved so; this one's config is {model.config!r}.")
-    settings = dict(model.config.to_hf())
-    architecture = find_architecture(settings["model_type"])
-    head = _head(model, architecture)
-    names = dict(architecture.tensors(model.config)) | (head_tensors(model.config.head) if head else {})
+    architecture, head, names = check_savable(model)
     tensors = _to_file(model, names, architecture.prefix if head else "")
+    settings = dict(model.config.to_hf())
     settings["architectures"] = [model.config.head.task_class if head else architecture.base_class]
     if head:
         settings |= _labels(head.module.classes, id2label)
@@ -72,6 +68,25 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[str, Tensor]]:
+    """The architecture, the standard head and the name of every tensor that ``save`` would write.
+
+    Raises ValueError and WeightsError as ``save`` does for the model itself: ask before a long training.
+    """
+    if not hasattr(model.config, "to_hf"):
+        raise ValueError(f"only models of jtl.models can be saved so; this one's config is {model.config!r}.")
+    architecture = find_architecture(model.config.to_hf()["model_type"])
+    head = _head(model, architecture)
+    names = dict(architecture.tensors(model.config)) | (head_tensors(model.config.head) if head else {})
+    leaves = tree.flatten(model.variables)
+    lacking, homeless = sorted(set(names) - set(leaves)), sorted(set(leaves) - set(names))
+    if lacking or homeless:
+        raise WeightsError(
+            f"cannot save: leaves without a tensor {homeless[:5]}, tensors without a leaf {lacking[:5]}."
+        )
+    return architecture, head, names
 
 
 def _head(model: Model, architecture: Architecture) -> heads.Head | None:
@@ -99,12 +114,6 @@ def _head(model: Model, architecture: Architecture) -> heads.Head | None:
 
 def _to_file(model: Model, names: Mapping[str, Tensor], prefix: str) -> dict[str, np.ndarray]:
     leaves = tree.flatten(model.variables)
-    lacking = sorted(set(names) - set(leaves))
-    homeless = sorted(set(leaves) - set(names))
-    if lacking or homeless:
-        raise WeightsError(
-            f"cannot save: leaves without a tensor {homeless[:5]}, tensors without a leaf {lacking[:5]}."
-        )
     return {
         tensor.key if path.startswith("params/head/") else prefix + tensor.key: np.ascontiguousarray(
             tensor.layout.to_file(np.asarray(leaves[path]))

