@@ -14,7 +14,7 @@ Expected (``experiments/results/choose_model.json``): weighted tau 0.39 for LEEP
 fifth or sixth, which fine-tunes best: its last layer, made for sentence similarity, separates the classes worst before
 fine-tuning.
 
-Takes about a quarter of an hour on two idle CPU cores; a killed run goes on with ``--resume``.
+Took 34 minutes on two CPU cores beside other work; a killed run goes on with ``--resume``.
 """
 
 from __future__ import annotations

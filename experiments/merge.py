@@ -1,10 +1,10 @@
 """Merging: one model out of several that were fine-tuned from the same start, without any training.
 
-*soup*: members fine-tuned on one task from one start with other learning rates and orders of examples, against what
-they become together: the uniform and the greedy soup (Wortsman et al. 2022, 2203.05482), the Fisher-weighted average
-(Matena and Raffel 2022, 2111.09832), the arc between the two best (``slerp``) and the line from the start to the best
-(``wise_ft``, Wortsman et al. 2022, 2109.01903), of which the whole curve is drawn. ``best`` is the member that
-validated best, ``member`` the mean of all.
+*soup*: members fine-tuned on one task from one start, the pretrained body under a probe's head, with other learning
+rates and orders of examples, against what they become together: the uniform and the greedy soup (Wortsman et al.
+2022, 2203.05482), the Fisher-weighted average (Matena and Raffel 2022, 2111.09832), the arc between the two best
+(``slerp``) and the line from the start to the best (``wise_ft``, Wortsman et al. 2022, 2109.01903), of which the whole
+curve is drawn. ``best`` is the member that validated best, ``member`` the mean of all.
 
 *tasks*: one model for each of two tasks, merged into one body that serves both, each task with its own head: the
 average, task arithmetic (Ilharco et al. 2023, 2212.04089), TIES (Yadav et al. 2023, 2306.01708), DARE (Yu et al. 2024,
@@ -103,7 +103,7 @@ def run(config: Merge) -> Result:
         one, two = first.with_train(count, seed), second.with_train(count, seed)
 
         def merged(one: arms.Task = one, two: arms.Task = two, seed: int = seed) -> Any:
-            start = arms.start(one, "full", jax.random.key(seed), on="features")
+            start = arms.start(one, "lp_ft", jax.random.key(seed), on="features")
             members = [
                 arms.run_arm(one, "full", seed=seed + 1000 * i, budget=budget, rate=rate, model=start).model
                 for i, rate in enumerate(rates)
