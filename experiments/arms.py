@@ -58,13 +58,13 @@ WHERE = {
 # one seed. Not searched yet: `layerwise`, `gradual` and `l2_sp` on texts.
 RATES = {
     "text": {
-        "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 1e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 3e-3,
+        "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 3e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 3e-3,
         "vera": 1e-2, "loha": 1e-3, "lokr": 1e-3, "ia3": 1e-2, "bottleneck": 1e-3, "loreft": 1e-3, "prompt": 3e-2,
         "prefix": 1e-2, "other": 1e-4,
     },
     "image": {
-        "scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "bitfit": 3e-3, "lora": 3e-3, "dora": 3e-3,
-        "adalora": 3e-3, "vera": 1e-2, "loha": 3e-3, "lokr": 3e-3, "ia3": 1e-2, "bottleneck": 3e-3, "loreft": 3e-3,
+        "scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "bitfit": 2e-3, "lora": 2e-3, "dora": 2e-3,
+        "adalora": 2e-3, "vera": 1e-2, "loha": 2e-3, "lokr": 2e-3, "ia3": 1e-2, "bottleneck": 2e-3, "loreft": 2e-3,
         "other": 3e-4,
     },
 }  # fmt: skip

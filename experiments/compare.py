@@ -1,4 +1,4 @@
-"""The promises of transfer learning, measured: faster, better with little data, cheaper, less overfitting, on text and images.
+"""What transfer promises, measured: faster, better with little data, cheaper, less overfitting, on text and images.
 
 The same network is trained from scratch (``scratch``), as a frozen body under a new head (``head``), head
 first and then whole (``lp_ft``) and whole at once (``full``), on 64, 256, 1,024 and all labelled examples,

@@ -9,9 +9,10 @@ They change no weight, so they cannot be merged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float
 from jtl import tree
 from jtl.adapters.method import Leaves
 from jtl.adapters.site import SiteError, example
+from jtl.heads import Head
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -112,9 +114,9 @@ class LoReFT:
 
 
 def orthonormal(matrix: Float[Array, "n r"]) -> Float[Array, "n r"]:
-    """Orthonormal columns of the same span, by QR with a positive diagonal."""
-    q, triangle = jnp.linalg.qr(matrix)
-    return q * jnp.sign(jnp.diagonal(triangle))[None]
+    """Orthonormal columns of the same span, by QR with a positive diagonal, in float32."""
+    q, triangle = jnp.linalg.qr(matrix.astype(jnp.float32))
+    return (q * jnp.sign(jnp.diagonal(triangle))[None]).astype(matrix.dtype)
 
 
 def _affine(x: Array, kernel: Array, bias: Array) -> Array:
@@ -148,6 +150,7 @@ def bottleneck(
     Raises:
         RuleError: ``where`` meets no module.
         SiteError: it meets a module that does not give one array.
+        ValueError: such a module has leaves called ``name`` already.
     """
     return _insert(model, Bottleneck(width, parallel, scale), where, key, name, batch)
 
@@ -170,38 +173,68 @@ def loreft(
 
 
 def _insert(model: Model, change: Any, where: str, key: Array, name: str, batch: Batch | None) -> Model:
-    widths = _widths(model, example(model) if batch is None else batch)
-    met = [path for path in widths if re.fullmatch(where, path)]
+    places = _places(model, example(model) if batch is None else batch)
+    met = [path for path in places if re.fullmatch(where, path)]
     if not met:
-        close = tree.near_misses(where, widths) or list(widths)[:3]
+        close = tree.near_misses(where, places) or list(places)[:3]
         raise tree.RuleError(
             f"where={where!r} meets no module; a rule matches a whole path, such as {', '.join(map(repr, close))}"
         )
     leaves: dict[str, Array] = {}
     for path in met:
-        width = widths[path]
-        if width is None:
+        at = places[path]
+        if at is None:
             raise SiteError(f"where={where!r} meets {path}, which does not give one array of features")
-        for leaf, value in change.init(*width, tree.fold_path(key, path)).items():
-            leaves["/".join((*filter(None, [path]), name, leaf))] = value
+        prefix = "/".join((*filter(None, [path]), name, ""))
+        if there := [leaf for leaf in tree.flatten(model.params) if leaf.startswith(prefix)]:
+            raise ValueError(
+                f"{path} has leaves called {name!r} already, such as {there[0]}: choose another name"
+            )
+        init, own = partial(change.init, at.inputs, at.width), tree.fold_path(key, path)
+        for _ in at.stack:
+            init = jax.vmap(init)
+        values = init(jax.random.split(own, at.stack) if at.stack else own)
+        leaves |= {prefix + leaf: value for leaf, value in values.items()}
     return model.with_technique(ActivationAdapter(name, change, tuple(met)), tree.nest(leaves))
 
 
-def _widths(model: Model, batch: Batch) -> dict[str, tuple[int, int] | None]:
-    """The sizes of the last axes of each module's input and output, by path; None if it gives no one array."""
-    widths: dict[str, tuple[int, int] | None] = {}
+class _Place(NamedTuple):
+    """A module: the sizes of the last axes of its input and output, and the axes that scanned layers add."""
+
+    inputs: int
+    width: int
+    stack: tuple[int, ...]
+
+
+def _places(model: Model, batch: Batch) -> dict[str, _Place | None]:
+    """The modules by path; None for one that does not give one array."""
+    plain = model.replace(techniques=tuple(t for t in model.techniques if isinstance(t, Head)))
+    places: dict[str, _Place | None] = {}
 
     def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         y = call(*args, **kwargs)
         if context.method_name == "__call__":
             x = jax.tree.leaves((args, kwargs))[0]
             one = isinstance(y, jax.Array) and y.ndim > 1 and np.ndim(x) > 1
-            widths["/".join(context.module.path)] = (x.shape[-1], y.shape[-1]) if one else None
+            place = _Place(x.shape[-1], y.shape[-1], _stack(context.module, whole)) if one else None
+            # The first of its path: the model is a root, and so are heads after it.
+            places.setdefault("/".join(context.module.path), place)
         return y
 
     def forward(model: Model, batch: Batch) -> Any:
         with nn.intercept_methods(record):
             return model.run(batch, Mode())[0]
 
-    jax.eval_shape(forward, model, batch)
-    return widths
+    whole = tree.flatten(model.params)
+    jax.eval_shape(forward, plain, batch)
+    return places
+
+
+def _stack(module: Any, whole: Mapping[str, Array]) -> tuple[int, ...]:
+    """The axes that leaves of a module have in front in ``whole``, but not inside it; its parent's if it has none."""
+    while isinstance(module, nn.Module):
+        for path, leaf in tree.flatten(module.variables.get("params", {})).items():
+            shape = whole["/".join((*module.path, path))].shape
+            return shape[: len(shape) - leaf.ndim]
+        module = module.parent
+    return ()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl import tree
-from jtl.adapters.insert import Adapter, place
+from jtl.adapters.insert import Adapter, check_free, place
 from jtl.adapters.lora import LoRA, check_rank
 from jtl.adapters.site import Site, find
 from jtl.model import Batch, Model
@@ -25,15 +25,23 @@ def extract(
 
     Args:
         start: the model before fine-tuning.
-        tuned: the model after it, with leaves of the same paths and shapes at the layers that ``where`` meets.
+        tuned: the model after it, its adapters merged, with leaves of the same paths and shapes at the layers that
+            ``where`` meets.
         rank: r.
         where: regular expression of module paths: see ``jtl.adapters.find``.
         name: of the adapter.
         batch: see ``jtl.adapters.insert``.
 
-    Raises ValueError if ``tuned`` lacks such a leaf or has another shape there.
+    Raises ValueError if ``tuned`` has an adapter, lacks such a leaf or has another shape there, or if ``start`` has an
+    adapter there or of that name.
     """
+    if there := [technique.name for technique in tuned.techniques if isinstance(technique, Adapter)]:
+        raise ValueError(
+            f"the tuned model has the adapters {there}, which are no part of its weights: pass "
+            "jtl.adapters.merge(tuned)"
+        )
     sites = find(start, where, batch)
+    check_free(start, name, sites)
     before, after = tree.flatten(start.params), tree.flatten(tuned.params)
     leaves: dict[str, Array] = {}
     for site in sites:
@@ -44,8 +52,8 @@ def extract(
         factors = partial(_factors, site, check_rank(site, rank))
         for _ in site.stack:
             factors = jax.vmap(factors)
-        a, b = factors(new - old)
-        leaves |= {place(site, name, "a"): a, place(site, name, "b"): b}
+        a, b = factors(new.astype(jnp.float32) - old.astype(jnp.float32))
+        leaves |= {place(site, name, "a"): a.astype(old.dtype), place(site, name, "b"): b.astype(old.dtype)}
     return start.with_technique(Adapter(name, LoRA(rank, float(rank)), sites), tree.nest(leaves))
 
 

@@ -14,12 +14,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtl import tree
 from jtl.adapters import forward as forwards
-from jtl.adapters.method import Leaves, Method
-from jtl.adapters.site import Site, find
+from jtl.adapters.activation import ActivationAdapter
+from jtl.adapters.method import Leaves, Method, check_rules
+from jtl.adapters.prefix import Prefix
+from jtl.adapters.prompt import WORD, Prompt
+from jtl.adapters.site import Site, SiteError, find
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -116,8 +120,9 @@ def insert(
         batch: a smallest batch, for a model that is not of ``jtl.models``.
 
     Raises:
-        RuleError, SiteError: see ``jtl.adapters.find``, and what the method itself cannot adapt.
-        ValueError: a layer is adapted already; merge first.
+        RuleError, SiteError: see ``jtl.adapters.find``, and what the method itself cannot adapt; a rule of the
+            method (ranks by layer) meets no layer.
+        ValueError: a layer is adapted already: see ``check_free``.
     """
     return put(model, Adapter(name, method, find(model, where, batch)), key)
 
@@ -125,15 +130,8 @@ def insert(
 def put(model: Model, adapter: Adapter, key: Array) -> Model:
     """``model`` with ``adapter`` and its first leaves; raises as ``insert`` does."""
     method, sites = adapter.method, adapter.sites
-    for technique in model.techniques:
-        if isinstance(technique, Adapter):
-            taken = {place(site) for site in technique.sites}
-            both = sorted(site.path for site in sites if place(site) in taken)
-            if both or technique.name == adapter.name:
-                raise ValueError(
-                    f"{both[0] if both else 'the model'} has the adapter {technique.name!r} already: "
-                    "merge it first, or choose other layers and another name"
-                )
+    check_free(model, adapter.name, sites)
+    check_rules(method, sites)
     leaves: dict[str, Array] = {}
     params = tree.flatten(model.params)
     for site in sites:
@@ -147,8 +145,45 @@ def put(model: Model, adapter: Adapter, key: Array) -> Model:
     return model.with_params(tree.nest(params)).with_technique(adapter, tree.nest(leaves))
 
 
+def check_free(model: Model, name: str, sites: tuple[Site, ...]) -> None:
+    """Raise if an adapter ``name`` at ``sites`` would leave leaves that nothing reads; all that make an Adapter ask.
+
+    A layer runs as a copy with one adapter in it, which passes by what was put on its activations before.
+
+    Raises:
+        ValueError: a layer has another adapter, or an adapter has this name.
+        SiteError: an activation adapter, a prefix or a prompt is at such a layer; it goes in last.
+    """
+    for technique in model.techniques:
+        if isinstance(technique, Adapter):
+            taken = {place(site) for site in technique.sites}
+            both = sorted(site.path for site in sites if place(site) in taken)
+            if both or technique.name == name:
+                raise ValueError(
+                    f"{both[0] if both else 'the model'} has the adapter {technique.name!r} already: "
+                    "merge it first, or choose other layers and another name"
+                )
+        elif isinstance(technique, (ActivationAdapter, Prefix, Prompt)):
+            if passed_by := sorted({site.path for site in sites} & _changed(technique)):
+                raise SiteError(
+                    f"{name!r} would take the place of {passed_by[0]}, and nothing would read the leaves of "
+                    f"{technique.name!r} there: put {technique.name!r} in last, or choose other layers"
+                )
+
+
+def _changed(technique: ActivationAdapter | Prefix | Prompt) -> set[str]:
+    """The paths of the layers whose activations ``technique`` changes."""
+    if isinstance(technique, ActivationAdapter):
+        return set(technique.paths)
+    return set(technique.sites()) if isinstance(technique, Prefix) else {WORD}
+
+
 def merge(model: Model, name: str | None = None) -> Model:
     """The plain model that computes what the adapted one does: leaves folded into weights, adapter gone.
+
+    Weights are folded in float32 and rounded once. In bfloat16 the two models differ by rounding alone, which is 2**-8
+    of each product and sum: tests hold every method's layer to 2**-6 of what it gives with all terms in it replaced by
+    their absolute values.
 
     Args:
         model: with adapters.
@@ -194,10 +229,14 @@ def _fold(
     """The weight (or the leaf ``name``) with the adapter in it, in every layer of a stack."""
 
     def one(leaf: Array, own: Leaves) -> Array:
-        own = {**own, **shared}
+        exact, own = jax.tree.map(
+            lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), (leaf, {**own, **shared})
+        )
         if name == "bias":
-            return method.bias(site, leaf.ravel(), own).reshape(leaf.shape)
-        return method.weight(site, site.matrix(leaf), own).reshape(leaf.shape)
+            new = method.bias(site, exact.ravel(), own)
+        else:
+            new = method.weight(site, site.matrix(exact), own)
+        return new.reshape(leaf.shape).astype(leaf.dtype)
 
     for _ in site.stack:
         one = jax.vmap(one)

@@ -45,14 +45,17 @@ class LoRA(LowRank):
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
         """A uniform in ±1/sqrt(m) and B = 0 (for an embedding A = 0 and B normal); or PiSSA's or OLoRA's."""
         rank = check_rank(site, at(self.rank, site.path, "rank"))
+        if self.start == "kaiming":
+            return kaiming(site, rank, key, weight.dtype)
+        exact = weight.astype(jnp.float32)
         if self.start == "pissa":
-            u, s, v = jnp.linalg.svd(weight, full_matrices=False)
+            u, s, v = jnp.linalg.svd(exact, full_matrices=False)
             root = jnp.sqrt(s[:rank] / self.scale(site, rank))
-            return {"a": u[:, :rank] * root[None], "b": root[:, None] * v[:rank]}
-        if self.start == "olora":  # the QR of the transpose, as torch stores W
-            q, r = jnp.linalg.qr(weight.T)
-            return {"a": r[:rank].T, "b": q[:, :rank].T}
-        return kaiming(site, rank, key, weight.dtype)
+            a, b = u[:, :rank] * root[None], root[:, None] * v[:rank]
+        else:  # OLoRA's QR is of the transpose, as torch stores W
+            q, r = jnp.linalg.qr(exact.T)
+            a, b = r[:rank].T, q[:, :rank].T
+        return {"a": a.astype(weight.dtype), "b": b.astype(weight.dtype)}
 
     def factors(self, site: Site, leaves: Leaves) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
         """A, and B times the scale."""

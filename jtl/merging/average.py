@@ -17,6 +17,8 @@ from jtl.model import Model
 def uniform_soup(params: Sequence[PyTree]) -> PyTree:
     """The mean of all (Wortsman et al. 2022, "Model soups", https://arxiv.org/abs/2203.05482).
 
+    Of adapters, fold them in first: see ``jtl.merging``.
+
     >>> uniform_soup([{"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}])["w"].item()
     2.0
     """

@@ -48,20 +48,39 @@ def fisher_average(
 
 
 def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array, "m m"]]:
-    """X^T X of the inputs X (rows, m) of every Dense layer, by the path of its kernel, over all batches.
+    """X^T X of the inputs X (rows, m) of every Dense layer, by the path of its kernel, over all batches and calls.
 
     Padding counts like any input, as the layer sees it; give batches without it if that matters.
+
+    Raises ValueError without batches; for a layer with an adapter; and for one inside ``nn.scan``, ``nn.remat`` or
+    ``nn.vmap``, whose inputs are not seen one by one.
     """
+    kernels = tree.flatten(model.params)
 
     def grams(model: Model, batch: Batch) -> dict[str, Array]:
         found: dict[str, Array] = {}
+        within: list[str] = []  # the layer that is running
 
         def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-                x = jax.tree.leaves((args, kwargs))[0]
-                rows = x.reshape(-1, x.shape[-1])
-                found["/".join((*context.module.path, "kernel"))] = rows.T @ rows
-            return call(*args, **kwargs)
+            if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
+                return call(*args, **kwargs)
+            path, x = "/".join((*context.module.path, "kernel")), jax.tree.leaves((args, kwargs))[0]
+            if within:
+                raise ValueError(
+                    f"{within[0]} runs with another weight, of an adapter: give jtl.adapters.merge(model)"
+                )
+            if kernels[path].shape[:-1] != x.shape[-1:]:
+                raise ValueError(
+                    f"{path} {kernels[path].shape} is a stack of scanned layers, whose inputs (..., {x.shape[-1]}) are "
+                    "not seen one by one: give a model of unrolled layers"
+                )
+            rows = x.reshape(-1, x.shape[-1])
+            found[path] = found.get(path, 0) + rows.T @ rows
+            within.append(path)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                within.pop()
 
         with nn.intercept_methods(record):
             model.run(batch, Mode())
@@ -70,7 +89,13 @@ def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array
     total: dict[str, Array] | None = None
     compiled = jax.jit(grams)
     for batch in batches:
-        own = compiled(model, batch)
+        try:
+            own = compiled(model, batch)
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "a Dense layer runs inside a transformation (nn.remat, nn.vmap), whose inputs are not seen outside: "
+                "give a model of plain layers (jtl.model.with_base(model, module=...))"
+            ) from error
         total = own if total is None else tree.add(total, own)
     if total is None:
         raise ValueError("there are no batches to take Gram matrices of")

@@ -61,6 +61,65 @@ def test_loreft_is_its_equation(net):
     np.testing.assert_allclose(adapted(X)["features"], expected, atol=1e-5)
 
 
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        x = x + Mlp(name="mlp")(x)
+        return Gelu(name="gelu")(x), None
+
+
+class Mlp(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(6, name="output")(nn.Dense(8, name="intermediate")(x))
+
+
+class Gelu(nn.Module):
+    """A module without parameters."""
+
+    def __call__(self, x):
+        return nn.gelu(x)
+
+
+class Stack(nn.Module):
+    stacked: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        if not self.stacked:
+            for i in range(3):
+                x, _ = Layer(name=f"layer_{i}")(x)
+            return {"features": x}
+        stack = nn.scan(nn.remat(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return {"features": stack(name="layers")(x, None)[0]}
+
+
+@pytest.mark.parametrize("insert", [adapters.bottleneck, adapters.loreft])
+@pytest.mark.parametrize("where", ["mlp", "mlp/output", "gelu"])
+def test_a_stack_equals_its_layers_unrolled(insert, where, key):
+    """At a module of modules, at a layer, and at a module without parameters."""
+    stack = models.linen(Stack(), jax.jit(Stack().init)(key, X))
+    adapted = insert(stack, where=f"layers/{where}", key=key, batch=X)
+    np.testing.assert_allclose(adapted(X)["features"], stack(X)["features"], atol=1e-6)
+    name = adapted.techniques[-1].name
+    adapted = stirred(adapted, name)
+    layers = {
+        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], adapted.params["layers"]) for i in range(3)
+    }
+    plain = {path: leaf for path, leaf in tree.flatten(layers).items() if f"/{name}/" not in path}
+    unrolled = models.linen(Stack(stacked=False), {"params": tree.nest(plain)})
+    unrolled = insert(unrolled, where=f"layer_./{where}", key=key, batch=X)
+    assert tree.diff(unrolled.params, layers) == []
+    unrolled = unrolled.with_params(layers)
+    np.testing.assert_allclose(adapted(X)["features"], unrolled(X)["features"], atol=1e-5)
+    # Each layer starts with leaves of its own.
+    first = "down" if name == "bottleneck" else "r"
+    leaf = tree.flatten(insert(stack, where=f"layers/{where}", key=key, batch=X).params)[
+        f"layers/{where}/{name}/{first}"
+    ]
+    assert np.abs(leaf[0] - leaf[1]).max() > 1e-3
+
+
 def gram_schmidt(matrix):
     columns = []
     for column in matrix.T:

@@ -178,8 +178,26 @@ def test_rank_and_alpha_by_rules(net):
     assert adapted.params["layers"]["first"]["lora"]["a"].shape == (3, 8, 3)
     method = adapted.techniques[0].method
     assert method.scale(adapted.techniques[0].sites[0], 1) == 9.0
-    with pytest.raises(ValueError, match="rank: no rule covers 'conv'"):
+    with pytest.raises(
+        tree.RuleError, match="rank, by the paths .*: no rule covers 1 of 2 leaves: 'conv'; end"
+    ):
         put(net, "lora", rank=(("embed", 1),), where="embed|conv")
+    assert adapters.method.at((("embed", 1), (".*", 3)), "conv", "rank") == 3
+    with pytest.raises(ValueError, match="rank: no rule covers 'conv'"):
+        adapters.method.at((("embed", 1),), "conv", "rank")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("name", ["rank", "alpha"])
+def test_a_rule_that_meets_no_layer_raises(net, method, name):
+    wrong = {name: (("layers/frist", 1), (".*", 2))}
+    with pytest.raises(
+        tree.RuleError, match=f"{name}, .*: rule 'layers/frist' meets no .*near misses: 'first'"
+    ):
+        put(net, method, **wrong)
+    hidden = {name: ((".*", 2), ("conv", 1), (".*", 3))}
+    with pytest.raises(tree.RuleError, match="rule 'conv' is hidden"):
+        put(net, method, **hidden)
 
 
 class Square(Loss):
@@ -294,3 +312,88 @@ def test_extract_gives_back_what_was_merged(net):
     np.testing.assert_allclose(own["a"] @ own["b"], s[0] * np.outer(u[:, 0], v[0]), atol=1e-5)
     with pytest.raises(ValueError, match="conv/kernel: the tuned model has nothing where"):
         adapters.extract(net, net.with_params({}), rank=1, where="conv", batch=IDS)
+    with pytest.raises(
+        ValueError, match=r"has the adapters \['lora'\], .*: pass jtl.adapters.merge\(tuned\)"
+    ):
+        adapters.extract(net, adapted, rank=2, where=where, batch=IDS)
+
+
+def test_no_leaf_goes_unread(net):
+    """At most one adapter takes a layer's place, and none takes that of one whose activations are changed."""
+    options = dict(where="conv", key=jax.random.key(1), batch=IDS)
+    plain = adapters.merge(stirred(put(net, "lora", where="conv")))
+    with pytest.raises(ValueError, match="conv has the adapter 'lora' already"):
+        adapters.extract(put(net, "lora", where="conv"), plain, rank=1, where="conv", name="b", batch=IDS)
+    for insert in (adapters.bottleneck, adapters.loreft):
+        changed = insert(net, **options)
+        with pytest.raises(SiteError, match="'lora' would take the place of conv, .* in last"):
+            put(changed, "lora", where="embed|conv")
+        with pytest.raises(SiteError, match="'lora' would take the place of conv"):
+            adapters.extract(changed, plain, rank=1, where="conv", batch=IDS)
+        both = insert(put(net, "lora", where="conv"), **options)
+        leaves = tree.partition(both.params, tree.matches("conv/(lora|bottleneck|loreft)/.*", both.params))[0]
+        both = both.with_params(jax.tree.map(lambda leaf: leaf + 0.1, both.params))
+        gradient = jax.grad(lambda p, m=both: (m.with_params(p)(IDS)["features"] ** 2).sum())(both.params)
+        for path in tree.flatten(leaves):
+            assert np.abs(tree.flatten(gradient)[path]).max() > 0, path
+    with pytest.raises(
+        ValueError, match="conv has leaves called 'lora' already, such as conv/lora/a: choose"
+    ):
+        adapters.bottleneck(put(net, "lora", where="conv"), name="lora", **options)
+
+
+def test_dora_keeps_a_column_of_zeros_and_trains_it():
+    x = jax.random.normal(jax.random.key(5), (5, 6))
+    kernel = jax.random.normal(jax.random.key(0), (6, 4)).at[:, 1].set(0)
+    dense = models.linen(nn.Dense(4, use_bias=False), {"params": {"kernel": kernel}})
+    adapted = adapters.dora(dense, rank=2, where="", key=jax.random.key(1), batch=x)
+    for one, other in (
+        (dense, adapted),
+        (models.cast(dense, jnp.bfloat16), models.cast(adapted, jnp.bfloat16)),
+    ):
+        np.testing.assert_allclose(other(x)["features"], one(x)["features"], rtol=2**-7, atol=1e-6)
+
+    loss = lambda params: ((adapted.with_params(params)(x)["features"] - 1) ** 2).sum()  # noqa: E731
+    step = lambda params: jax.tree.map(lambda p, g: p - 0.01 * g, params, jax.grad(loss)(params))  # noqa: E731
+    params = step(step(adapted.params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert params["dora"]["b"][:, 1].any() and params["dora"]["magnitude"][1] != 0
+
+
+def test_dora_takes_its_norm_as_a_constant():
+    """Its gradient is that of the paper's section 4.3, and not of equation 5 as it stands."""
+    x = jax.random.normal(jax.random.key(5), (5, 6))
+    dense = models.linen(nn.Dense(4), nn.Dense(4).init(jax.random.key(0), x))
+    adapted = stirred(adapters.dora(dense, rank=2, alpha=4.0, where="", key=jax.random.key(1), batch=x))
+
+    def explicit(detach):
+        def loss(own):
+            v = adapted.params["kernel"] + 2 * own["a"] @ own["b"]
+            w = v * (own["magnitude"] / detach(jnp.linalg.norm(v, axis=0)))[None]
+            return jnp.sin(x @ w + adapted.params["bias"][None]).sum()
+
+        return jax.grad(loss)(adapted.params["dora"])
+
+    params = adapted.params
+    found = jax.grad(lambda own: jnp.sin(adapted.with_params({**params, "dora": own})(x)["features"]).sum())(
+        params["dora"]
+    )
+    close(found, explicit(jax.lax.stop_gradient), atol=1e-5)
+    assert np.abs(found["b"] - explicit(lambda norm: norm)["b"]).max() > 1e-2
+
+
+def test_vera_draws_its_pair_as_peft_does(net):
+    """Kaiming-uniform with gain sqrt(2): bound sqrt(6 / fan-in), variance 2 / fan-in."""
+    pair = put(net, "vera", rank=256).variables["vera"]
+    for leaf, fan in (("shared_a", 24), ("shared_b", 256)):
+        values = np.asarray(pair[leaf])
+        assert np.abs(values).max() <= (6 / fan) ** 0.5
+        np.testing.assert_allclose(np.abs(values).max(), (6 / fan) ** 0.5, rtol=0.01)
+        np.testing.assert_allclose(values.var(), 2 / fan, rtol=0.05)
+
+
+def test_ranks_of_lokr(net):
+    adapted = put(net, "lokr", where="conv", rank=100)
+    assert adapted.params["conv"]["lokr"]["a"].shape == (6, 4)  # 24 = 4 x 6, 8 = 2 x 4
+    with pytest.raises(SiteError, match="rank 0 at conv: it must be at least 1"):
+        put(net, "lokr", where="conv", rank=0)

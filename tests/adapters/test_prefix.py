@@ -147,6 +147,39 @@ def test_your_own_stack_of_attentions(causal):
         np.testing.assert_allclose(row, y, atol=1e-4)
 
 
+class Padded(nn.Module):
+    """A causal attention over padded texts: each query's mask is its own."""
+
+    @nn.compact
+    def __call__(self, x, mask):
+        L = x.shape[1]
+        past = jnp.arange(L)[None] <= jnp.arange(L)[:, None]
+        open_ = past[None, None] & (mask != 0)[:, None, None]
+        return {"sequence": Attention(3, name="attention")(x, jnp.where(open_, 0.0, -1e30))}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_causal_and_padded(side):
+    """Each text looks back at its own tokens and at the prefix, whatever the padding beside it."""
+    x = jax.random.normal(jax.random.key(0), (3, 5, 12))
+    lengths = (5, 3, 1)
+    mask = np.array([[0] * (5 - n) + [1] * n if side == "left" else [1] * n + [0] * (5 - n) for n in lengths])
+    batch = {"x": x, "mask": mask}
+    module = Padded()
+    model = prefixed(models.linen(module, jax.jit(module.init)(jax.random.key(3), **batch)), batch=batch)
+    found = run(model, batch)["sequence"]
+    p = {path: np.asarray(leaf, np.float64) for path, leaf in tree.flatten(model.params).items()}
+    pair = tuple(p[f"attention/{name}/prefix/vectors"] for name in ("key", "value"))
+    for row, given, real in zip(np.asarray(found), np.asarray(x, np.float64), mask != 0, strict=True):
+        np.testing.assert_allclose(
+            row[real], attend(p, "attention", given[real], pair, causal=True), atol=1e-4
+        )
+    gradient = jax.grad(
+        lambda params: (model.with_params(params)(batch)["sequence"] ** 2 * mask[..., None]).sum()
+    )(model.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 def test_images_too():
     """In a ViT every position attends to the prefix, and no position moves."""
     plain = small("vit")
@@ -169,9 +202,9 @@ def test_with_other_adapters(bert, key):
     both = prefixed(adapters.lora(bert, **options))
     np.testing.assert_allclose(run(both, batch)["features"], expected, atol=1e-5)
     with pytest.raises(
-        SiteError, match="nothing read the leaves of 'prefix' at encoder/layer_0/attention/value"
+        SiteError, match="place of encoder/layer_0/attention/value, .* leaves of 'prefix' there: put 'prefix'"
     ):
-        run(adapters.lora(prefixed(bert), **options), batch)
+        adapters.lora(prefixed(bert), **options)
     prompted = adapters.prompt(prefixed(bert), length=2, key=key)
     other = stirred(adapters.prefix(adapters.prompt(bert, length=2, key=key), length=LENGTH, key=key))
     np.testing.assert_allclose(run(prompted, batch)["pooled"], run(other, batch)["pooled"], atol=1e-5)

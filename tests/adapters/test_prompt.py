@@ -122,9 +122,9 @@ def test_with_other_adapters(bert, key):
     expected = run(prompted(bert), batch)["features"]
     np.testing.assert_allclose(run(both, batch)["features"], expected, atol=1e-5)
     with pytest.raises(
-        SiteError, match="nothing read the leaves of 'prompt' at embeddings/word: .* put 'prompt' in"
+        SiteError, match="place of embeddings/word, .* leaves of 'prompt' there: put 'prompt' in last"
     ):
-        run(adapters.lora(prompted(bert), **options), batch)
+        adapters.lora(prompted(bert), **options)
     low = run(models.cast(prompted(bert), jnp.bfloat16), batch)["features"]
     np.testing.assert_allclose(low, expected, atol=0.2)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtl import merging, tree
+from jtl import adapters, merging, tree
 from jtl import model as models
 
 
@@ -116,6 +116,88 @@ def test_regmean_solves_its_least_squares():
     few = merging.input_grams(one, [x[0][:2]])
     again = merging.regmean([one.params, one.params], [few, few])
     np.testing.assert_allclose(again["a"]["kernel"], one.params["a"]["kernel"], atol=1e-3)
+
+
+class Stack(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.kind == "twice":
+            both = nn.Dense(5, name="a")
+            return both(both(x))
+        if self.kind == "scan":
+            layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            return layers(name="layers")(x, None)[0]
+        return nn.remat(Layer)(name="layers")(x)[0]
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        return nn.Dense(5, name="a")(x), None
+
+
+def test_grams_of_layers_that_run_more_than_once(key):
+    x = jax.random.normal(key, (6, 5))
+    make = lambda kind: models.linen(Stack(kind), jax.jit(Stack(kind).init)(key, x))  # noqa: E731
+    twice = make("twice")
+    kernel, bias = (np.asarray(twice.params["a"][name]) for name in ("kernel", "bias"))
+    inputs = np.concatenate([x, np.asarray(x) @ kernel + bias])
+    found = merging.input_grams(twice, [x[:2], x[2:]])
+    np.testing.assert_allclose(found["a/kernel"], inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"layers/a/kernel \(3, 5, 5\) is a stack of scanned layers"):
+        merging.input_grams(make("scan"), [x])
+    with pytest.raises(ValueError, match="runs inside a transformation"):
+        merging.input_grams(make("remat"), [x])
+    adapted = adapters.lora(twice, where="a", rank=2, key=key, batch=x)
+    alone = models.linen(nn.Dense(5), nn.Dense(5).init(key, x))
+    for model, path in (
+        (adapted, "a/kernel"),
+        (adapters.lora(alone, where="", key=key, batch=x, rank=2), "kernel"),
+    ):
+        with pytest.raises(ValueError, match=rf"{path} runs .* adapter: give jtl.adapters.merge\(model\)"):
+            merging.input_grams(model, [x])
+    plain = merging.input_grams(adapters.merge(adapted), [x])
+    np.testing.assert_allclose(plain["a/kernel"], found["a/kernel"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="there are no batches"):
+        merging.input_grams(twice, [])
+
+
+class Two(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(6, name="b")(nn.gelu(nn.Dense(8, name="a")(x)))
+
+
+def test_adapters_merge_as_the_weights_that_they_make(key):
+    """The mean of two LoRAs' weights is one LoRA of both ranks; the mean of their factors is something else."""
+    x = jax.random.normal(key, (7, 6))
+    start = models.linen(Two(), jax.jit(Two().init)(key, x))
+
+    def lora(rank, seed):
+        own = jax.random.key(seed)
+        model = adapters.lora(start, rank=rank, where="a|b", key=own, batch=x)
+        noise = lambda path, p: (  # noqa: E731
+            p + 0.5 * jax.random.normal(tree.fold_path(own, path), p.shape) if "lora" in path else p
+        )
+        return model.with_params(tree.map_with_path(noise, model.params))
+
+    one, two, three = lora(1, 1), lora(2, 2), lora(2, 3)
+    soup = start.with_params(merging.uniform_soup([adapters.merge(model).params for model in (one, two)]))
+    out = adapters.extract(start, soup, rank=3, where="a|b", batch=x)
+    np.testing.assert_allclose(out(x)["features"], soup(x)["features"], atol=1e-4)
+    assert np.abs(soup(x)["features"] - start(x)["features"]).max() > 0.1
+
+    factors = two.with_params(merging.uniform_soup([two.params, three.params]))
+    weights = merging.uniform_soup([adapters.merge(model).params for model in (two, three)])
+    assert np.abs(factors(x)["features"] - start.with_params(weights)(x)["features"]).max() > 0.1
+    with pytest.raises(
+        ValueError, match=r"in 4: ~ a/lora/a: float32\[6,1\] -> float32\[6,2\]; ~ a/lora/b: .*; ~ b/lora/b"
+    ):
+        merging.uniform_soup([one.params, two.params])
+    with pytest.raises(ValueError, match=r"\+ a/lora/a: float32\[6,2\]"):
+        merging.uniform_soup([start.params, two.params])
 
 
 def test_wise_ft_is_a_line_in_one_program():
