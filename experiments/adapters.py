@@ -183,8 +183,8 @@ def _measure(
         outputs(done.model, arms.batches(source, split), ("features", "label")).values()
         for split in ("train", "validation", "test")
     )
-    found = features.fit_logistic(x, y, classes=source.classes, validation=tuple(validation))
-    left = accuracy(found(test), labels)
+    probe = features.fit_logistic(x, y, classes=source.classes, validation=tuple(validation))
+    left = accuracy(probe(test), labels)
     lost = {"source_accuracy": left, "forgetting": arms.probe(source)[1]["accuracy"] - left}
     return {**done.row, **lost, "peak_memory": found["peak_memory"]}, done.history
 
