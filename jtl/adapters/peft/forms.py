@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -30,19 +31,13 @@ class Form:
 
 def forms(method: Exchanged, site: Site) -> dict[str, Form]:
     """The leaves of ``method`` at ``site``, by our names. Raises SiteError for what PEFT has no form for."""
-    plain = site.kind == "dense" or (site.kind == "conv" and len(site.shape) == 4 and site.groups == 1)
-    embeds = site.kind == "embed" and type(method) is LoRA
-    if not (plain or embeds or isinstance(method, IA3)) or (
-        isinstance(method, VeRA) and site.kind != "dense"
-    ):
+    if not _has_form(method, site):
         raise SiteError(
             f"{site.path}: PEFT's files have no form for {type(method).__name__} of a layer of kind {site.kind} "
             f"{site.shape}"
         )
     if isinstance(method, IA3):
-        if method.on_inputs(site):
-            return {"scale": Form("ia3_l", "m", lambda x: x[None], np.ravel)}
-        return {"scale": Form("ia3_l", "n", lambda x: x[:, None], np.ravel)}
+        return {"scale": _factors(site, method.on_inputs(site))}
     if isinstance(method, VeRA):
         return {"d": Form("vera_lambda_d", "r"), "b": Form("vera_lambda_b", "n")}
     if isinstance(method, AdaLoRA):
@@ -51,16 +46,50 @@ def forms(method: Exchanged, site: Site) -> dict[str, Form]:
             "lambda": Form("lora_E", "r", lambda x: x[:, None], np.ravel),
             "q": _transposed("lora_B", "rn"),
         }
-    if embeds:
+    if site.kind == "embed":
         return {"a": _transposed("lora_embedding_A", "mr"), "b": _transposed("lora_embedding_B", "rn")}
     found = {"a": _inputs(site, "lora_A.weight"), "b": _transposed("lora_B.weight", "rn")}
     shape: tuple[int, ...] = (-1,)
     if site.kind == "conv":
-        found["b"] = Form("lora_B.weight", "rn", lambda x: x.T[..., None, None], lambda x: x[..., 0, 0].T)
+        found["b"] = Form(
+            "lora_B.weight", "rn", lambda x: x.T[..., None, None], lambda x: x.squeeze((2, 3)).T
+        )
         shape = (1, -1, 1, 1)
     if isinstance(method, DoRA):
         found["magnitude"] = Form("lora_magnitude_vector", "n", lambda x: x.reshape(shape), np.ravel)
     return found
+
+
+def _has_form(method: Exchanged, site: Site) -> bool:
+    if site.kind == "dense":
+        return True
+    if site.kind == "embed":
+        return type(method) is LoRA
+    of_outputs = isinstance(method, IA3) and not method.on_inputs(site)
+    return len(site.shape) == 4 and not isinstance(method, VeRA) and (site.groups == 1 or of_outputs)
+
+
+def _factors(site: Site, on_inputs: bool) -> Form:
+    """IA3's factors: torch holds (1, inputs) or (outputs, 1), and for a convolution (1, channels, 1, 1)."""
+    if site.kind == "dense":
+        if on_inputs:
+            return Form("ia3_l", "m", lambda x: x[None], partial(np.squeeze, axis=0))
+        return Form("ia3_l", "n", lambda x: x[:, None], partial(np.squeeze, axis=1))
+    channels = partial(np.squeeze, axis=(0, 2, 3))
+    if not on_inputs:
+        return Form("ia3_l", "n", lambda x: x[None, :, None, None], channels)
+    height, width, inputs, _ = site.shape
+
+    def to_file(x: np.ndarray) -> np.ndarray:
+        positions = x.reshape(height * width, inputs)
+        if (positions != positions[0]).any():
+            raise SiteError(
+                f"{site.path}: PEFT's IA3 has one factor for each input channel of a convolution, and here they differ "
+                f"between the {height} x {width} positions of the kernel: scale its outputs instead"
+            )
+        return positions[:1, :, None, None]
+
+    return Form("ia3_l", "m", to_file, lambda x: np.tile(channels(x), height * width))
 
 
 def _transposed(suffix: str, axes: str) -> Form:

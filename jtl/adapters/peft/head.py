@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +33,52 @@ def write(model: Model, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, A
     return tensors, config
 
 
-def split(model: Model, tensors: Tensors) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The tensors of the head, by the names of ``jtl.models``, and all others."""
-    own = names.architecture(model)
+def split(
+    model: Model, tensors: Tensors, folder: Path
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The tensors of the head, by the names of ``jtl.models``, and all others.
+
+    Raises AdapterFileError for a tensor under two names.
+    """
     modules = set(model.config.head.tensors.values())
-    of_head = {key for key in tensors if own.canonical(key).rpartition(".")[0] in modules}
-    head = {own.canonical(key): tensors[key] for key in tensors if key in of_head}
-    return head, {key: tensor for key, tensor in tensors.items() if key not in of_head}
+    keys = names.canonical(model, tensors, folder)
+    head = {own: tensors[key] for own, key in keys.items() if own.rpartition(".")[0] in modules}
+    return head, {key: tensors[key] for own, key in keys.items() if own not in head}
 
 
-def read(model: Model, tensors: Tensors, folder: Path) -> Model:
-    """``model`` with the head of ``tensors``; as it is if there are none."""
-    if not tensors:
+def read(model: Model, config: Mapping[str, Any], tensors: Tensors, folder: Path) -> Model:
+    """``model`` with the head of ``tensors``; as it is if there are none and ``config`` names none.
+
+    Raises AdapterFileError if a tensor is missing, left over or of another shape.
+    """
+    spec = model.config.head
+    if not tensors and not _named(model, config):
         return model
+    wanted = {f"{module}.{leaf}" for module in spec.tensors.values() for leaf in ("weight", "bias")}
+    if wanted != set(tensors):
+        raise AdapterFileError(
+            f"{folder}: the head needs {sorted(wanted)}, found {sorted(tensors)}; to keep the model's own head, take "
+            "it out of both files (modules_to_save and task_type of the configuration)"
+        )
+    width = model.config.width(spec.on)
     layers: dict[str, dict[str, Array]] = {}
-    for layer, module in model.config.head.tensors.items():
-        if f"{module}.weight" not in tensors or f"{module}.bias" not in tensors:
-            raise AdapterFileError(f"{folder}: the head lacks {module}.weight or {module}.bias")
-        layers[layer] = {
-            "kernel": jnp.asarray(tensors[f"{module}.weight"].T),
-            "bias": jnp.asarray(tensors[f"{module}.bias"]),
-        }
+    for layer, module in spec.tensors.items():
+        kernel, bias = tensors[f"{module}.weight"].T, tensors[f"{module}.bias"]
+        outputs = bias.size if layer == "out" else width
+        if (kernel.shape, bias.shape) != ((width, outputs), (outputs,)):
+            raise AdapterFileError(
+                f"{folder}: {module} has weights {kernel.T.shape} and biases {bias.shape}, expected "
+                f"{(outputs, width)} and {(outputs,)}: it is of another model"
+            )
+        layers[layer] = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     module = heads.standard(model.config, layers["out"]["bias"].shape[0])
-    return heads.attach(model, module, on=model.config.head.on, params=layers)
+    return heads.attach(model, module, on=spec.on, params=layers)
+
+
+def _named(model: Model, config: Mapping[str, Any]) -> bool:
+    """Whether ``config`` says that the head is saved. PEFT matches the ends of module names."""
+    saved = config.get("modules_to_save") or (
+        ("classifier", "score") if config.get("task_type") == "SEQ_CLS" else ()
+    )
+    modules = model.config.head.tensors.values()
+    return any(re.search(rf"{re.escape(name)}(\.|$)", module) for name in saved for module in modules)

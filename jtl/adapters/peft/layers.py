@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jtl import tree
-from jtl.adapters.insert import Adapter, place
+from jtl.adapters.insert import Adapter, check_free, place
 from jtl.adapters.lora import LoRA
 from jtl.adapters.peft import names
 from jtl.adapters.peft.files import AdapterFileError, Tensors
@@ -75,6 +75,7 @@ def read(
     sites = find(model, "|".join(map(re.escape, found)))
     method = from_config(config, folder, sites, found, modules)
     name = name or type(method).__name__.lower()
+    check_free(model, name, sites)
     leaves: dict[str, Array] = {}
     for site in sites:
         own = forms(method, site)
@@ -85,7 +86,14 @@ def read(
         if isinstance(method, VeRA):
             sizes["r"] = method.rank
         for leaf, form in own.items():
-            array = form.to_jax(found[site.path][form.suffix])
+            tensor = found[site.path][form.suffix]
+            try:
+                array = form.to_jax(tensor)
+            except ValueError as error:
+                raise AdapterFileError(
+                    f"{folder}: {form.suffix} at {site.path} has shape {tensor.shape}, which does not fit a "
+                    f"{site.kind} layer of shape {site.shape}: it is of another model or configuration"
+                ) from error
             expected = tuple(
                 sizes.setdefault(axis, size) for axis, size in zip(form.axes, array.shape, strict=False)
             )

@@ -24,7 +24,7 @@ def load(model: Model, folder: str | os.PathLike, *, name: str | None = None) ->
     Raises:
         FileNotFoundError: a file is missing.
         AdapterFileError: a method or option that jtl does not have; a key without PEFT's prefix, of no layer of
-            this model, missing or left over; a tensor of another shape.
+            this model, missing, left over or there twice; a tensor of another shape.
     """
     folder = Path(folder)
     config, tensors = files.read(folder)
@@ -44,8 +44,8 @@ def load(model: Model, folder: str | os.PathLike, *, name: str | None = None) ->
             f"{folder}: {len(naked)} keys lack the prefix {PREFIX!r}, such as {naked[0]!r}; PEFT would pass them over"
         )
     plain = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items() if key not in shared}
-    of_head, own = head.split(model, plain)
-    model = head.read(model, of_head, folder)
+    of_head, own = head.split(model, plain, folder)
+    model = head.read(model, config, of_head, folder)
     if kind == "LN_TUNING":
         return norms.read(model, config, own, folder)
     return layers.read(model, config, own, shared, name, folder)

@@ -17,6 +17,14 @@ from jtl.adapters.peft.forms import Exchanged
 from jtl.adapters.site import Site
 from jtl.adapters.vera import VeRA
 
+# Options of PEFT that change what an adapter computes, and that jtl does not have.
+UNSUPPORTED = (
+    "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices", "target_parameters",
+    "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
+)  # fmt: skip
+# The values of init_lora_weights that leave the base weights alone; pissa, olora, corda, ... do not.
+STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
+
 
 def to_config(adapter: Adapter, modules: list[str], ranks: list[int]) -> dict[str, Any]:
     """The configuration of ``adapter``, whose sites torch calls ``modules`` and whose leaves there have ``ranks``."""
@@ -87,13 +95,20 @@ def from_config(
     Raises AdapterFileError for an option that jtl does not have.
     """
     kind = config["peft_type"]
-    for option in ("lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices"):
+    for option in UNSUPPORTED:
         if config.get(option):
             raise AdapterFileError(f"{folder / CONFIG}: {option}={config[option]!r} is not supported")
     if config.get("bias", "none") != "none":
         raise AdapterFileError(f"{folder / CONFIG}: bias={config['bias']!r} is not supported; 'none' is")
+    start = config.get("init_lora_weights")
+    if str(start).lower() not in STARTS:
+        raise AdapterFileError(
+            f"{folder / CONFIG}: init_lora_weights={start!r} may have changed the base weights, which are not in this "
+            "folder: convert it in PEFT by save_pretrained(..., path_initial_model_for_weight_conversion=<the "
+            "adapter before training>), which loses a head, or merge_and_unload it there and load the whole model"
+        )
     if kind == "IA3":
-        inputs = [site.path for site in sites if len(found[site.path].get("ia3_l", ())) == 1]
+        inputs = [site.path for site in sites if _on_inputs(config, modules[site.path], folder)]
         return IA3("|".join(map(re.escape, inputs)) or "(?!)")
     if kind == "VERA":
         dropout = float(config.get("vera_dropout", 0.0))
@@ -118,3 +133,13 @@ def from_config(
     same = lambda rules: rules[0][1] if len({own for _, own in rules}) == 1 else rules  # noqa: E731
     cls = DoRA if config.get("use_dora") else LoRA
     return cls(same(ranks), same(alphas), bool(config.get("use_rslora")), dropout)
+
+
+def _on_inputs(config: Mapping[str, Any], module: str, folder: Path) -> bool:
+    """Whether PEFT's IA3 scales the inputs of ``module``: a string is a regex, a list holds ends of names."""
+    ends = config.get("feedforward_modules")
+    if ends is None:
+        raise AdapterFileError(
+            f"{folder / CONFIG}: feedforward_modules is missing: list the modules whose inputs are scaled, or []"
+        )
+    return bool(re.fullmatch(ends, module)) if isinstance(ends, str) else module.endswith(tuple(ends))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,19 @@ def modules(model: Model, leaves: tuple[str, ...], transformers: int) -> dict[st
     return found
 
 
+def canonical(model: Model, tensors: Tensors, folder: Path) -> dict[str, str]:
+    """The keys of a file by their spelling in ``jtl.models``. Raises AdapterFileError for two keys of one spelling."""
+    keys: dict[str, str] = {}
+    for key in tensors:
+        own = architecture(model).canonical(key)
+        if own in keys:
+            raise AdapterFileError(
+                f"{folder}: {keys[own]!r} and {key!r} are one tensor: leave one of them out"
+            )
+        keys[own] = key
+    return keys
+
+
 def by_layer(
     model: Model,
     folder: Path,
@@ -61,23 +74,29 @@ def by_layer(
         suffix: a regular expression of what follows a module's path.
         leaves: see ``modules``.
 
-    Raises AdapterFileError for a key of no layer, and for a layer that ``target_modules`` names and no key does.
+    Raises AdapterFileError for a key of no layer, for keys that spell layers in several ways, and for a layer that
+    ``target_modules`` names and no key does.
     """
     paths = {module: path for path, module in modules(model, leaves, 4).items()}
     found: dict[str, dict[str, np.ndarray]] = {}
     spelled: dict[str, str] = {}
-    for key, tensor in tensors.items():
-        own = architecture(model).canonical(key)
+    for own, key in canonical(model, tensors, folder).items():
         match = re.fullmatch(rf"(.+?)\.({suffix})", own)
         if not match or match[1] not in paths:
             close = tree.near_misses(match[1] if match else own, paths)
             raise AdapterFileError(f"{folder}: {key!r} belongs to no layer of this model; near: {close}")
         path = paths[match[1]]
-        found.setdefault(path, {})[match[2]] = tensor
+        found.setdefault(path, {})[match[2]] = tensors[key]
         spelled[path] = key.removesuffix(f".{match[2]}")
     if not found:
         raise AdapterFileError(f"{folder}: no adapter in it, for none of its keys names a layer")
-    missing = _missing(model, config, leaves, set(spelled.values()))
+    names = set(spelled.values())
+    there = next((whole for whole in _spellings(model, leaves) if names <= whole), None)
+    if there is None:
+        raise AdapterFileError(
+            f"{folder}: its keys spell the names of layers in several ways: {sorted(names)}"
+        )
+    missing = sorted(module for module in there - names if _targeted(config, module))
     if missing:
         raise AdapterFileError(
             f"{folder}: no tensors for {len(missing)} of the layers that target_modules names, such as {missing[0]!r}"
@@ -85,21 +104,33 @@ def by_layer(
     return found, spelled
 
 
-def _missing(model: Model, config: Mapping[str, Any], leaves: tuple[str, ...], found: set[str]) -> list[str]:
-    """The layers that ``target_modules`` names and that are not among ``found``, as PEFT matches them."""
-    targets = config.get("target_modules")
-    if targets == "all-linear" or config.get("layers_to_transform") or config.get("exclude_modules"):
-        return []
-
-    def targeted(module: str) -> bool:
-        if isinstance(targets, str):
-            return re.fullmatch(targets, module) is not None
-        return any(module == target or module.endswith(f".{target}") for target in targets or ())
-
-    prefix = architecture(model).prefix
+def _spellings(model: Model, leaves: tuple[str, ...]) -> Iterator[set[str]]:
+    """What a file may call the layers: in transformers 4 or 5, in a model for a task or the encoder alone."""
     for transformers in (4, 5):
-        for task in (prefix, ""):
-            there = {task + module for module in modules(model, leaves, transformers).values()}
-            if found <= there:  # so this is the file's spelling
-                return sorted(module for module in there - found if targeted(module))
-    return []
+        for task in (architecture(model).prefix, ""):
+            yield {task + module for module in modules(model, leaves, transformers).values()}
+
+
+def _targeted(config: Mapping[str, Any], module: str) -> bool:
+    """Whether PEFT adapts ``module``: its ``check_target_module_exists``."""
+    targets = config.get("target_modules") or ()
+    saved = config.get("modules_to_save") or ()
+    if _meets(config.get("exclude_modules"), module) or not _meets(targets, module):
+        return False
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers in (None, []) or isinstance(targets, str) or module in targets:
+        return True
+    patterns = config.get("layers_pattern") or ()
+    starts = [rf"(?:^|.*?\.){own}" for own in ([patterns] if isinstance(patterns, str) else patterns)]
+    found = (re.match(rf"{start}\.(\d+)\.", module) for start in starts or [r".*?\.[^.]*"])
+    index = next((int(match[1]) for match in found if match), None)
+    return index in ([layers] if isinstance(layers, int) else layers)
+
+
+def _meets(names: str | Sequence[str] | None, module: str) -> bool:
+    """A string is a regex of the whole name; a list holds ends of it."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names or ())

@@ -81,7 +81,7 @@ def read(model: Model, config: Mapping[str, Any], tensors: Tensors, name: str | 
     if not is_text(model):
         raise AdapterFileError(f"{folder}: it is for a text model, this one is {model.config.model_type}")
     plain = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
-    of_head, others = head.split(model, plain)
+    of_head, others = head.split(model, plain, folder)
     left = [*others, *(key for key in tensors if key != KEY and not key.startswith(PREFIX))]
     if left or KEY not in tensors:
         lack = "" if KEY in tensors else f"{KEY!r} is missing"
@@ -90,19 +90,19 @@ def read(model: Model, config: Mapping[str, Any], tensors: Tensors, name: str | 
     length = int(config.get("num_virtual_tokens") or len(array))
     insert = KINDS[config["peft_type"]]
     kind = insert.__name__
-    # The key draws vectors that those of the file replace.
-    model = insert(head.read(model, of_head, folder), length=length, name=name or kind, key=jax.random.key(0))
-    technique = model.techniques[-1]
+    # The key draws vectors in place of those of the file.
+    drawn = insert(model, length=length, name=name or kind, key=jax.random.key(0))
+    technique = drawn.techniques[-1]
     assert isinstance(technique, (Prompt, Prefix))
     paths = _leaves(technique)
-    expected = (length, len(paths) * tree.flatten(model.params)[paths[0]].shape[-1])
+    expected = (length, len(paths) * tree.flatten(drawn.params)[paths[0]].shape[-1])
     if array.shape != expected:
         raise AdapterFileError(
             f"{folder}: {KEY} has shape {array.shape}, expected {expected}: it is of another model"
         )
     parts = map(jnp.asarray, np.split(array, len(paths), -1))
     leaves = tree.nest(dict(zip(paths, parts, strict=True)))
-    return model.with_params(tree.overlay(model.params, leaves, replace=True))
+    return head.read(model, config, of_head, folder).with_technique(technique, leaves)
 
 
 def _leaves(technique: Prompt | Prefix) -> list[str]:
