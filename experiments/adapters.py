@@ -74,7 +74,7 @@ class Adapters(Config):
     """Updates; ten times as many for head."""
     batch_size: int = 16
     """Examples an update."""
-    source_examples: int = 1000
+    source_examples: int = 500
     """Examples of the other data set, for fitting its classifier."""
     test_examples: int = 1000
     """Test examples."""

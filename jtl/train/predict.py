@@ -39,7 +39,9 @@ def outputs(
     taps: Sequence[str] = (),
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    """What ``model`` gives for every example, in order: ``{name: (N, ...)}``.
+    """What ``model`` gives for every example, in the order of the batches: ``{name: (N, ...)}``.
+
+    Batches of texts come by length: take ``"index"`` among the names to know which example a row is.
 
     Dropout is off and normalisation uses running statistics. It compiles once for each shape of batch, and
     models that differ only in the values of their leaves share the compilation.
@@ -82,7 +84,7 @@ def outputs(
 def predict(
     model: Model, batches: Iterable[Any], mesh: Mesh | None = None
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
-    """The logits and labels of every example, in order. See ``outputs``, which also takes unlabelled batches."""
+    """The logits and labels of every example, in the order of the batches. See ``outputs``, which also takes unlabelled batches."""
     found = outputs(model, batches, ("logits", "label"), mesh=mesh)
     return found["logits"], found["label"]
 
