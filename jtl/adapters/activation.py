@@ -36,7 +36,7 @@ class Change(Protocol):
         ...
 
     def __call__(
-        self, leaves: Leaves, x: Float[Array, "*B m"], y: Float[Array, "*B n"]
+        self, leaves: Leaves, x: Float[Array, "*A m"], y: Float[Array, "*B n"]
     ) -> Float[Array, "*B n"]:
         """The new output of a module with input ``x`` and output ``y``."""
         ...
@@ -87,7 +87,7 @@ class Bottleneck:
         }
 
     def __call__(
-        self, leaves: Leaves, x: Float[Array, "*B m"], y: Float[Array, "*B n"]
+        self, leaves: Leaves, x: Float[Array, "*A m"], y: Float[Array, "*B n"]
     ) -> Float[Array, "*B n"]:
         """Apply it."""
         hidden = nn.relu(_affine(x if self.parallel else y, leaves["down"], leaves["down_bias"]))
@@ -106,7 +106,7 @@ class LoReFT:
         return {"r": r, "w": orthonormal(r), "b": jnp.zeros(self.rank)}
 
     def __call__(
-        self, leaves: Leaves, x: Float[Array, "*B m"], y: Float[Array, "*B n"]
+        self, leaves: Leaves, x: Float[Array, "*A m"], y: Float[Array, "*B n"]
     ) -> Float[Array, "*B n"]:
         """Apply it."""
         r = orthonormal(leaves["r"])

@@ -207,19 +207,21 @@ def over_weights(rows: Sequence[Row], metric: str, label: str | None = None) -> 
 
 
 def over_parameters(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
-    """A metric against the number of trained parameters (log scale): one named point an arm, with its 95 % interval."""
-    arms = _arms(rows)
-    with _figure(8.5, 5.2) as figure:
-        axes = figure.subplots()
-        axes.set_xscale("log")
-        for arm, colour in colours(arms).items():
-            x, mean, low, _ = _curve(rows, arm, "trained_parameters", metric)
-            axes.errorbar(
-                x, mean, mean - low, color=colour, marker=MARKER[colour], capsize=4, elinewidth=1.5, linestyle="none"
-            )  # fmt: skip
-            axes.annotate(arm, (x[-1], mean[-1]), xytext=(7, 5), textcoords="offset points", fontsize=10)
-        axes.margins(x=0.12)
-        axes.set(xlabel="trained parameters", ylabel=label or _words(metric))
+    """A line an arm, the best on top: a metric with its 95 % interval, and the number of trained parameters."""
+    found = {arm: _curve(rows, arm, "trained_parameters", metric) for arm in _arms(rows)}
+    arms = sorted(found, key=lambda arm: found[arm][1][-1])
+    with _figure(8.5, 1.6 + 0.34 * len(arms)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        right.set_xscale("log")
+        for place, (arm, colour) in enumerate(colours(arms).items()):
+            x, mean, low, _ = found[arm]
+            look = {"color": colour, "marker": MARKER[colour], "linestyle": "none"}
+            left.errorbar(mean[-1], place, xerr=mean[-1] - low[-1], capsize=4, elinewidth=1.5, **look)
+            right.plot(x[-1], place, **look)
+        left.set_yticks(range(len(arms)), arms)
+        _plain_ticks(right.xaxis)
+        left.set(xlabel=label or _words(metric))
+        right.set(xlabel="trained parameters")
     return figure
 
 

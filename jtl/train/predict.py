@@ -84,7 +84,7 @@ def outputs(
 def predict(
     model: Model, batches: Iterable[Any], mesh: Mesh | None = None
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
-    """The logits and labels of every example, in the order of the batches. See ``outputs``, which also takes unlabelled batches."""
+    """The logits and labels of every example. See ``outputs``, which also takes unlabelled batches."""
     found = outputs(model, batches, ("logits", "label"), mesh=mesh)
     return found["logits"], found["label"]
 

@@ -83,9 +83,8 @@ def test_a_vision_transformer_and_what_it_saves(tmp_path):
             out=out, quick=True, model=str(model), data="uci_digits", learning_rate=3e-3, save=True
         )
         result = finetune(config)
-    assert (
-        result.summary["accuracy"]["full"]["mean"] > 0.6
-    )  # ten classes; the second run starts from the first
+    # Of ten classes, from random weights; the second run starts from what the first saved.
+    assert result.summary["accuracy"]["full"]["mean"] > 0.4
 
 
 def test_tune_leaves_text_methods_out_of_images(tmp_path):
