@@ -58,8 +58,8 @@ WHERE = {
 # one seed. Not searched yet: `layerwise`, `gradual` and `l2_sp` on texts.
 RATES = {
     "text": {
-        "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 3e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 3e-3,
-        "vera": 1e-2, "loha": 1e-3, "lokr": 1e-3, "ia3": 1e-2, "bottleneck": 1e-3, "loreft": 1e-3, "prompt": 3e-2,
+        "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 3e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 1e-2,
+        "vera": 1e-2, "loha": 3e-3, "lokr": 3e-3, "ia3": 1e-2, "bottleneck": 1e-3, "loreft": 3e-3, "prompt": 3e-2,
         "prefix": 1e-2, "other": 1e-4,
     },
     "image": {
