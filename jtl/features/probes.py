@@ -15,6 +15,7 @@ Logits = Float[np.ndarray, "N C"]
 HeldOut = tuple[Float[np.ndarray, "M D"] | Float[Array, "M D"], Int[np.ndarray, " M"] | Int[Array, " M"]]
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+LEAST_SPREAD = 1e-3  # standard deviation at which a feature is standardised at least, over the root mean square of all
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Linear:
 
     Attributes:
         mean: (D,) of the training features.
-        scale: (D,) their standard deviations, 1 where one is constant.
+        scale: (D,) their standard deviations, but at least a thousandth of the root mean square over all, and 1 for a
+            constant.
         kernel: (D, C).
         bias: (C,).
         penalty: the L2 penalty it was fitted with.
@@ -176,7 +178,9 @@ def _prepare(
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardise:
         mean, scale = x.mean(0), x.std(0)
-        scale = np.where(scale > 1e-12 * (1 + np.abs(mean)), scale, 1.0)
+        # A unit that is dead but for rounding would get a weight of millions, and break a model tuned from there.
+        floor = LEAST_SPREAD * np.sqrt(np.mean(scale**2))
+        scale = np.where(scale > 1e-12 * (1 + np.abs(mean)), np.maximum(scale, floor), 1.0)
     return (x - mean) / scale, mean, scale, np.eye(C)[label]
 
 

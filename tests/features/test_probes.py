@@ -101,6 +101,16 @@ def test_as_head_folds_the_standardisation(digits, fit):
     np.testing.assert_allclose(x_test @ head["kernel"] + head["bias"], probe(x_test), atol=1e-4)
 
 
+@pytest.mark.parametrize("fit", [fit_logistic, fit_ridge])
+def test_a_feature_that_is_dead_but_for_rounding_gets_no_large_weight(digits, fit):
+    x, y, x_test, _ = digits
+    alive = fit(x, y, penalties=(0.01,))
+    dead = 1e-9 * np.random.default_rng(0).standard_normal((len(x), 1))
+    kernel = fit(np.hstack([x, dead]), y, penalties=(0.01,)).as_head()["kernel"]
+    np.testing.assert_allclose(kernel[:-1], alive.as_head()["kernel"], atol=1e-5)
+    assert np.abs(kernel[-1]).max() < 1e-3
+
+
 def test_probes_refuse_bad_input(digits):
     x, y, *_ = digits
     with pytest.raises(ValueError, match="validation must choose"):
