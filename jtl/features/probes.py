@@ -15,7 +15,9 @@ Logits = Float[np.ndarray, "N C"]
 HeldOut = tuple[Float[np.ndarray, "M D"] | Float[Array, "M D"], Int[np.ndarray, " M"] | Int[Array, " M"]]
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-LEAST_SPREAD = 1e-3  # standard deviation at which a feature is standardised at least, over the root mean square of all
+LEAST_SPREAD = (
+    1e-3  # standard deviation at which a feature is standardised at least, over the root mean square of all
+)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """The embedded data sets: literal sizes and class counts, and that nothing leaks between splits."""
 
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jtl.data as data
 
@@ -13,6 +15,8 @@ SIZES = {
     "reuters_r8": (4874, 541, 2189),
     "mnist5k": (3500, 500, 1000),
     "uci_digits": (1259, 179, 359),
+    "mnist_m": (3500, 500, 1000),
+    "rendered_digits": (3040, 500, 1000),
 }
 CONTENT = {
     "rotten_tomatoes": ["text", "label", "film"],
@@ -20,6 +24,8 @@ CONTENT = {
     "reuters_r8": ["text", "label"],
     "mnist5k": ["image", "label"],
     "uci_digits": ["image", "label"],
+    "mnist_m": ["image", "label"],
+    "rendered_digits": ["image", "label", "face"],
 }
 
 
@@ -120,6 +126,87 @@ def test_uci_digits(loaded):
               for digit, image in zip(load_digits().target, load_digits().images, strict=True)}  # fmt: skip
     ours = {(one["label"], one["image"].tobytes()) for part in read["uci_digits"].values() for one in part}
     assert ours == theirs
+
+
+def patches_under(blended, paper):
+    """Patches of the photographs that equal ``blended`` on ``paper``: those on tiles of train, and on the others."""
+    from sklearn.datasets import load_sample_images
+
+    found = {True: [], False: []}
+    y, x = np.argwhere(paper)[0]
+    for photo in load_sample_images().images:
+        for row, column in np.ndindex(7, 10):
+            tile = photo[61 * row :, 61 * column :][:61, :61]
+            like = (tile[y:, x:][:34, :34] == blended[y, x]).all(-1)
+            patches = [tile[top:, left:][:28, :28] for top, left in np.argwhere(like)]
+            same = [patch for patch in patches if (patch[paper] == blended[paper]).all()]
+            found[(row + column) % 3 != 0] += same
+    return found[True], found[False]
+
+
+@pytest.mark.parametrize(("split", "label"), [("train", 7), ("test", 1)])
+def test_mnist_m_is_a_patch_less_a_digit(loaded, split, label):
+    """Under each image lies one patch, on its split's side of the board, and a digit of its split and class."""
+    _, read = loaded
+    digits = np.stack([one["image"] for one in read["mnist5k"][split] if one["label"] == label]).astype(int)
+    paper = (digits == 0).all((0, 3))  # where no digit of the class has ink, a blend is its patch
+    assert paper.sum() > 20
+    blends = [one["image"] for one in read["mnist_m"][split] if one["label"] == label]
+    assert blends[0].shape == (28, 28, 3) and blends[0].dtype == np.uint8
+    for blended in blends[:5]:
+        on_train, elsewhere = patches_under(blended, paper)
+        here, there = (on_train, elsewhere) if split == "train" else (elsewhere, on_train)
+        assert len(here) == 1 and not there
+        assert (np.abs(here[0].astype(int) - digits) == blended).all((1, 2, 3)).sum() == 1
+
+
+def test_mnist_m_has_the_labels_of_mnist(loaded):
+    _, read = loaded
+    for split, examples in read["mnist_m"].items():
+        assert counts(examples) == counts(read["mnist5k"][split])
+
+
+def test_rendered_digits(loaded):
+    _, read = loaded
+    splits = read["rendered_digits"]
+    assert [counts(splits[split]) for split in splits] == [(304,) * 10, (50,) * 10, (100,) * 10]
+    faces = {split: {one["face"] for one in examples} for split, examples in splits.items()}
+    assert [len(faces[split]) for split in splits] == [16, 2, 4]
+    assert len(set.union(*faces.values())) == 22
+    families = {split: {face.split("-")[0][:6] for face in faces[split]} for split in splits}
+    assert not families["train"] & families["test"]
+    images = np.stack([one["image"] for one in splits["train"]])
+    assert images.shape == (3040, 28, 28, 1) and images.dtype == np.uint8
+    assert np.quantile(images.max((1, 2, 3)), 0.05) > 150 and 0.05 < images.mean() / 255 < 0.15
+    rim = np.concatenate([images[:, [0, -1]].reshape(3040, -1), images[:, :, [0, -1]].reshape(3040, -1)], 1)
+    assert (rim.max(1) > 60).mean() < 0.005  # hardly any digit is cut off
+    # In every face a one takes less ink than an eight: labels and images belong together, and no face lacks digits.
+    for examples in splits.values():
+        for face in {one["face"] for one in examples}:
+            ink = [
+                np.mean([one["image"] for one in examples if one["face"] == face and one["label"] == k])
+                for k in (1, 8)
+            ]
+            assert 0 < ink[0] < ink[1]
+
+
+def test_made_digits_are_the_same_each_time(loaded, tmp_path):
+    from jtl.data.builders import EMBEDDED
+
+    _, read = loaded
+    for name in ("mnist_m", "rendered_digits"):
+        again = EMBEDDED[name](data_dir=tmp_path, file_format="array_record").rows()
+        for split, rows in again.items():
+            made = {(int(row["label"]), np.asarray(Image.open(row["image"])).tobytes()) for row in rows}
+            assert made == {(one["label"], one["image"].tobytes()) for one in read[name][split]}
+
+
+def test_rendered_digits_need_matplotlib(monkeypatch):
+    from jtl.data.digits import _faces
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(data.DataError, match="pip install matplotlib"):
+        _faces()
 
 
 def test_description(loaded):

@@ -200,7 +200,7 @@ def test_bad_paths(tmp_path):
     ("name", "message"),
     [
         ("rotten_tomatos", "unknown data set 'rotten_tomatos'; did you mean rotten_tomatoes"),
-        ("mnist", "did you mean mnist5k"),
+        ("mnist", "did you mean mnist_m or mnist5k"),
         ("zzz", "unknown data set 'zzz'. Known are rotten_tomatoes, newsgroups20, reuters_r8, mnist5k, uci"),
     ],
 )  # fmt: skip
