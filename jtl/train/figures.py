@@ -206,6 +206,19 @@ def over_weights(rows: Sequence[Row], metric: str, label: str | None = None) -> 
     return _over(rows, "weight", "weight", metric, label, "{x:.1f}", log_x=False)
 
 
+def over_steps(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
+    """A metric that training reports at every step, one line an arm, the mean over seeds."""
+    rows = [row for row in rows if metric in row]
+    with _figure(7.5, 4.0) as figure:
+        axes = figure.subplots()
+        for arm, colour in colours(_arms(rows)).items():
+            x, mean, _, _ = _curve(rows, arm, "step", metric)
+            axes.plot(x, mean, color=colour, label=arm)
+        axes.set(xlabel="optimiser step", ylabel=label or _words(metric))
+        figure.legend(loc="outside right center")
+    return figure
+
+
 def over_parameters(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
     """A line an arm, the best on top: a metric with its 95 % interval, and the number of trained parameters."""
     found = {arm: _curve(rows, arm, "trained_parameters", metric) for arm in _arms(rows)}

@@ -13,6 +13,8 @@ from experiments.choose_model import SCORES, ChooseModel
 from experiments.choose_model import run as choose_model
 from experiments.compare import Compare
 from experiments.compare import run as compare
+from experiments.domain_pretraining import ARMS, DomainPretraining
+from experiments.domain_pretraining import run as domain_pretraining
 from experiments.finetune import Finetune
 from experiments.finetune import run as finetune
 from experiments.merge import Merge
@@ -137,6 +139,18 @@ def test_merge(tmp_path):
     assert {"member", "uniform_soup", "greedy_soup", "wise_ft"} <= set(result.summary["accuracy_soup"])
     assert {"alone", "start", "ties", "regmean"} <= set(result.summary["accuracy_tasks"])
     assert {"from_the_start_to_the_best_member"} <= figures(tmp_path)
+
+
+def test_domain_pretraining(tmp_path):
+    result = domain_pretraining(DomainPretraining(out=tmp_path, quick=True))
+    assert {"accuracy", "mlm_loss_domain", "mlm_loss_other"} <= set(result.summary)
+    for domain in ("domain", "other"):
+        losses = {arm: own["mean"] for arm, own in result.summary[f"mlm_loss_{domain}"].items()}
+        assert tuple(losses) == ARMS
+        assert min(losses, key=losses.get) == domain  # each learns best what it reads
+    assert {"learning_the_domain", "forgetting"} <= figures(tmp_path)
+    again = domain_pretraining(DomainPretraining(out=tmp_path, quick=True, resume=True))
+    assert again.rows == result.rows
 
 
 @pytest.mark.parity

@@ -1,0 +1,546 @@
+"""Domain adaptation: what each method gives where labels exist for the source alone, under an honest protocol.
+
+Every method trains from the same start, with the same number of updates, on source examples with labels and target
+examples without. Its model is stored at ``--validations`` points of the run, and every rule of ``jtl.domain.protocol``
+chooses one of them; the table shows the target test accuracy of each choice. ``accuracy`` is what information
+maximisation chooses, the rule that was fixed before any run; ``oracle`` chooses with target labels, ``last`` is the end
+of the run. Weights of losses are those of the papers, or 1: none was tuned with target labels. ``source_only`` and
+``target_trained`` (which has target labels, and chooses with them) bound the rest.
+
+    python -m experiments.domain_adaptation --out runs/domain_adaptation
+
+Tasks are ``mnist_m`` (Ganin et al. 2016, https://arxiv.org/abs/1505.07818), ``mnist_uci``, ``uci_mnist``,
+``rendered_mnist`` and ``newsgroups``, which is six (Dai et al. 2007); or any ``--source`` and ``--target`` of the same
+classes. Images train a small network (Conv4) from scratch, texts a network of one hidden layer on the frozen features
+of MiniLM; ``--model`` names a pretrained model to fine-tune or, with ``--frozen``, to take features from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from experiments import arms
+from experiments import domain_methods as methods
+from experiments.cli import cli
+from experiments.ledger import Ledger
+from experiments.output import Config, command, prepare, settings
+from jtl import data, domain, features, heads
+from jtl.data import image, text
+from jtl.data.loader import Batches, Encoded, loader
+from jtl.domain import protocol
+from jtl.model import Model, linen
+from jtl.models.conv4 import Conv4
+from jtl.models.mlp import MLP
+from jtl.tasks import accuracy
+from jtl.train import adamw, figures, fit, make_step, outputs, schedule
+from jtl.train.report import (
+    Result,
+    Section,
+    environment,
+    format_estimate,
+    paired_difference,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+NEWSGROUPS = ("comp_rec", "comp_sci", "comp_talk", "rec_sci", "rec_talk", "sci_talk")
+PAIRS: dict[str, list[tuple[str, str]]] = {
+    "mnist_m": [("mnist5k", "mnist_m")],
+    "mnist_uci": [("mnist5k", "uci_digits")],
+    "uci_mnist": [("uci_digits", "mnist5k")],
+    "rendered_mnist": [("rendered_digits", "mnist5k")],
+    "newsgroups": [(f"newsgroups20:{name}:source", f"newsgroups20:{name}:target") for name in NEWSGROUPS],
+}
+Name = Literal["mnist_m", "mnist_uci", "uci_mnist", "rendered_mnist", "newsgroups"]
+RULES = (
+    "information_maximisation", "source_validation", "entropy", "neighbourhood_density", "deep_embedded_validation",
+    "oracle", "last",
+)  # fmt: skip
+CHOSEN = RULES[0]
+DIGIT = image.Preprocess(size=(28, 28), mean=(0.5,) * 3, std=(0.5,) * 3)
+CONV4_WIDTH, BOTTLENECK = 32, 128
+SHOWN = 5  # methods in the figures, beside the bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainAdaptation(Config):
+    """Settings of the comparison."""
+
+    task: tuple[Name, ...] = ("mnist_m",)
+    """Which transfers to run."""
+    source: str | None = None
+    """Your own source instead, with --target; see experiments.finetune --data."""
+    target: str | None = None
+    """Your own target: a data set of the same classes."""
+    method: tuple[methods.Method | Literal["all"], ...] = ("all",)
+    """Which to compare; source_only and target_trained always run."""
+    model: str | None = None
+    """Left out: conv4 for images, minilm for texts; see experiments.finetune."""
+    frozen: bool = False
+    """Train a network of one hidden layer on the model's frozen features. Always so for texts without --model."""
+    steps: int = 1000
+    """Updates of every method."""
+    batch_size: int = 32
+    """Examples of each domain in an update."""
+    learning_rate: float | None = None
+    """Peak rate of AdamW; left out, 2e-3 for conv4, 1e-3 on frozen features, 1e-4 for whole pretrained models."""
+    max_length: int = 64
+    """Longest text in tokens; the rest is cut off."""
+    validations: int = 10
+    """Points of the run that a rule can choose from."""
+    test_examples: int = 1000
+    """Test examples of the target; 0 takes all."""
+    seeds: int = 3
+    """Repetitions."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A source and a target made ready for one network.
+
+    Attributes:
+        name: of the task.
+        start: from a random key to a network with a new classifier.
+        source: encoded splits.
+        target: encoded splits.
+        classes: their names.
+        buckets: padded lengths of texts, None for one shape.
+        stats: how the network normalises while training.
+        width: size of its features.
+        rate: usual learning rate.
+    """
+
+    name: str
+    start: Callable[[Array], Model]
+    source: dict[str, Encoded]
+    target: dict[str, Encoded]
+    classes: tuple[str, ...]
+    buckets: tuple[int, ...] | None
+    stats: Literal["running", "batch"]
+    width: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a model says at one point of the run; ``label`` (N,), ``logits`` (N, C), ``features`` (N, D) of each."""
+
+    step: int
+    source: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    scores: dict[str, float]
+
+
+Run = tuple[
+    Model, list[Snapshot], list[dict[str, Any]]
+]  # best on source, at every validation, learning curve
+
+
+def run(config: DomainAdaptation) -> Result:
+    """Train every method on every task; writes into ``config.out`` and returns the result."""
+    _check(config)
+    out = prepare(config, "domain_adaptation")
+    ledger = Ledger(out, resume=config.resume)
+    tasks = {"own": [(config.source, config.target)]} if config.source else {t: PAIRS[t] for t in config.task}
+    seeds = range(config.seed, config.seed + (1 if config.quick else config.seeds))
+    for task, pairs in tasks.items():
+        for source, target in pairs[:1] if config.quick else pairs:
+            assert source is not None and target is not None
+            transfer = prepare_transfer(config, task, source, target)
+            for seed in seeds:
+                trainer = Trainer(transfer, config, seed)
+                for method in _methods(config, transfer):
+                    stored = out / "outputs" / f"{target.replace(':', '_').replace('/', '_')}_{method}.npz"
+                    row = ledger.get(
+                        partial(trainer, method, stored if seed == config.seed else None),
+                        task=task, target=target, arm=method, seed=seed,
+                    )  # fmt: skip
+                    shown = "  ".join(f"{rule} {row[_key(rule)]:.3f}" for rule in (CHOSEN, "oracle", "last"))
+                    print(f"{target}  seed {seed}  {method}  {shown}  {row['seconds']:.0f} s")
+
+    rows = ledger.rows
+    summary = {
+        _summary_key(task, rule): summarise(_of(rows, task), [_key(rule)])[_key(rule)]
+        for task in tasks
+        for rule in RULES
+    }
+    result = Result("domain_adaptation", settings(config), environment(), ledger.seconds, rows, summary)
+    write_result(out, result)
+    write_report(
+        out,
+        result,
+        title="Domain adaptation",
+        about=" ".join(__doc__.split("\n\n")[1].split()),
+        command=command("domain_adaptation", config),
+        sections=[section for task in tasks for section in _sections(task, rows, ledger.curves, out)],
+    )
+    return result
+
+
+def _check(config: DomainAdaptation) -> None:
+    if (config.source is None) != (config.target is None):
+        raise ValueError("--source and --target go together: name both, or neither and a --task")
+    for name in ("steps", "batch_size", "validations"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    if config.batch_size < 2:
+        raise ValueError("--batch-size must be at least 2: a covariance needs two rows of each domain")
+    if config.validations > config.steps:
+        raise ValueError(f"--validations {config.validations} is over --steps {config.steps}")
+
+
+def _methods(config: DomainAdaptation, transfer: Transfer) -> list[str]:
+    wanted = methods.METHODS if "all" in config.method else config.method
+    if config.quick and "all" in config.method:
+        wanted = ("dann", "coral", "adabn")
+    unfit: set[str] = set()
+    if "image" not in transfer.source["train"].batch(np.array([0, 1]), (transfer.buckets or (1,))[-1], None):
+        unfit |= set(methods.ONLY_IMAGE)
+    if "batch_stats" not in transfer.start(jax.random.key(0)).variables:
+        unfit |= set(methods.ONLY_BATCH_NORM)
+    if refused := unfit & set(config.method):
+        raise ValueError(
+            f"--method {' '.join(sorted(refused))}: fixmatch needs images, adabn and tent a network with batch "
+            "normalisation, such as conv4"
+        )
+    bounds = ("source_only", "target_trained")
+    return [*bounds, *(m for m in wanted if m not in bounds and m not in unfit)]
+
+
+# --- data and network ------------------------------------------------------------------------------
+
+
+def prepare_transfer(config: DomainAdaptation, name: str, source: str, target: str) -> Transfer:
+    """Load both domains and encode them for the network.
+
+    Raises ValueError if they differ in kind or in classes.
+    """
+    loaded = data.load(source), data.load(target)
+    kinds, classes = {d.kind for d in loaded}, {d.classes for d in loaded}
+    if len(kinds) > 1:
+        raise ValueError(f"--source {source} holds {loaded[0].kind}s, --target {target} {loaded[1].kind}s")
+    if len(classes) > 1:
+        raise ValueError(
+            f"source and target must have the same classes in the same order: {source} has {loaded[0].classes}, "
+            f"{target} {loaded[1].classes}"
+        )
+    limits = {"validation": 200, "test": 200} if config.quick else {
+        "validation": 500, "test": config.test_examples or None
+    }  # fmt: skip
+    if config.model in (None, "conv4") and loaded[0].kind == "image":
+        if config.frozen:
+            raise ValueError(
+                "--frozen needs a pretrained --model: conv4 has no features before it is trained"
+            )
+        own, other = (_images(d, limits) for d in loaded)
+        return Transfer(name, _conv4(len(loaded[0].classes)), own, other, loaded[0].classes, None, "batch",
+                        CONV4_WIDTH, 2e-3)  # fmt: skip
+    model = config.model or "minilm"
+    ready = [arms.prepare_task(model, d, max_length=config.max_length, **limits) for d in (source, target)]
+    first = ready[0]
+    if config.frozen or config.model is None:
+        own, other = (_frozen(task, first) for task in ready)
+        width = own["train"].batch(np.array([0]), 1, None)["x"].shape[-1]
+        return Transfer(name, _mlp(first.classes, width), own, other, first.dataset.classes, None, "running",
+                        BOTTLENECK, 1e-3)  # fmt: skip
+    lengths = np.concatenate([part.lengths for task in ready for part in task.splits.values()])
+    buckets = text.best_buckets(lengths, text.SHAPES, config.max_length)
+    start = partial(_whole, first.pretrained, first.classes)
+    stats: Literal["running", "batch"] = "batch" if "batch_stats" in first.pretrained.variables else "running"
+    return Transfer(name, start, ready[0].splits, ready[1].splits, first.dataset.classes,
+                    buckets if first.dataset.kind == "text" else None, stats,
+                    first.pretrained.config.width("features"), 1e-4)  # fmt: skip
+
+
+def _images(dataset: data.Dataset, limits: Mapping[str, int | None]) -> dict[str, Encoded]:
+    splits: dict[str, Encoded] = {}
+    for split, source in dataset.splits.items():
+        limit = limits.get(split)
+        few = source if limit is None or limit >= len(source) else data.subset(source, limit, seed=0)
+        encoded = image.prepare(few, DIGIT)
+        assert encoded.pixels is not None
+        splits[split] = replace(
+            encoded, pixels=np.broadcast_to(encoded.pixels, (*encoded.pixels.shape[:3], 3))
+        )
+    return splits
+
+
+def _frozen(task: arms.Task, source: arms.Task) -> dict[str, Encoded]:
+    """Features of the frozen model, standardised by the source's training examples."""
+    x, _ = arms.frozen(source, "train")
+    centre, scale = x.mean(0), np.maximum(x.std(0), features.probes.LEAST_SPREAD * np.sqrt(np.mean(x.var(0))))
+    splits: dict[str, Encoded] = {}
+    for split in data.dataset.SPLITS:
+        rows, label = arms.frozen(task, split)
+        splits[split] = features.Rows({"x": ((rows - centre) / scale).astype(np.float32), "label": label})
+    return splits
+
+
+def _conv4(classes: int) -> Callable[[Array], Model]:
+    def start(key: Array) -> Model:
+        module = Conv4(CONV4_WIDTH)
+        model = linen(module, jax.jit(module.init)(key, jnp.zeros((2, 28, 28, 3))))
+        return heads.classifier(model, classes, key=key, on="features", width=CONV4_WIDTH)
+
+    return start
+
+
+def _mlp(classes: int, inputs: int) -> Callable[[Array], Model]:
+    def start(key: Array) -> Model:
+        module = MLP((BOTTLENECK,))
+        model = linen(module, jax.jit(module.init)(key, jnp.zeros((1, inputs))))
+        return heads.classifier(model, classes, key=key, on="features", width=BOTTLENECK)
+
+    return start
+
+
+def _whole(body: Model, classes: int, key: Array) -> Model:
+    return heads.classifier(body, classes, key=key, on="features")
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Trains the methods of one seed, which share their start and the model trained on source."""
+
+    def __init__(self, transfer: Transfer, config: DomainAdaptation, seed: int) -> None:
+        self.transfer, self.config, self.seed = transfer, config, seed
+        self.steps = 30 if config.quick else config.steps
+        self.validations = min(config.validations, self.steps)
+        self.setting = methods.Setting(
+            model=transfer.start(jax.random.key(seed)),
+            train={"source": transfer.source["train"], "target": transfer.target["train"]},
+            classes=len(transfer.classes),
+            steps=self.steps,
+            batch_size=config.batch_size,
+            stats=transfer.stats,
+            width=transfer.width,
+            seed=seed,
+            buckets=transfer.buckets,
+            trained_on_source=lambda: self.baseline[0],
+        )
+
+    @cached_property
+    def baseline(self) -> Run:
+        """Training on source alone, from which other methods go on."""
+        return self.train(methods.source_only(self.setting), "source_only")
+
+    def __call__(self, method: str, stored: Path | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row of a method and its learning curve; what its chosen model says is stored, if asked."""
+        began = time.monotonic()
+        history: list[dict[str, Any]] = []
+        if method == "adabn":
+            adapted = domain.adabn(self.setting.trained, self.setting.unlabelled())
+            snapshots = [self.look(adapted, self.steps)]
+        elif method == "tent":
+            snapshots = [self.tent()]
+        elif method == "source_only":
+            _, snapshots, history = self.baseline
+        else:
+            recipe = getattr(methods, method)(self.setting)
+            _, snapshots, history = self.train(recipe, method)
+        if method == "target_trained":  # it has target labels, and may choose by them
+            for snapshot in snapshots:
+                snapshot.scores.update(dict.fromkeys(RULES, snapshot.scores["oracle"]))
+        row: dict[str, Any] = {"seconds": time.monotonic() - began, "steps": self.steps}
+        for rule in RULES:
+            best = max(snapshots, key=lambda s, rule=rule: (s.scores[rule], s.step))  # type: ignore[misc]
+            row[_key(rule)] = accuracy(best.test["logits"], best.test["label"])
+            row[f"step_{rule}"] = best.step
+        chosen = max(snapshots, key=lambda s: (s.scores[CHOSEN], s.step))
+        row["source_accuracy"] = chosen.scores["source_validation"]
+        if stored is not None:
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(
+                stored, source=chosen.source["features"], features=chosen.test["features"],
+                logits=chosen.test["logits"], label=chosen.test["label"],
+            )  # fmt: skip
+        return row, history
+
+    def train(self, recipe: methods.Recipe, title: str) -> tuple[Model, list[Snapshot], list[dict[str, Any]]]:
+        """The model that validated best on source, what each validated one says, and the learning curve."""
+        every = -(-self.steps // self.validations)
+        rate = self.config.learning_rate or self.transfer.rate
+        step = make_step(recipe.loss, adamw(schedule(rate, self.steps), weight_decay=0.01), recipe.labels)
+        state = step.init(recipe.model, jax.random.key(self.seed))
+        snapshots: list[Snapshot] = []
+        models: list[Model] = []
+        history: list[dict[str, Any]] = []
+        print(f"{title}:")
+
+        def validate(model: Model) -> dict[str, float]:
+            done = min(every * (len(snapshots) + 1), self.steps)
+            snapshots.append(self.look(recipe.finish(model), done))
+            scores = snapshots[-1].scores
+            return {"accuracy": scores["source_validation"], "target_accuracy": scores["oracle"]}
+
+        for stage in range(recipe.stages):
+            ends = self.steps * (stage + 1) // recipe.stages
+            batches = recipe.batches(state.model)
+            fitted = fit(step, state, loader(batches), steps=ends, validate=validate, validate_every=every)
+            state, history = fitted.state, [*history, *fitted.history]
+            models.append(fitted.model)
+        return recipe.finish(models[-1]), snapshots, history
+
+    def look(self, model: Model, step: int) -> Snapshot:
+        """What a model says, and how each rule scores it."""
+        source = self.says(model, self.transfer.source["validation"])
+        target = self.says(model, self.transfer.target["validation"])
+        test = self.says(model, self.transfer.target["test"])
+        return Snapshot(step, source, target, test, _scores(source, target, step))
+
+    def says(self, model: Model, split: Encoded) -> dict[str, np.ndarray]:
+        """Logits, features and labels of a split, in its order."""
+        batches = Batches(split, 100, train=False, buckets=self.transfer.buckets)
+        found = outputs(model, batches, ("logits", "features", "label", "index"))
+        order = np.argsort(found.pop("index"))
+        return {name: rows[order] for name, rows in found.items()}
+
+    def tent(self) -> Snapshot:
+        """The source model adapting online to the target's test examples, in one pass, as they come."""
+        model = self.setting.trained
+        split = self.transfer.target["test"]
+        order = np.random.default_rng(self.seed).permutation(len(split))
+        cut = [order[i : i + 100] for i in range(0, len(order), 100)]
+        batches = [split.batch(rows, 1, None) for rows in cut]
+        step = make_step(
+            domain.Tent(),
+            adamw(schedule(1e-3, len(batches)), weight_decay=0.0),
+            domain.norm_only(model, batches[0]),
+        )
+        logits = domain.adapt(step, model, batches, key=jax.random.key(self.seed))
+        before = self.look(model, self.steps)
+        test = {**before.test, "logits": logits[np.argsort(order)]}
+        return replace(before, test=test)
+
+
+def _scores(source: dict[str, np.ndarray], target: dict[str, np.ndarray], step: int) -> dict[str, float]:
+    """The score of each rule; half of the source validation rows stand for training rows in the density ratio."""
+    logits, label = source["logits"], source["label"]
+    half = np.arange(len(label)) % 2 == 0
+    wrong = (logits.argmax(-1) != label).astype(float)
+    return {
+        "information_maximisation": protocol.mutual_information(target["logits"]),
+        "source_validation": protocol.source_validation(logits, label),
+        "entropy": protocol.negative_entropy(target["logits"]),
+        "neighbourhood_density": protocol.soft_neighbourhood_density(target["logits"]),
+        "deep_embedded_validation": protocol.deep_embedded_validation(
+            source["features"][half], target["features"], source["features"][~half], wrong[~half]
+        ),
+        "oracle": accuracy(target["logits"], target["label"]),
+        "last": float(step),
+    }
+
+
+# --- report ----------------------------------------------------------------------------------------
+
+
+def _key(rule: str) -> str:
+    return "accuracy" if rule == CHOSEN else f"accuracy_{rule}"
+
+
+def _summary_key(task: str, rule: str) -> str:
+    return f"accuracy_{task}" if rule == CHOSEN else f"accuracy_{task}_{rule}"
+
+
+def _of(rows: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """A row for each arm and seed of a task, the mean over its pairs."""
+    own = [row for row in rows if row["task"] == task]
+    merged = []
+    for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in own):
+        group = [row for row in own if (row["arm"], row["seed"]) == (arm, seed)]
+        means = {_key(rule): float(np.mean([row[_key(rule)] for row in group])) for rule in RULES}
+        means["seconds"] = float(np.sum([row["seconds"] for row in group]))
+        merged.append({"arm": arm, "seed": seed, **means})
+    return merged
+
+
+def _sections(
+    task: str, rows: list[dict[str, Any]], curves: list[dict[str, Any]], out: Path
+) -> list[Section]:
+    own = _of(rows, task)
+    keys = [_key(rule) for rule in RULES]
+    found = summarise(own, [*keys, "seconds"])
+    order = sorted(found["accuracy"], key=lambda arm: -found["accuracy"][arm]["mean"])
+    low, high = (found["accuracy"][arm]["mean"] for arm in ("source_only", "target_trained"))
+    lines = []
+    for arm in order:
+        less = None if arm == "source_only" else paired_difference(own, "accuracy", arm, "source_only")
+        closed = (found["accuracy"][arm]["mean"] - low) / (high - low) if high > low else float("nan")
+        lines.append(
+            [arm, format_estimate(found["accuracy"][arm]), format_estimate(less) if less else "", f"{closed:.0%}",
+             *(format_estimate(found[key][arm]) for key in keys[1:]), f"{found['seconds'][arm]['mean']:.0f}"]
+        )  # fmt: skip
+    head = ["method", "accuracy", "less source_only", "of the gap",
+            *(rule.replace("_", " ") for rule in RULES[1:]), "seconds"]  # fmt: skip
+    sections = [Section(f"{task}: target test accuracy by rule of choice", table(head, lines))]
+
+    best = [arm for arm in order if arm not in ("source_only", "target_trained")][:SHOWN]
+    shown = ["source_only", "target_trained", *best]
+    curves = [row for row in curves if row["task"] == task]
+    if few := [row for row in curves if row["arm"] in shown]:
+        sections.append(
+            Section(
+                f"{task}: over the run",
+                "Training loss, and target validation accuracy, which no rule but the oracle sees.",
+                figures.learning_curves(few, "validation_target_accuracy"),
+            )
+        )
+    if reversed_ := [row for row in curves if "reversal" in row]:
+        sections.append(
+            Section(
+                f"{task}: strength of the reversal",
+                "λ grows over this run's own steps (times 0.1 for mdd).",
+                figures.over_steps(reversed_, "reversal", "λ"),
+            )
+        )
+    stored = {path.stem: path for path in sorted((out / "outputs").glob("*.npz"))}
+    for target in dict.fromkeys(row["target"] for row in rows if row["task"] == task):
+        prefix = target.replace(":", "_").replace("/", "_")
+        pair = [f"{prefix}_{arm}" for arm in ("source_only", *best[:1])]
+        if all(name in stored for name in pair):
+            sections += _pictures(target, {name.removeprefix(f"{prefix}_"): stored[name] for name in pair})
+            break  # one pair of a task is enough to look at
+    return sections
+
+
+def _pictures(target: str, paths: dict[str, Path]) -> list[Section]:
+    loaded = {arm: dict(np.load(path)) for arm, path in paths.items()}
+    count = min(min(len(found["source"]), len(found["features"])) for found in loaded.values())
+    both = {arm: np.concatenate([f["source"][:count], f["features"][:count]]) for arm, f in loaded.items()}
+    place = np.repeat([0, 1], count)
+    sections = [
+        Section(
+            f"{target}: features of both domains",
+            "The first two principal components, of the first seed.",
+            figures.embeddings(both, place, ("source", "target")),
+        )
+    ]
+    for arm, found in loaded.items():
+        names = [str(c) for c in range(found["logits"].shape[-1])]
+        sections.append(
+            Section(
+                f"{target}: confusion of {arm}",
+                "True against predicted classes of target test examples, of the first seed.",
+                figures.confusion(found["label"], found["logits"].argmax(-1), names),
+            )
+        )
+    return sections
+
+
+if __name__ == "__main__":
+    cli(run, DomainAdaptation)

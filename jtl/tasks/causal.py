@@ -1,0 +1,59 @@
+"""Causal language modelling: predict each token from those before it.
+
+Bengio et al. 2003, "A Neural Probabilistic Language Model"; Radford et al. 2018, "Improving Language Understanding by
+Generative Pre-Training", eq. 1.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtl.loss import Loss
+from jtl.model import Batch, Model, Outputs
+
+
+class CausalLM(Loss):
+    """Mean cross-entropy of each next token, in nats: ``token_logits`` at t against ``input_ids`` at t + 1.
+
+    It takes any model that gives ``token_logits`` (B, L, V) of which those at t depend on the tokens up to t alone;
+    that is the model's own doing and is not checked. (jtl's own causal architectures are still to come: bring yours
+    by ``jtl.wrap`` or ``jtl.model.linen``.) A pair with padding in it (``attention_mask`` 0) does not count, nor do
+    rows of ``batch["weight"]`` 0. An id outside the vocabulary makes the loss NaN.
+    """
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss, and its ``tokens`` (how many were predicted) and ``token_accuracy``.
+
+        Raises:
+            KeyError: the model gives no ``token_logits``.
+            ValueError: they are not those of every position.
+        """
+        if "token_logits" not in outputs:
+            raise KeyError(f"CausalLM reads output 'token_logits'; the model gives {sorted(outputs)}")
+        ids, logits = jnp.asarray(batch["input_ids"]), outputs["token_logits"]  # type: ignore[index]
+        if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            raise ValueError(
+                f"CausalLM needs token_logits (B, L, V) for input_ids {ids.shape}, got {logits.shape}"
+            )
+        logits, target = logits[:, :-1].astype(jnp.float32), ids[:, 1:]
+        weight = jnp.ones(target.shape)
+        if "attention_mask" in batch:
+            real = jnp.asarray(batch["attention_mask"]) != 0  # type: ignore[index]
+            weight = (real[:, 1:] & real[:, :-1]).astype(jnp.float32)
+        if "weight" in batch:
+            weight = weight * jnp.asarray(batch["weight"])[:, None]  # type: ignore[index]
+        # JAX would take the last token for an id that is too large, and would count backwards from one below 0.
+        known = (target >= 0) & (target < logits.shape[-1])
+        losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+        losses = jnp.where(weight > 0, jnp.where(known, losses, jnp.nan), 0.0)
+        tokens = weight.sum()
+        total = jnp.maximum(tokens, 1.0)
+        hits = jnp.argmax(logits, -1) == target
+        return jnp.sum(weight * losses) / total, {
+            "tokens": tokens,
+            "token_accuracy": jnp.sum(weight * hits) / total,
+        }

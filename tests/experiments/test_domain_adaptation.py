@@ -1,0 +1,81 @@
+"""Domain adaptation: how a model is chosen without target labels, and every method for real."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import domain_adaptation as experiment
+from experiments import domain_methods as methods
+from experiments.domain_adaptation import RULES, DomainAdaptation, run
+
+
+def said(logits, label):
+    logits, label = np.asarray(logits, np.float32), np.asarray(label)
+    return {"logits": logits, "label": label, "features": logits}
+
+
+def test_no_rule_but_the_oracle_reads_target_labels():
+    rng = np.random.default_rng(0)
+    source = said(rng.normal(size=(40, 3)), rng.integers(0, 3, 40))
+    logits = rng.normal(size=(30, 3))
+    found = [
+        experiment._scores(source, said(logits, label), 5) for label in (np.zeros(30, int), np.ones(30, int))
+    ]
+    assert set(found[0]) == set(RULES)
+    assert {rule for rule in RULES if found[0][rule] != found[1][rule]} == {"oracle"}
+
+
+def test_changed_batches_are_those_of_the_step():
+    batches = methods.Changed([{"x": 1}, {"x": 2}], lambda batch, step: {"x": batch["x"] + 10 * step})
+    assert list(batches) == [{"x": 1}, {"x": 12}] and len(batches) == 2
+
+
+def test_strong_views_differ_by_draw_and_stay_in_range():
+    image = np.linspace(-1, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+    one, again, other = (methods.strong_view(image, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert one.shape == image.shape and np.abs(one).max() <= 1 and np.abs(one - other).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"source": "mnist5k"}, "--source and --target go together"),
+        (
+            {"source": "mnist5k", "target": "rotten_tomatoes"},
+            "mnist5k holds images, --target rotten_tomatoes texts",
+        ),
+        ({"source": "newsgroups20:comp_sci:source", "target": "newsgroups20:rec_sci:target"}, "same classes"),
+        ({"frozen": True}, "--frozen needs a pretrained --model"),
+        ({"batch_size": 1}, "--batch-size must be at least 2"),
+        ({"steps": 5}, "--validations 10 is over --steps 5"),
+    ],
+)
+def test_bad_flags_are_named(flags, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(DomainAdaptation(out=tmp_path, **flags))
+
+
+@pytest.mark.slow
+def test_every_method_on_images(tmp_path):
+    result = run(DomainAdaptation(out=tmp_path, quick=True, method=methods.METHODS))
+    assert list(result.summary["accuracy_mnist_m"]) == list(methods.METHODS)
+    assert set(result.summary) == {experiment._summary_key("mnist_m", rule) for rule in RULES}
+    assert all(0 <= row[experiment._key(rule)] <= 1 for row in result.rows for rule in RULES)
+    pictures = {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 5_000}
+    assert {"mnist_m_over_the_run", "mnist_m_strength_of_the_reversal"} <= pictures
+    again = run(DomainAdaptation(out=tmp_path, quick=True, method=methods.METHODS, resume=True))
+    assert again.rows == result.rows
+    assert json.loads((tmp_path / "result.json").read_text())["summary"] == json.loads(
+        json.dumps(result.summary)
+    )
+
+
+@pytest.mark.slow
+def test_texts_on_frozen_features(tmp_path):
+    config = DomainAdaptation(out=tmp_path, quick=True, task=("newsgroups",), method=("dann", "mcc"))
+    accuracy = run(config).summary["accuracy_newsgroups"]
+    assert accuracy["target_trained"]["mean"] > 0.8
+    with pytest.raises(ValueError, match="fixmatch needs images"):
+        run(DomainAdaptation(out=tmp_path / "no", quick=True, task=("newsgroups",), method=("fixmatch",)))
