@@ -33,6 +33,7 @@ from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.sweep import Grid, best_rate
+from experiments.task import Task, batches, prepare_task, score
 from jtl import features
 from jtl.tasks import accuracy
 from jtl.train import figures, outputs
@@ -140,7 +141,7 @@ def run(config: Adapters) -> Result:
     return result
 
 
-def _tasks(config: Adapters, kind: str) -> tuple[arms.Task, arms.Task]:
+def _tasks(config: Adapters, kind: str) -> tuple[Task, Task]:
     """The task, and the other one on which forgetting is measured."""
     small = config.quick
     model, data, source = (
@@ -149,23 +150,21 @@ def _tasks(config: Adapters, kind: str) -> tuple[arms.Task, arms.Task]:
         else (config.image_model, config.image_data, config.image_source)
     )
     size = {"image_size": config.image_size} if kind == "image" else {}
-    task = arms.prepare_task(
+    task = prepare_task(
         model,
         data,
         validation=200 if small else 500,
         test=200 if small else config.test_examples or None,
         **size,
     )
-    other = arms.prepare_task(
-        model, source, max_length=64, validation=200, test=200 if small else 500, **size
-    )
+    other = prepare_task(model, source, max_length=64, validation=200, test=200 if small else 500, **size)
     return task, other.with_train(200 if small else config.source_examples, 0)
 
 
 Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a row and a learning curve, as the ledger keeps them
 
 
-def _search(task: arms.Task, method: str, config: Adapters, steps: int) -> Measured:
+def _search(task: Task, method: str, config: Adapters, steps: int) -> Measured:
     """The rate that validates best on examples and seeds of its own, and the compiled step's memory."""
     seed = config.seed + 100
     few = task.with_train(config.train_examples or None, seed)
@@ -175,7 +174,7 @@ def _search(task: arms.Task, method: str, config: Adapters, steps: int) -> Measu
         return {"rate": usual, "peak_memory": memory}, []
     runs = tuple(product((usual * factor for factor in config.factors), (seed, seed + 1)))
     models, _ = Grid(few, method, runs, steps, config.batch_size, seed).together()
-    validated = [arms.score(model, task) for model in models]
+    validated = [score(model, task) for model in models]
     tried = [
         {"learning_rate": r, "seed": s, "accuracy": v} for (r, s), v in zip(runs, validated, strict=True)
     ]
@@ -183,12 +182,12 @@ def _search(task: arms.Task, method: str, config: Adapters, steps: int) -> Measu
 
 
 def _measure(
-    task: arms.Task, source: arms.Task, method: str, seed: int, budget: arms.Budget, found: dict[str, Any]
+    task: Task, source: Task, method: str, seed: int, budget: arms.Budget, found: dict[str, Any]
 ) -> Measured:
     """Train with the rate that was found, test, and test what is left of the other task."""
     done = arms.run_arm(task, method, seed=seed, budget=budget, rate=found["rate"], progress=False)
     (x, y), validation, (test, labels) = (
-        outputs(done.model, arms.batches(source, split), ("features", "label")).values()
+        outputs(done.model, batches(source, split), ("features", "label")).values()
         for split in ("train", "validation", "test")
     )
     probe = features.fit_logistic(x, y, classes=source.classes, validation=tuple(validation))

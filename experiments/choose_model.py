@@ -31,6 +31,7 @@ from experiments import arms
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, body, frozen, prepare_task
 from jtl import tree
 from jtl.features import scores
 from jtl.model import Model, with_base
@@ -101,14 +102,14 @@ def run(config: ChooseModel) -> Result:
         task, source = (
             dataclasses.replace(task, pretrained=candidate(name))
             for task in (
-                arms.prepare_task(name.partition(":")[0], config.data, **limits),
-                arms.prepare_task(name.partition(":")[0], config.source_data, validation=500, test=200),
+                prepare_task(name.partition(":")[0], config.data, **limits),
+                prepare_task(name.partition(":")[0], config.source_data, validation=500, test=200),
             )
         )
         task = task.with_train(256 if config.quick else config.train_examples or None, config.seed)
         source = source.with_train(256 if config.quick else config.source_examples, config.seed)
 
-        def score(task: arms.Task = task, source: arms.Task = source) -> tuple[dict[str, Any], list[Any]]:
+        def score(task: Task = task, source: Task = source) -> tuple[dict[str, Any], list[Any]]:
             started = time.monotonic()
             return {**rate(task, source), "scoring_seconds": time.monotonic() - started}, []
 
@@ -116,7 +117,7 @@ def run(config: ChooseModel) -> Result:
         for seed in range(config.seed, config.seed + seeds):
             key = {"arm": name, "seed": seed}
 
-            def tune(task: arms.Task = task, seed: int = seed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+            def tune(task: Task = task, seed: int = seed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 done = arms.run_arm(task, "full", seed=seed, budget=budget, on="features", progress=False)
                 return done.row, done.history
 
@@ -171,10 +172,10 @@ def candidate(name: str) -> Model:
     """The body that a candidate's name means: see ``ChooseModel.candidates``."""
     base, _, part = name.partition(":")
     if not part:
-        return arms.body(base)
+        return body(base)
     if part == "random":
         return scratch(base, key=jax.random.key(0))
-    model = arms.body(base)
+    model = body(base)
     layers = getattr(model.config, "num_hidden_layers", 0)
     if not part.isdigit() or not 1 <= int(part) <= layers:
         raise ValueError(
@@ -188,9 +189,9 @@ def candidate(name: str) -> Model:
     return with_base(shorter.replace(config=config), module=type(model.base.module)(config))
 
 
-def rate(task: arms.Task, source: arms.Task) -> dict[str, float]:
+def rate(task: Task, source: Task) -> dict[str, float]:
     """Every transferability score of a candidate on the target's training examples."""
-    x, labels = arms.frozen(task, "train")
+    x, labels = frozen(task, "train")
     opinion, _ = arms.probe(source)
     logits = opinion(x)
     chances = np.exp(logits - logits.max(-1, keepdims=True))

@@ -20,6 +20,7 @@ from experiments import arms
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, prepare_task
 from jtl.train import figures
 from jtl.train.report import (
     Result,
@@ -85,7 +86,7 @@ def run(config: Compare) -> Result:
     seeds = range(config.seed, config.seed + (2 if quick else config.seeds))
     origins = {}
     for kind in config.kinds[:1] if quick else config.kinds:
-        task = arms.prepare_task(
+        task = prepare_task(
             config.text_model if kind == "text" else config.image_model,
             config.text_data if kind == "text" else config.image_data,
             image_size=config.image_size,
@@ -136,7 +137,7 @@ def run(config: Compare) -> Result:
 
 
 def _measure(
-    task: arms.Task, arm: str, seed: int, budget: arms.Budget
+    task: Task, arm: str, seed: int, budget: arms.Budget
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if arm == "majority":
         return arms.majority(task), []

@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments import arms
 from experiments import domain_methods as methods
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, frozen, prepare_task
 from jtl import data, domain, features, heads
 from jtl.data import image, text
 from jtl.data.loader import Batches, Encoded, loader
@@ -249,7 +249,7 @@ def prepare_transfer(config: DomainAdaptation, name: str, source: str, target: s
         return Transfer(name, _conv4(len(loaded[0].classes)), own, other, loaded[0].classes, None, "batch",
                         CONV4_WIDTH, 2e-3)  # fmt: skip
     model = config.model or "minilm"
-    ready = [arms.prepare_task(model, d, max_length=config.max_length, **limits) for d in (source, target)]
+    ready = [prepare_task(model, d, max_length=config.max_length, **limits) for d in (source, target)]
     first = ready[0]
     if config.frozen or config.model is None:
         own, other = (_frozen(task, first) for task in ready)
@@ -278,13 +278,13 @@ def _images(dataset: data.Dataset, limits: Mapping[str, int | None]) -> dict[str
     return splits
 
 
-def _frozen(task: arms.Task, source: arms.Task) -> dict[str, Encoded]:
+def _frozen(task: Task, source: Task) -> dict[str, Encoded]:
     """Features of the frozen model, standardised by the source's training examples."""
-    x, _ = arms.frozen(source, "train")
+    x, _ = frozen(source, "train")
     centre, scale = x.mean(0), np.maximum(x.std(0), features.probes.LEAST_SPREAD * np.sqrt(np.mean(x.var(0))))
     splits: dict[str, Encoded] = {}
     for split in data.dataset.SPLITS:
-        rows, label = arms.frozen(task, split)
+        rows, label = frozen(task, split)
         splits[split] = features.Rows({"x": ((rows - centre) / scale).astype(np.float32), "label": label})
     return splits
 

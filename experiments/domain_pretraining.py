@@ -35,6 +35,7 @@ from experiments import arms
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, prepare_task
 from jtl import data, finetune, heads, pretrained
 from jtl.data import text
 from jtl.data.loader import Batches, loader
@@ -121,7 +122,7 @@ def run(config: DomainPretraining) -> Result:
     out = prepare(config, "domain_pretraining")
     ledger = Ledger(out, resume=config.resume)
     sizes = shortened(config) if config.quick else config
-    task = arms.prepare_task(
+    task = prepare_task(
         sizes.model,
         sizes.data,
         max_length=sizes.max_length,
@@ -202,7 +203,7 @@ def shortened(config: DomainPretraining) -> DomainPretraining:
     )
 
 
-def read(config: DomainPretraining, task: arms.Task, tokenizer: Any) -> Corpora:
+def read(config: DomainPretraining, task: Task, tokenizer: Any) -> Corpora:
     """The texts of both domains; none that is held out is trained on."""
     other = data.load(config.other_data)
     if other.kind != "text":
@@ -306,7 +307,7 @@ def masked_loss(model: Model, corpora: Corpora, texts: text.Texts) -> float:
     return float(np.average(found[:, 0], weights=found[:, 1]))
 
 
-def tuned(config: DomainPretraining, task: arms.Task, model: Model, seed: int) -> float:
+def tuned(config: DomainPretraining, task: Task, model: Model, seed: int) -> float:
     """Test accuracy after fine-tuning on a few labelled examples, from a new classifier on the mean of the words."""
     few = task.with_train(config.train_examples, seed)
     key = jax.random.fold_in(jax.random.key(seed), 2)

@@ -24,6 +24,7 @@ import numpy as np
 from experiments import arms
 from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, frozen, prepare_task
 from jtl import data, pretrained
 from jtl.train import figures
 from jtl.train.report import (
@@ -85,7 +86,7 @@ def run(config: Finetune) -> Result:
     if config.learning_rate is not None and config.learning_rate <= 0:
         raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}")
     out = prepare(config, "finetune")
-    task = arms.prepare_task(
+    task = prepare_task(
         config.model,
         config.data,
         max_length=config.max_length,
@@ -150,7 +151,7 @@ def run(config: Finetune) -> Result:
     return result
 
 
-def _check_savable(config: Finetune, task: arms.Task) -> None:
+def _check_savable(config: Finetune, task: Task) -> None:
     start = arms.start(task, config.technique, jax.random.key(0))
     try:
         pretrained.check_savable(arms.plain(start, config.technique))
@@ -158,7 +159,7 @@ def _check_savable(config: Finetune, task: arms.Task) -> None:
         raise ValueError(f"--save with --technique {config.technique} on {config.model}: {error}") from error
 
 
-def _about(config: Finetune, task: arms.Task, few: arms.Task) -> str:
+def _about(config: Finetune, task: Task, few: Task) -> str:
     sizes = {split: len(part) for split, part in few.splits.items()}
     return (
         f"The pretrained model `{config.model}` was adapted to `{config.data}` ({len(task.dataset.classes)} classes; "
@@ -168,7 +169,7 @@ def _about(config: Finetune, task: arms.Task, few: arms.Task) -> str:
     )
 
 
-def _notes(task: arms.Task) -> list[str]:
+def _notes(task: Task) -> list[str]:
     notes = [f"Data: {task.dataset.origin}.", *task.dataset.notes]
     cut = getattr(task.splits["train"], "truncated", 0)
     return (
@@ -178,11 +179,11 @@ def _notes(task: arms.Task) -> list[str]:
     )
 
 
-def _sections(task: arms.Task, last: arms.Arm, curves: list[dict[str, Any]]) -> list[Section]:
+def _sections(task: Task, last: arms.Arm, curves: list[dict[str, Any]]) -> list[Section]:
     names = task.dataset.classes
     labels, test = last.test["label"], last.test
     # Batches come in order of length, cached features in that of the split.
-    before, _ = arms.frozen(task, "test")
+    before, _ = frozen(task, "test")
     same = {"before": before[test["index"]], "after": test["features"]}
     sections = [
         Section("Learning curves", "Training loss and validation accuracy.", figures.learning_curves(curves)),

@@ -31,6 +31,7 @@ from experiments import arms
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, prepare_task, score
 from jtl import finetune, merging, tree
 from jtl.data.loader import Batches
 from jtl.model import Model
@@ -85,7 +86,7 @@ def run(config: Merge) -> Result:
     ledger = Ledger(out, resume=config.resume)
     quick = config.quick
     first, second = (
-        arms.prepare_task(
+        prepare_task(
             config.model,
             name,
             max_length=config.max_length,
@@ -102,7 +103,7 @@ def run(config: Merge) -> Result:
     for seed in range(config.seed, config.seed + (1 if quick else config.seeds)):
         one, two = first.with_train(count, seed), second.with_train(count, seed)
 
-        def merged(one: arms.Task = one, two: arms.Task = two, seed: int = seed) -> Any:
+        def merged(one: Task = one, two: Task = two, seed: int = seed) -> Any:
             start = arms.start(one, "lp_ft", jax.random.key(seed), on="features")
             members = [
                 arms.run_arm(one, "full", seed=seed + 1000 * i, budget=budget, rate=rate, model=start).model
@@ -163,13 +164,11 @@ def _against(rows: list[dict[str, Any]], base: str, title: str) -> Section:
     return Section(title, table(["arm", "accuracy", f"less {base}"], lines))
 
 
-def soup(
-    task: arms.Task, start: Model, members: list[Model]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def soup(task: Task, start: Model, members: list[Model]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Test accuracy of the members and of what they make together; and along the line from the start to the best."""
 
     def validated(params: PyTree) -> float:
-        return arms.score(start.with_params(params), task)
+        return score(start.with_params(params), task)
 
     params = [member.params for member in members]
     alone = [validated(own) for own in params]
@@ -184,14 +183,14 @@ def soup(
         "wise_ft": _chosen(WEIGHTS, validated, lambda t: tree.interpolate(start.params, best.params, t)),
     }
     rows = {
-        "member": float(np.mean([arms.score(member, task, "test") for member in members])),
-        "best": arms.score(best, task, "test"),
-        **{arm: arms.score(start.with_params(own), task, "test") for arm, own in found.items()},
+        "member": float(np.mean([score(member, task, "test") for member in members])),
+        "best": score(best, task, "test"),
+        **{arm: score(start.with_params(own), task, "test") for arm, own in found.items()},
     }
     return rows, _line(start, best, task)
 
 
-def tasks(both: tuple[arms.Task, arms.Task], start: Model, tuned: tuple[Model, Model]) -> dict[str, float]:
+def tasks(both: tuple[Task, Task], start: Model, tuned: tuple[Model, Model]) -> dict[str, float]:
     """Mean test accuracy over both tasks of one merged body, each task with the head it was trained with."""
     bodies = [_body(model.params) for model in tuned]
     origin = _body(start.params)
@@ -200,7 +199,7 @@ def tasks(both: tuple[arms.Task, arms.Task], start: Model, tuned: tuple[Model, M
         return float(
             np.mean(
                 [
-                    arms.score(model.with_params({**body, "head": model.params["head"]}), task, split)
+                    score(model.with_params({**body, "head": model.params["head"]}), task, split)
                     for task, model in zip(both, tuned, strict=True)
                 ]
             )
@@ -226,7 +225,7 @@ def tasks(both: tuple[arms.Task, arms.Task], start: Model, tuned: tuple[Model, M
         "fisher": merging.fisher_average(bodies, fishers),
         "regmean": merging.regmean(bodies, grams),
     }
-    own = [arms.score(model, task, "test") for task, model in zip(both, tuned, strict=True)]
+    own = [score(model, task, "test") for task, model in zip(both, tuned, strict=True)]
     return {"alone": float(np.mean(own)), **{arm: mean(body, "test") for arm, body in found.items()}}
 
 
@@ -240,17 +239,17 @@ def _body(params: PyTree) -> PyTree:
     return {name: leaves for name, leaves in params.items() if name != "head"}
 
 
-def _some(task: arms.Task) -> Batches:
+def _some(task: Task) -> Batches:
     """A few training examples, for Fisher information and Gram matrices."""
     few = task.splits["train"].take(np.arange(min(64, len(task.splits["train"]))))
     return Batches(few, 16, train=False, buckets=task.buckets[-1:])
 
 
-def _fisher(model: Model, task: arms.Task) -> PyTree:
+def _fisher(model: Model, task: Task) -> PyTree:
     return finetune.fisher(model, _some(task), mode="sampled", key=jax.random.key(0), chunk=4)
 
 
-def _line(start: Model, best: Model, task: arms.Task) -> list[dict[str, Any]]:
+def _line(start: Model, best: Model, task: Task) -> list[dict[str, Any]]:
     """Test accuracy on the line from ``start`` to ``best``, all of its points in one program."""
     test = Batches(task.splits["test"], 32, train=False, buckets=task.buckets[-1:])
     batches = jax.tree.map(lambda *fields: jnp.stack(fields), *test)

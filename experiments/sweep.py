@@ -32,6 +32,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import arms
 from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, prepare_task, score
 from jtl.data.loader import Batches, loader
 from jtl.model import Model
 from jtl.train import Step, TrainState, figures, run_of, sweep
@@ -82,7 +83,7 @@ class Grid:
         order_seed: of the order of the examples.
     """
 
-    task: arms.Task
+    task: Task
     technique: str
     runs: tuple[tuple[float, int], ...]
     steps: int
@@ -145,7 +146,7 @@ def run(config: SweepConfig) -> Result:
     out = prepare(config, "sweep")
     began = time.monotonic()
     quick = config.quick
-    task = arms.prepare_task(
+    task = prepare_task(
         config.model,
         config.data,
         image_size=config.image_size,
@@ -157,7 +158,7 @@ def run(config: SweepConfig) -> Result:
     grid = Grid(task, config.technique, runs, 10 if quick else config.steps, config.batch_size, config.seed)
     with _fresh():
         models, together = grid.together()
-    validated = [arms.score(model, task) for model in models]
+    validated = [score(model, task) for model in models]
     rows: list[dict[str, Any]] = [
         {"arm": config.technique, "learning_rate": rate, "seed": seed, "validation_accuracy": value}
         for (rate, seed), value in zip(runs, validated, strict=True)
@@ -165,7 +166,7 @@ def run(config: SweepConfig) -> Result:
     best = best_rate(runs, validated)
     kept = [row for row in rows if row["learning_rate"] == best]
     for row in kept:
-        row["accuracy"] = arms.score(models[rows.index(row)], task, "test")
+        row["accuracy"] = score(models[rows.index(row)], task, "test")
 
     summary: dict[str, Any] = summarise(kept, ["accuracy"])
     for rate in rates:
@@ -178,7 +179,7 @@ def run(config: SweepConfig) -> Result:
             with _fresh():
                 model, seconds = grid.alone(i)
             row |= {f"{name}_seconds_alone": value for name, value in seconds.items()}
-            furthest = max(furthest, abs(arms.score(model, task) - validated[i]))
+            furthest = max(furthest, abs(score(model, task) - validated[i]))
         training = sum(row["training_seconds_alone"] for row in rows)
         compilation = [row["compilation_seconds_alone"] for row in rows]
         apart = {"programs": training + sum(compilation), "one_process": training + compilation[0]}

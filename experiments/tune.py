@@ -20,6 +20,7 @@ from experiments import arms
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
+from experiments.task import prepare_task
 from jtl.train.report import (
     Result,
     Section,
@@ -66,7 +67,7 @@ def run(config: Tune) -> Result:
     budget = arms.Budget(
         epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=3
     )
-    task = arms.prepare_task(
+    task = prepare_task(
         config.model,
         config.data,
         image_size=config.image_size,

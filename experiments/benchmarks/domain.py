@@ -11,8 +11,8 @@ adds them; ``deepcoral_loss`` divides by 4 D²). Each run checks that on one bat
 
 Expected on two CPU cores, three seeds (``experiments/results/bench_domain.json``): to be measured.
 
-Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster. ``skada_*`` is its
-trainer (skorch, timed by skorch an epoch at a time, its data loader included) over ``jtl.train.fit`` with its loader;
+Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster. ``skada_*`` is
+its trainer (skorch, as skorch times an epoch, data loader included) over ``jtl.train.fit`` with jtl's loader;
 ``torch_*`` a bare torch loop over skada's module and loss over a bare loop of jtl's step, both on batches made before.
 Rounds alternate, after compilation. ``accuracy`` is that of the target's test images at the end of the run, which no
 rule chose: what the methods are worth is for ``experiments.domain_adaptation`` to say.

@@ -7,6 +7,8 @@ import pytest
 
 from experiments.adapters import Adapters
 from experiments.adapters import run as adapters
+from experiments.benchmarks.domain import BenchDomain
+from experiments.benchmarks.domain import run as bench_domain
 from experiments.benchmarks.lora import BenchLora
 from experiments.benchmarks.lora import run as bench_lora
 from experiments.choose_model import SCORES, ChooseModel
@@ -160,3 +162,16 @@ def test_bench_lora(tmp_path):
     assert result.summary["flops_over_minimum"]["lora"]["mean"] <= 1.03
     assert result.summary["memory_ratio"]["peft"]["mean"] >= 1
     assert set(result.summary["step_ratio"]) == {"fixed", "rotten_tomatoes"}
+
+
+@pytest.mark.parity
+def test_bench_domain(tmp_path):
+    pytest.importorskip("skada")
+    result = bench_domain(BenchDomain(out=tmp_path, quick=True))
+    assert set(result.summary["step_ratio"]) == {"skada_dann", "skada_coral", "torch_dann", "torch_coral"}
+    accuracy = result.summary["accuracy"]
+    assert set(accuracy) == {"jtl_dann", "skada_dann", "jtl_coral", "skada_coral"}
+    assert min(accuracy["jtl_coral"]["mean"], accuracy["skada_coral"]["mean"]) > 0.3  # of ten classes
+    for method in ("dann", "coral"):
+        assert result.summary["loss_difference"][method]["mean"] < 1e-4
+        assert result.summary["gradient_difference"][method]["mean"] < 1e-3
