@@ -2,10 +2,11 @@
 
 MNIST-5k to MNIST-M, the network of ``experiments.domain_adaptation`` (Conv4) and the same first weights, batches of 32
 source and 32 target images normalised together, AdamW at a constant rate without clipping, and every leaf decays.
-``dann`` is a discriminator of 100 hidden units behind a reversal of strength 1, ``coral`` the covariances of the
-logits, both with weight 1: skada's own losses are the same functions (``DANNLoss`` takes a mean over each domain and
-adds them; ``deepcoral_loss`` divides by 4 D²). Each run checks that on one batch: ``loss_difference`` is |jtl - skada|,
-``gradient_difference`` the norm of the difference over that of skada's; it stops where they are not the same function.
+``dann`` is a discriminator of 100 hidden units behind a reversal of strength 0.1, which skada holds constant,
+``coral`` the covariances of the logits, both with weight 1: skada's own losses are the same functions (``DANNLoss``
+takes a mean over each domain and adds them; ``deepcoral_loss`` divides by 4 D²). Each run checks that on one batch:
+``loss_difference`` is |jtl - skada|, ``gradient_difference`` the norm of the difference over that of skada's; it stops
+where they are not the same function.
 
     python -m experiments.benchmarks.domain --out runs/bench_domain
 
@@ -64,6 +65,7 @@ Method = Literal["dann", "coral"]
 METHODS: tuple[Method, ...] = ("dann", "coral")
 SAME = 1e-3  # relative: the same function in float32 differs by less, another weight or sign by far more
 DECAY = 0.01
+REVERSAL = 0.1  # at 1 from the first update, without a ramp, the classifier does not settle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +206,7 @@ def _start(transfer: Transfer, method: Method, seed: int) -> tuple[Model, Loss]:
     if method == "coral":
         return model, supervised + domain.CORAL(on="logits", stats="batch")
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    model = domain.adversary(model, horizon=None, key=key, width=transfer.width, hidden=HIDDEN)
+    model = domain.adversary(model, horizon=None, peak=REVERSAL, key=key, width=transfer.width, hidden=HIDDEN)
     return model, supervised + domain.DANN(stats="batch")
 
 
@@ -242,7 +244,9 @@ def _net(model: Model, method: Method, seed: int, config: BenchDomain) -> Any:
     if method == "coral":
         net = deep.DeepCoral(network, "head", **options)
     else:
-        discriminator = DomainClassifier(CONV4_WIDTH)  # its reversal, with other layers behind
+        discriminator = DomainClassifier(
+            CONV4_WIDTH, alpha=REVERSAL
+        )  # its reversal, with other layers behind
         (hidden,) = HIDDEN
         discriminator.classifier = torch.nn.Sequential(
             torch.nn.Linear(CONV4_WIDTH, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1)

@@ -2,12 +2,22 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import domain_adaptation as experiment
 from experiments import domain_methods as methods
 from experiments.domain_adaptation import RULES, DomainAdaptation, run
+from jtl import heads
+from jtl.features import Rows
+from jtl.model import linen
+from jtl.models.conv4 import Conv4
+from jtl.train import make_step, mesh
+
+TRAINED = [m for m in methods.METHODS if m not in methods.ONLY_BATCH_NORM]
 
 
 def said(logits, label):
@@ -55,6 +65,49 @@ def test_strong_views_differ_by_draw_and_stay_in_range():
 def test_bad_flags_are_named(flags, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(DomainAdaptation(out=tmp_path, **flags))
+
+
+@pytest.fixture(scope="module")
+def setting():
+    rng = np.random.default_rng(0)
+    module = Conv4(8)
+    body = linen(module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((2, 16, 16, 3))))
+    model = heads.classifier(body, 4, key=jax.random.key(1), on="features", width=8)
+    train = {
+        name: Rows(
+            {
+                "image": rng.uniform(-1, 1, (32, 16, 16, 3)).astype(np.float32),
+                "label": np.arange(32, dtype=np.int32) % 4,
+            }
+        )
+        for name in ("source", "target")
+    }
+    return methods.Setting(model, train, 4, 6, 8, "batch", 8, 0, None, lambda: model)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_no_method_but_the_bound_sees_target_labels(setting, method):
+    recipe = getattr(methods, method)(setting)
+    for batch in list(recipe.batches(recipe.model)):
+        target = batch["domain"] == 1 if "domain" in batch else np.full(8, method == "shot")
+        if method != "target_trained":
+            assert (batch["label"][target] == -1).all()
+    assert ("pseudo_label" in batch) == (method == "shot")
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_step_compiles_for_a_tpu_slice(setting, method):
+    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
+    from jax.experimental import topologies
+
+    slice_2x2 = mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
+    recipe = getattr(methods, method)(setting)
+    step = make_step(recipe.loss, optax.adam(1e-3), recipe.labels, mesh=slice_2x2)
+    lowered = step.lower(recipe.model, recipe.batches(recipe.model)[0])
+    assert lowered.compile().cost_analysis()["flops"] > 0
 
 
 @pytest.mark.slow
