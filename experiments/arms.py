@@ -53,18 +53,19 @@ WHERE = {
     "image": {"bottleneck": "layer_[0-9]+", "loreft": "layer_[0-9]+", "other": "layer_.*/(expand|project)"},
 }
 
-# Peak learning rates of AdamW, found by experiments.tune: 256 examples, 60 updates, two seeds apart from those of
-# the other experiments; for `scratch` on texts, which learns nothing from so little, all examples, 300 updates and
-# one seed. Not searched yet: `layerwise`, `gradual` and `l2_sp` on texts.
+# Peak learning rates of AdamW, chosen on validation. `scratch`, `head`, `lp_ft`, `full`, `layerwise`, `gradual` and
+# `l2_sp` by experiments.tune: 256 examples, 60 updates; for `scratch` on texts, which learns nothing from so little, all
+# examples, 300 updates. The others by the search of experiments.adapters. Both on seeds apart from those of the
+# comparisons. Not searched: `layerwise`, `gradual` and `l2_sp` on texts.
 RATES = {
     "text": {
-        "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 3e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 1e-2,
-        "vera": 1e-2, "loha": 3e-3, "lokr": 3e-3, "ia3": 1e-2, "bottleneck": 1e-3, "loreft": 3e-3, "prompt": 3e-2,
-        "prefix": 1e-2, "other": 1e-4,
+        "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 3e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 3e-2,
+        "vera": 3e-2, "loha": 3e-4, "lokr": 1e-2, "ia3": 3e-2, "bottleneck": 3e-3, "loreft": 3e-3, "prompt": 3e-2,
+        "prefix": 3e-2, "other": 1e-4,
     },
     "image": {
-        "scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "bitfit": 2e-3, "lora": 2e-3, "dora": 2e-3,
-        "adalora": 2e-3, "vera": 1e-2, "loha": 2e-3, "lokr": 2e-3, "ia3": 1e-2, "bottleneck": 2e-3, "loreft": 2e-3,
+        "scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "bitfit": 6e-3, "lora": 2e-3, "dora": 2e-3,
+        "adalora": 6e-3, "vera": 3e-2, "loha": 3e-4, "lokr": 6e-3, "ia3": 1e-2, "bottleneck": 6e-3, "loreft": 6e-3,
         "other": 3e-4,
     },
 }  # fmt: skip
