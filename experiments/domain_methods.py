@@ -32,6 +32,7 @@ Method = Literal[
 METHODS: tuple[str, ...] = get_args(Method)
 ONLY_IMAGE = ("fixmatch",)  # its strong views are changes of pixels
 ONLY_BATCH_NORM = ("adabn", "tent")
+TARGET_SEED = 1_000_000  # added to the seed of the order of target examples
 HIDDEN = (100,)  # of the discriminators, as in the DANN paper's network for MNIST-M
 
 
@@ -103,7 +104,9 @@ class Setting:
         """Training batches of one domain, labels and all."""
         train = self.train[name]
         epochs = -(-self.steps // max(1, len(train) // self.batch_size))
-        return Batches(train, self.batch_size, seed=self.seed, epochs=epochs, buckets=self.buckets)
+        # MNIST-M holds MNIST's digits in MNIST's order: in one order of both, each batch would hold pairs of the same.
+        seed = self.seed + (TARGET_SEED if name == "target" else 0)
+        return Batches(train, self.batch_size, seed=seed, epochs=epochs, buckets=self.buckets)
 
     def both(self, _: Model | None = None) -> Mixed:
         """Training batches of both domains, those of the target without labels."""

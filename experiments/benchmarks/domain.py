@@ -42,7 +42,7 @@ from experiments.domain_adaptation import (
     Transfer,
     prepare_transfer,
 )
-from experiments.domain_methods import HIDDEN
+from experiments.domain_methods import HIDDEN, TARGET_SEED
 from experiments.output import Config, command, prepare, settings
 from jtl import domain, tree
 from jtl.data.loader import Batches, Encoded, loader
@@ -214,7 +214,8 @@ def _epoch(transfer: Transfer, seed: tuple[int, int], config: BenchDomain) -> Mi
     """Every source and target example once, in an order of its own."""
     order = int(np.random.default_rng(seed).integers(2**31))
     splits = transfer.source["train"], transfer.target["train"]
-    return Mixed([Batches(split, config.batch_size, seed=order) for split in splits])
+    seeds = (order, order + TARGET_SEED)  # or each batch would hold the same digits on both sides
+    return Mixed([Batches(s, config.batch_size, seed=seed) for s, seed in zip(splits, seeds, strict=True)])
 
 
 def _jax_round(step: Step, state: Any, batches: Sequence[Any]) -> tuple[Any, float]:

@@ -23,7 +23,8 @@ class Mixed:
     ``jtl.data.loader.loader`` reads and resumes it.
 
     It is as long as the longest part. A shorter one begins again, *in the same order*: give it as many epochs as it
-    takes to be as long, and each time through it has another one.
+    takes to be as long, and each time through it has another one. Give parts that hold the same examples in the same
+    order (MNIST and MNIST-M) seeds that differ: or each batch holds pairs, which tell a loss more than domains do.
 
     Attributes:
       parts: the batches of each domain, each at its own batch size.

@@ -95,6 +95,13 @@ def test_no_method_but_the_bound_sees_target_labels(setting, method):
     assert ("pseudo_label" in batch) == (method == "shot")
 
 
+def test_batches_hold_no_pairs_of_one_place_in_both_domains(setting):
+    """MNIST-M is MNIST on photographs, in the same order: pairs would align the domains for every method."""
+    for batch in list(setting.both()):
+        source, target = batch["index"].reshape(2, -1)
+        assert (source == target).mean() < 0.5 and set(source) != set(target)
+
+
 @pytest.mark.tpu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
