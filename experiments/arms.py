@@ -54,8 +54,8 @@ WHERE = {
 }
 
 # Peak learning rates of AdamW, chosen on validation. `scratch`, `head`, `lp_ft`, `full`, `layerwise`, `gradual` and
-# `l2_sp` by experiments.tune: 256 examples, 60 updates; for `scratch` on texts, which learns nothing from so little, all
-# examples, 300 updates. The others by the search of experiments.adapters. Both on seeds apart from those of the
+# `l2_sp` by experiments.tune: 256 examples, 60 updates; for `scratch` on texts, which learns nothing from so little,
+# all examples, 300 updates. The others by the search of experiments.adapters. Both on seeds apart from those of the
 # comparisons. Not searched: `layerwise`, `gradual` and `l2_sp` on texts.
 RATES = {
     "text": {
