@@ -7,8 +7,9 @@ longest text (``rotten_tomatoes``). Rounds alternate between the two; jtl's comp
 
     python -m experiments.benchmarks.lora --out runs/bench_lora
 
-Expected on two CPU cores (``experiments/results/bench_lora.json``): ``step_ratio`` 1.13 ± 0.07 and 1.60 ± 0.06,
-``memory_ratio`` 1.13, ``flops_over_minimum`` 1.00 (full fine-tuning 1.48), in 4 minutes.
+Expected on two CPU cores (``experiments/results/bench_lora.json``): ``step_ratio`` 1.65 ± 0.04 and 2.37 ± 0.04,
+``memory_ratio`` 1.13, ``flops_over_minimum`` 1.00 (full fine-tuning 1.48), in 3 minutes. An earlier run, on another
+machine of two cores, found 1.13 ± 0.07 and 1.60 ± 0.06.
 
 Needs the extras ``bench`` and ``parity``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster.
 ``memory_ratio`` is peer / jtl in the peak of what a fixed step holds: the parameters and torch's allocations as its
