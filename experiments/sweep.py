@@ -8,7 +8,7 @@ show that they come to the same and what the one program saves:
 
 ``time_ratio`` is one program / one after another, compilation included in both and none of it from a cache:
 ``programs`` where each run compiles, as in commands of their own; ``one_process`` where they share one compilation.
-Expected on two CPU cores (``experiments/results/sweep.json``): 0.51 and 1.21 for eight LoRAs. A CPU computes no faster
+Expected on two CPU cores (``experiments/results/sweep.json``): 0.44 and 1.15 for eight LoRAs. A CPU computes no faster
 for N runs at once, so what is saved there is compilation.
 
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685.
