@@ -60,7 +60,7 @@ WHERE = {
 RATES = {
     "text": {
         "scratch": 5e-4, "head": 1e-2, "layerwise": 2e-4, "bitfit": 3e-3, "lora": 1e-3, "dora": 1e-3, "adalora": 3e-2,
-        "vera": 3e-2, "loha": 3e-4, "lokr": 1e-2, "ia3": 3e-2, "bottleneck": 3e-3, "loreft": 3e-3, "prompt": 3e-2,
+        "vera": 3e-2, "loha": 1e-3, "lokr": 1e-2, "ia3": 3e-2, "bottleneck": 3e-3, "loreft": 1e-2, "prompt": 3e-2,
         "prefix": 3e-2, "other": 1e-4,
     },
     "image": {
