@@ -9,10 +9,11 @@ kept from before would fail at a mere shift of their mean.)
 
     python -m experiments.adapters --out runs/adapters
 
-The committed results, each of a core that other work shared in part (``seconds`` are rough; two hours and half an hour):
-``experiments/results/adapters.json`` has ``full`` 0.775 ± 0.048, ``vera``, ``lora``, ``dora``, ``ia3`` and ``lokr`` 0.750 to
-0.755, ``prompt`` 0.613 ± 0.021 on texts; ``adapters_image.json`` ``head`` 0.906 ± 0.023, ``full`` 0.857 ± 0.050, ``lora``
-0.820 ± 0.110. Searches began at other rates than today's ``arms.RATES``, which hold what they found.
+The committed results, each of a core that other work shared in part (``seconds`` are rough; two hours and half an
+hour): ``experiments/results/adapters.json`` has ``full`` 0.775 ± 0.048, ``loha``, ``vera``, ``lora``, ``dora``, ``ia3``
+and ``lokr`` 0.750 to 0.756, ``prompt`` 0.613 ± 0.021 on texts; ``adapters_image.json`` ``head`` 0.906 ± 0.023, ``full``
+0.857 ± 0.050, ``lora`` 0.820 ± 0.110. Searches began at other rates than today's ``arms.RATES``, which hold what they
+found.
 
     python -m experiments.adapters --kinds text --out runs/adapters_text
     python -m experiments.adapters --kinds image --train-examples 1024 --steps 64 --out runs/adapters_image

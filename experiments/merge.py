@@ -17,7 +17,8 @@ Every weight that a method needs is chosen on validation; the test split is used
 
 Expected, three seeds (``experiments/results/merge.json``; about 25 minutes on a quiet core): of the soup ``member``
 0.744 ± 0.012, ``uniform_soup`` and ``greedy_soup`` 0.751 ± 0.030 and 0.035, ``fisher`` 0.757 ± 0.029; of the tasks
-``alone`` 0.613 ± 0.023, ``start`` 0.386 ± 0.031, ``average`` 0.557 ± 0.029, ``fisher`` 0.604 ± 0.023, the others between.
+``alone`` 0.613 ± 0.023, ``start`` 0.386 ± 0.031, ``average`` 0.557 ± 0.029, ``fisher`` 0.604 ± 0.023, the others
+between.
 """
 
 from __future__ import annotations
