@@ -65,7 +65,7 @@ RATES = {
     },
     "image": {
         "scratch": 6e-3, "head": 3e-3, "layerwise": 7e-4, "gradual": 5e-4, "bitfit": 6e-3, "lora": 2e-3, "dora": 2e-3,
-        "adalora": 6e-3, "vera": 3e-2, "loha": 3e-4, "lokr": 6e-3, "ia3": 1e-2, "bottleneck": 6e-3, "loreft": 6e-3,
+        "adalora": 6e-3, "vera": 3e-2, "loha": 1e-3, "lokr": 6e-3, "ia3": 1e-2, "bottleneck": 6e-3, "loreft": 6e-3,
         "other": 3e-4,
     },
 }  # fmt: skip
