@@ -113,6 +113,13 @@ def test_prototypes_on_conv4_thread_the_statistics(conv):
     assert (state.collections["batch_stats"]["norm_0"]["var"] != 1).all()
 
 
+def test_patches_are_the_same_convolution(conv):
+    net, variables = Conv4(width=4), conv.variables
+    image = jax.random.normal(jax.random.key(1), (3, 29, 28, 1))
+    one, other = (n.apply(variables, image)["features"] for n in (net, Conv4(width=4, patches=True)))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_sizes_of_conv4(conv):
     found = jax.eval_shape(lambda image: conv(image), jnp.ones((2, 31, 45, 1)))
     assert {name: x.shape for name, x in found.items()} == {"map": (2, 1, 2, 4), "features": (2, 8)}

@@ -30,7 +30,7 @@ def slice_2x2():
 
 def test_maml_of_conv4(slice_2x2):
     def build(key):
-        model = linen(Conv4(), Conv4().init(key, jnp.zeros((1, 28, 28, 1))))
+        model = linen(Conv4(patches=True), Conv4(patches=True).init(key, jnp.zeros((1, 28, 28, 1))))
         return heads.classifier(model, 5, key=key, on="features", width=64)
 
     model = jax.eval_shape(build, jax.random.key(0))
