@@ -35,9 +35,9 @@ class Conv4(nn.Module):
         x = image
         convolve = _by_patches if self.patches else None
         for i in range(4):
-            x = nn.Conv(
-                self.width, (3, 3), use_bias=False, conv_general_dilated=convolve, name=f"conv_{i}"
-            )(x)
+            x = nn.Conv(self.width, (3, 3), use_bias=False, conv_general_dilated=convolve, name=f"conv_{i}")(
+                x
+            )
             x = nn.BatchNorm(use_running_average=use_running_average, name=f"norm_{i}")(x)
             x = _max_pool(nn.relu(x))
         return {"map": x, "features": x.reshape(x.shape[0], -1)}
