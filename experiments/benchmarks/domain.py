@@ -4,7 +4,8 @@ MNIST-5k to MNIST-M, the network of ``experiments.domain_adaptation`` (Conv4) an
 source and 32 target images normalised together, AdamW at a constant rate without clipping, and every leaf decays.
 ``dann`` is a discriminator of 100 hidden units behind a reversal of strength 0.1, which skada holds constant,
 ``coral`` the covariances of the logits, both with weight 1: skada's own losses are the same functions (``DANNLoss``
-takes a mean over each domain and adds them; ``deepcoral_loss`` divides by 4 D²). Each run checks that on one batch:
+takes a mean over each domain and adds them; ``deepcoral_loss`` divides by 4 D²). The strength was set in short trials
+of jtl that showed target accuracy. Each run checks that on one batch:
 ``loss_difference`` is |jtl - skada|, ``gradient_difference`` the norm of the difference over that of skada's; it stops
 where they are not the same function.
 
