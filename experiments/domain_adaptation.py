@@ -32,29 +32,23 @@ of MiniLM; ``--model`` names a pretrained model to fine-tune or, with ``--frozen
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from experiments import domain_methods as methods
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, frozen, prepare_task
-from jtl import data, domain, features, heads
-from jtl.data import image, text
+from experiments.transfer import Transfer, prepare_transfer
+from jtl import domain
 from jtl.data.loader import Batches, Encoded, loader
 from jtl.domain import protocol
-from jtl.model import Model, linen
-from jtl.models.conv4 import Conv4
-from jtl.models.mlp import MLP
+from jtl.model import Model
 from jtl.tasks import accuracy
 from jtl.train import adamw, figures, fit, make_step, outputs, schedule
 from jtl.train.report import (
@@ -83,8 +77,6 @@ RULES = (
     "oracle", "last",
 )  # fmt: skip
 CHOSEN = RULES[0]
-DIGIT = image.Preprocess(size=(28, 28), mean=(0.5,) * 3, std=(0.5,) * 3)
-CONV4_WIDTH, BOTTLENECK = 32, 128
 SHOWN = 5  # methods in the figures, beside the bounds
 
 
@@ -121,33 +113,6 @@ class DomainAdaptation(Config):
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A source and a target made ready for one network.
-
-    Attributes:
-        name: of the task.
-        start: from a random key to a network with a new classifier.
-        source: encoded splits.
-        target: encoded splits.
-        classes: their names.
-        buckets: padded lengths of texts, None for one shape.
-        stats: how the network normalises while training.
-        width: size of its features.
-        rate: usual learning rate.
-    """
-
-    name: str
-    start: Callable[[Array], Model]
-    source: dict[str, Encoded]
-    target: dict[str, Encoded]
-    classes: tuple[str, ...]
-    buckets: tuple[int, ...] | None
-    stats: Literal["running", "batch"]
-    width: int
-    rate: float
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """What a model says at one point of the run; ``label`` (N,), ``logits`` (N, C), ``features`` (N, D) of each."""
 
@@ -173,7 +138,11 @@ def run(config: DomainAdaptation) -> Result:
     for task, pairs in tasks.items():
         for source, target in pairs[:1] if config.quick else pairs:
             assert source is not None and target is not None
-            transfer = prepare_transfer(config, task, source, target)
+            transfer = prepare_transfer(
+                task, source, target, model=config.model, frozen=config.frozen, max_length=config.max_length,
+                validation=200 if config.quick else 500,
+                test=200 if config.quick else config.test_examples or None,
+            )  # fmt: skip
             for seed in seeds:
                 trainer = Trainer(transfer, config, seed)
                 for method in _methods(config, transfer):
@@ -232,97 +201,6 @@ def _methods(config: DomainAdaptation, transfer: Transfer) -> list[str]:
         )
     bounds = ("source_only", "target_trained")
     return [*bounds, *(m for m in wanted if m not in bounds and m not in unfit)]
-
-
-# --- data and network ------------------------------------------------------------------------------
-
-
-def prepare_transfer(config: DomainAdaptation, name: str, source: str, target: str) -> Transfer:
-    """Load both domains and encode them for the network.
-
-    Raises ValueError if they differ in kind or in classes.
-    """
-    loaded = data.load(source), data.load(target)
-    kinds, classes = {d.kind for d in loaded}, {d.classes for d in loaded}
-    if len(kinds) > 1:
-        raise ValueError(f"--source {source} holds {loaded[0].kind}s, --target {target} {loaded[1].kind}s")
-    if len(classes) > 1:
-        raise ValueError(
-            f"source and target must have the same classes in the same order: {source} has {loaded[0].classes}, "
-            f"{target} {loaded[1].classes}"
-        )
-    limits = {"validation": 200, "test": 200} if config.quick else {
-        "validation": 500, "test": config.test_examples or None
-    }  # fmt: skip
-    if config.model in (None, "conv4") and loaded[0].kind == "image":
-        if config.frozen:
-            raise ValueError(
-                "--frozen needs a pretrained --model: conv4 has no features before it is trained"
-            )
-        own, other = (_images(d, limits) for d in loaded)
-        return Transfer(name, _conv4(len(loaded[0].classes)), own, other, loaded[0].classes, None, "batch",
-                        CONV4_WIDTH, 2e-3)  # fmt: skip
-    model = config.model or "minilm"
-    ready = [prepare_task(model, d, max_length=config.max_length, **limits) for d in (source, target)]
-    first = ready[0]
-    if config.frozen or config.model is None:
-        own, other = (_frozen(task, first) for task in ready)
-        width = own["train"].batch(np.array([0]), 1, None)["x"].shape[-1]
-        return Transfer(name, _mlp(first.classes, width), own, other, first.dataset.classes, None, "running",
-                        BOTTLENECK, 1e-3)  # fmt: skip
-    lengths = np.concatenate([part.lengths for task in ready for part in task.splits.values()])
-    buckets = text.best_buckets(lengths, text.SHAPES, config.max_length)
-    start = partial(_whole, first.pretrained, first.classes)
-    stats: Literal["running", "batch"] = "batch" if "batch_stats" in first.pretrained.variables else "running"
-    return Transfer(name, start, ready[0].splits, ready[1].splits, first.dataset.classes,
-                    buckets if first.dataset.kind == "text" else None, stats,
-                    first.pretrained.config.width("features"), 1e-4)  # fmt: skip
-
-
-def _images(dataset: data.Dataset, limits: Mapping[str, int | None]) -> dict[str, Encoded]:
-    splits: dict[str, Encoded] = {}
-    for split, source in dataset.splits.items():
-        limit = limits.get(split)
-        few = source if limit is None or limit >= len(source) else data.subset(source, limit, seed=0)
-        encoded = image.prepare(few, DIGIT)
-        assert encoded.pixels is not None
-        splits[split] = replace(
-            encoded, pixels=np.broadcast_to(encoded.pixels, (*encoded.pixels.shape[:3], 3))
-        )
-    return splits
-
-
-def _frozen(task: Task, source: Task) -> dict[str, Encoded]:
-    """Features of the frozen model, standardised by the source's training examples."""
-    x, _ = frozen(source, "train")
-    centre, scale = x.mean(0), np.maximum(x.std(0), features.probes.LEAST_SPREAD * np.sqrt(np.mean(x.var(0))))
-    splits: dict[str, Encoded] = {}
-    for split in data.dataset.SPLITS:
-        rows, label = frozen(task, split)
-        splits[split] = features.Rows({"x": ((rows - centre) / scale).astype(np.float32), "label": label})
-    return splits
-
-
-def _conv4(classes: int) -> Callable[[Array], Model]:
-    def start(key: Array) -> Model:
-        module = Conv4(CONV4_WIDTH)
-        model = linen(module, jax.jit(module.init)(key, jnp.zeros((2, 28, 28, 3))))
-        return heads.classifier(model, classes, key=key, on="features", width=CONV4_WIDTH)
-
-    return start
-
-
-def _mlp(classes: int, inputs: int) -> Callable[[Array], Model]:
-    def start(key: Array) -> Model:
-        module = MLP((BOTTLENECK,))
-        model = linen(module, jax.jit(module.init)(key, jnp.zeros((1, inputs))))
-        return heads.classifier(model, classes, key=key, on="features", width=BOTTLENECK)
-
-    return start
-
-
-def _whole(body: Model, classes: int, key: Array) -> Model:
-    return heads.classifier(body, classes, key=key, on="features")
 
 
 # --- training --------------------------------------------------------------------------------------

@@ -39,14 +39,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from experiments.cli import cli
-from experiments.domain_adaptation import (
-    CONV4_WIDTH,
-    DomainAdaptation,
-    Transfer,
-    prepare_transfer,
-)
 from experiments.domain_methods import HIDDEN, TARGET_SEED
 from experiments.output import Config, command, prepare, settings
+from experiments.transfer import CONV4_WIDTH, Transfer, prepare_transfer
 from jtl import domain, tree
 from jtl.data.loader import Batches, Encoded, loader
 from jtl.data.mixed import Mixed
@@ -98,8 +93,8 @@ def run(config: BenchDomain) -> Result:
     began = time.monotonic()
     out = prepare(config, "bench_domain")
     torch.set_num_threads(config.threads)
-    images = DomainAdaptation(out=config.out, quick=config.quick)
-    transfer = prepare_transfer(images, "mnist_m", "mnist5k", "mnist_m")
+    few, test = (200, 200) if config.quick else (500, 1000)
+    transfer = prepare_transfer("mnist_m", "mnist5k", "mnist_m", validation=few, test=test)
     timed: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):

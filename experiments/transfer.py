@@ -1,0 +1,158 @@
+"""A source and a target domain made ready for one network: what every method of domain adaptation starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from experiments import task
+from jtl import data, features, heads
+from jtl.data import image, text
+from jtl.data.loader import Encoded
+from jtl.model import Model, linen
+from jtl.models.conv4 import Conv4
+from jtl.models.mlp import MLP
+
+DIGIT = image.Preprocess(size=(28, 28), mean=(0.5,) * 3, std=(0.5,) * 3)
+CONV4_WIDTH, BOTTLENECK = 32, 128
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A source and a target made ready for one network.
+
+    Attributes:
+        name: of the task.
+        start: from a random key to a network with a new classifier.
+        source: encoded splits.
+        target: encoded splits.
+        classes: their names.
+        buckets: padded lengths of texts, None for one shape.
+        stats: how the network normalises while training.
+        width: size of its features.
+        rate: usual learning rate.
+    """
+
+    name: str
+    start: Callable[[Array], Model]
+    source: dict[str, Encoded]
+    target: dict[str, Encoded]
+    classes: tuple[str, ...]
+    buckets: tuple[int, ...] | None
+    stats: Literal["running", "batch"]
+    width: int
+    rate: float
+
+
+def prepare_transfer(
+    name: str,
+    source: str,
+    target: str,
+    *,
+    model: str | None = None,
+    frozen: bool = False,
+    max_length: int = 64,
+    validation: int | None = None,
+    test: int | None = None,
+) -> Transfer:
+    """Load both domains and encode them for the network.
+
+    Args:
+        name: of the task.
+        source: a data set; see ``jtl.data.load``.
+        target: another of the same classes.
+        model: ``conv4``, or a pretrained model; None for conv4 on images and the frozen ``minilm`` on texts.
+        frozen: train a network of one hidden layer on the model's frozen features.
+        max_length: longest text in tokens.
+        validation: use so many validation examples of each domain; by default all.
+        test: use so many test examples.
+
+    Raises ValueError if they differ in kind or in classes.
+    """
+    loaded = data.load(source), data.load(target)
+    kinds, classes = {d.kind for d in loaded}, {d.classes for d in loaded}
+    if len(kinds) > 1:
+        raise ValueError(f"--source {source} holds {loaded[0].kind}s, --target {target} {loaded[1].kind}s")
+    if len(classes) > 1:
+        raise ValueError(
+            f"source and target must have the same classes in the same order: {source} has {loaded[0].classes}, "
+            f"{target} {loaded[1].classes}"
+        )
+    limits = {"validation": validation, "test": test}
+    if model in (None, "conv4") and loaded[0].kind == "image":
+        if frozen:
+            raise ValueError(
+                "--frozen needs a pretrained --model: conv4 has no features before it is trained"
+            )
+        own, other = (_images(d, limits) for d in loaded)
+        return Transfer(name, _conv4(len(loaded[0].classes)), own, other, loaded[0].classes, None, "batch",
+                        CONV4_WIDTH, 2e-3)  # fmt: skip
+    ready = [
+        task.prepare_task(model or "minilm", d, max_length=max_length, **limits) for d in (source, target)
+    ]
+    first = ready[0]
+    if frozen or model is None:
+        own, other = (_frozen(part, first) for part in ready)
+        width = own["train"].batch(np.array([0]), 1, None)["x"].shape[-1]
+        return Transfer(name, _mlp(first.classes, width), own, other, first.dataset.classes, None, "running",
+                        BOTTLENECK, 1e-3)  # fmt: skip
+    lengths = np.concatenate([split.lengths for part in ready for split in part.splits.values()])
+    buckets = text.best_buckets(lengths, text.SHAPES, max_length)
+    start = partial(_whole, first.pretrained, first.classes)
+    stats: Literal["running", "batch"] = "batch" if "batch_stats" in first.pretrained.variables else "running"
+    return Transfer(name, start, ready[0].splits, ready[1].splits, first.dataset.classes,
+                    buckets if first.dataset.kind == "text" else None, stats,
+                    first.pretrained.config.width("features"), 1e-4)  # fmt: skip
+
+
+def _images(dataset: data.Dataset, limits: Mapping[str, int | None]) -> dict[str, Encoded]:
+    splits: dict[str, Encoded] = {}
+    for split, source in dataset.splits.items():
+        limit = limits.get(split)
+        few = source if limit is None or limit >= len(source) else data.subset(source, limit, seed=0)
+        encoded = image.prepare(few, DIGIT)
+        assert encoded.pixels is not None
+        splits[split] = replace(
+            encoded, pixels=np.broadcast_to(encoded.pixels, (*encoded.pixels.shape[:3], 3))
+        )
+    return splits
+
+
+def _frozen(part: task.Task, source: task.Task) -> dict[str, Encoded]:
+    """Features of the frozen model, standardised by the source's training examples."""
+    x, _ = task.frozen(source, "train")
+    centre, scale = x.mean(0), np.maximum(x.std(0), features.probes.LEAST_SPREAD * np.sqrt(np.mean(x.var(0))))
+    splits: dict[str, Encoded] = {}
+    for split in data.dataset.SPLITS:
+        rows, label = task.frozen(part, split)
+        splits[split] = features.Rows({"x": ((rows - centre) / scale).astype(np.float32), "label": label})
+    return splits
+
+
+def _conv4(classes: int) -> Callable[[Array], Model]:
+    def start(key: Array) -> Model:
+        module = Conv4(CONV4_WIDTH)
+        model = linen(module, jax.jit(module.init)(key, jnp.zeros((2, 28, 28, 3))))
+        return heads.classifier(model, classes, key=key, on="features", width=CONV4_WIDTH)
+
+    return start
+
+
+def _mlp(classes: int, inputs: int) -> Callable[[Array], Model]:
+    def start(key: Array) -> Model:
+        module = MLP((BOTTLENECK,))
+        model = linen(module, jax.jit(module.init)(key, jnp.zeros((1, inputs))))
+        return heads.classifier(model, classes, key=key, on="features", width=BOTTLENECK)
+
+    return start
+
+
+def _whole(body: Model, classes: int, key: Array) -> Model:
+    return heads.classifier(body, classes, key=key, on="features")
