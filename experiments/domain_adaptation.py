@@ -96,8 +96,8 @@ class DomainAdaptation(Config):
     """Left out: conv4 for images, minilm for texts; see experiments.finetune."""
     frozen: bool = False
     """Train a network of one hidden layer on the model's frozen features. Always so for texts without --model."""
-    steps: int = 1000
-    """Updates of every method."""
+    steps: int | None = None
+    """Updates of every method; left out, 1000 for conv4, 300 on frozen features, 150 for whole pretrained models."""
     batch_size: int = 32
     """Examples of each domain in an update."""
     learning_rate: float | None = None
@@ -177,11 +177,12 @@ def _check(config: DomainAdaptation) -> None:
     if (config.source is None) != (config.target is None):
         raise ValueError("--source and --target go together: name both, or neither and a --task")
     for name in ("steps", "batch_size", "validations"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if config.batch_size < 2:
         raise ValueError("--batch-size must be at least 2: a covariance needs two rows of each domain")
-    if config.validations > config.steps:
+    if config.steps is not None and config.validations > config.steps:
         raise ValueError(f"--validations {config.validations} is over --steps {config.steps}")
 
 
@@ -196,8 +197,8 @@ def _methods(config: DomainAdaptation, transfer: Transfer) -> list[str]:
         unfit |= set(methods.ONLY_BATCH_NORM)
     if refused := unfit & set(config.method):
         raise ValueError(
-            f"--method {' '.join(sorted(refused))}: fixmatch needs images, adabn and tent a network with batch "
-            "normalisation, such as conv4"
+            f"--method {' '.join(sorted(refused))}: augmented and fixmatch need images, adabn and tent a network "
+            "with batch normalisation, such as conv4"
         )
     bounds = ("source_only", "target_trained")
     return [*bounds, *(m for m in wanted if m not in bounds and m not in unfit)]
@@ -211,7 +212,7 @@ class Trainer:
 
     def __init__(self, transfer: Transfer, config: DomainAdaptation, seed: int) -> None:
         self.transfer, self.config, self.seed = transfer, config, seed
-        self.steps = 30 if config.quick else config.steps
+        self.steps = 30 if config.quick else config.steps or transfer.steps
         self.validations = min(config.validations, self.steps)
         self.setting = methods.Setting(
             model=transfer.start(jax.random.key(seed)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, SupportsIndex, get_args
 
 import jax
@@ -23,14 +24,14 @@ from jtl.tasks import Classify
 from jtl.train import outputs
 
 Method = Literal[
-    "source_only", "target_trained",
+    "source_only", "target_trained", "augmented",
     "dann", "cdan", "cdan_e", "adda", "mdd", "mcd",
     "dan", "jan", "coral", "afn", "bsp", "mcc", "jdot",
     "pseudo_labels", "fixmatch", "mean_teacher", "shot",
     "adabn", "tent", "importance",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(Method)
-ONLY_IMAGE = ("fixmatch",)  # its strong views are changes of pixels
+ONLY_IMAGE = ("augmented", "fixmatch")  # strong views are changes of pixels
 ONLY_BATCH_NORM = ("adabn", "tent")
 TARGET_SEED = 1_000_000  # added to the seed of the order of target examples
 HIDDEN = (100,)  # of the discriminators, as in the DANN paper's network for MNIST-M
@@ -159,6 +160,13 @@ def target_trained(s: Setting) -> Recipe:
     return Recipe(s.model, Classify(stats=s.stats), lambda _: s.only("target"))
 
 
+def augmented(s: Setting) -> Recipe:
+    """Source alone, in the views of ``fixmatch``: what that method owes to them, and not to the target."""
+    return Recipe(
+        s.model, Classify(stats=s.stats), lambda _: Changed(s.only("source"), partial(views, s.seed))
+    )
+
+
 # --- adversarial -----------------------------------------------------------------------------------
 
 
@@ -247,12 +255,12 @@ def pseudo_labels(s: Setting) -> Recipe:
 
 
 def fixmatch(s: Setting) -> Recipe:
-    """Strong views of target rows under the confident labels of the plain ones."""
+    """Strong views of target rows under the confident labels of the plain ones.
 
-    def view(batch: dict[str, Any], step: int) -> dict[str, Any]:
-        return {**batch, "strong": strong_view(batch["image"], np.random.default_rng((s.seed, step)))}
-
-    return Recipe(s.model, s.supervised + domain.FixMatch(stats=s.stats), lambda _: Changed(s.both(), view))
+    The source is seen in both views too, as in AdaMatch (Berthelot et al. 2022, 2106.04732), each row in one of them.
+    """
+    batches = lambda _: Changed(s.both(), partial(views, s.seed))  # noqa: E731
+    return Recipe(s.model, s.supervised + domain.FixMatch(stats=s.stats), batches)
 
 
 def mean_teacher(s: Setting) -> Recipe:
@@ -293,6 +301,15 @@ def importance(s: Setting) -> Recipe:
         return {**batch, "weight": batch["weight"] * weight[batch["index"]]}
 
     return Recipe(s.model, Classify(stats=s.stats), lambda _: Changed(s.only("source"), weigh))
+
+
+def views(seed: int, batch: dict[str, Any], step: int) -> dict[str, Any]:
+    """``batch`` with ``strong``, the strong view of each image; about half of the source's own images become theirs."""
+    rng = np.random.default_rng((seed, step))
+    strong = strong_view(batch["image"], rng)
+    drawn = rng.random(len(strong)) < 0.5
+    drawn &= batch["domain"] == 0 if "domain" in batch else True
+    return {**batch, "strong": strong, "image": np.where(drawn[:, None, None, None], strong, batch["image"])}
 
 
 def strong_view(

@@ -38,6 +38,7 @@ class Transfer:
         stats: how the network normalises while training.
         width: size of its features.
         rate: usual learning rate.
+        steps: usual number of updates.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Transfer:
     stats: Literal["running", "batch"]
     width: int
     rate: float
+    steps: int
 
 
 def prepare_transfer(
@@ -93,7 +95,7 @@ def prepare_transfer(
             )
         own, other = (_images(d, limits) for d in loaded)
         return Transfer(name, _conv4(len(loaded[0].classes)), own, other, loaded[0].classes, None, "batch",
-                        CONV4_WIDTH, 2e-3)  # fmt: skip
+                        CONV4_WIDTH, 2e-3, 1000)  # fmt: skip
     ready = [
         task.prepare_task(model or "minilm", d, max_length=max_length, **limits) for d in (source, target)
     ]
@@ -102,14 +104,14 @@ def prepare_transfer(
         own, other = (_frozen(part, first) for part in ready)
         width = own["train"].batch(np.array([0]), 1, None)["x"].shape[-1]
         return Transfer(name, _mlp(first.classes, width), own, other, first.dataset.classes, None, "running",
-                        BOTTLENECK, 1e-3)  # fmt: skip
+                        BOTTLENECK, 1e-3, 300)  # fmt: skip
     lengths = np.concatenate([split.lengths for part in ready for split in part.splits.values()])
     buckets = text.best_buckets(lengths, text.SHAPES, max_length)
     start = partial(_whole, first.pretrained, first.classes)
     stats: Literal["running", "batch"] = "batch" if "batch_stats" in first.pretrained.variables else "running"
     return Transfer(name, start, ready[0].splits, ready[1].splits, first.dataset.classes,
                     buckets if first.dataset.kind == "text" else None, stats,
-                    first.pretrained.config.width("features"), 1e-4)  # fmt: skip
+                    first.pretrained.config.width("features"), 1e-4, 150)  # fmt: skip
 
 
 def _images(dataset: data.Dataset, limits: Mapping[str, int | None]) -> dict[str, Encoded]:

@@ -137,5 +137,5 @@ def test_texts_on_frozen_features(tmp_path):
     config = DomainAdaptation(out=tmp_path, quick=True, task=("newsgroups",), method=("dann", "mcc"))
     accuracy = run(config).summary["accuracy_newsgroups"]
     assert accuracy["target_trained"]["mean"] > 0.8
-    with pytest.raises(ValueError, match="fixmatch needs images"):
+    with pytest.raises(ValueError, match="fixmatch need images"):
         run(DomainAdaptation(out=tmp_path / "no", quick=True, task=("newsgroups",), method=("fixmatch",)))
