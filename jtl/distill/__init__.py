@@ -29,6 +29,7 @@ from jtl.distill.sequence import (
 from jtl.distill.similarity import Similarity, similarity
 from jtl.distill.size import Size, measure
 from jtl.distill.soft_targets import SoftTargets, soft_targets
+from jtl.distill.stored import Taught, Views
 from jtl.distill.student import choose_layers
 from jtl.distill.teacher import Distill
 from jtl.distill.term import Term, column, columns
@@ -36,7 +37,7 @@ from jtl.distill.widths import choose_widths
 
 __all__ = [
     "CRD", "DIST", "DKD", "FSP", "PKT", "RKD", "AttentionTransfer", "Distill", "EMATeacher", "Hint", "Mutual", "Review",
-    "ReviewKD", "SequenceKD", "Similarity", "Size", "SoftTargets", "Term", "TopKSequenceKD",
+    "ReviewKD", "SequenceKD", "Similarity", "Size", "SoftTargets", "Taught", "Term", "TopKSequenceKD", "Views",
     "attention_map", "attention_transfer", "averaged", "choose_layers", "choose_widths", "column", "columns", "crd",
     "dist", "dkd", "dkd_parts", "forward_kl", "forward_kl_top_k", "fsp", "fsp_matrix", "generalised_jsd",
     "hierarchical_context", "hint", "measure", "memory", "mixup", "peer", "peers", "pkt", "regressor",
