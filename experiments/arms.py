@@ -127,7 +127,7 @@ def probe(task: Task, at: str = "features") -> tuple[features.Linear, dict[str, 
     logits, (test, labels) = found(x), frozen(task, "test", at)
     row = {
         "arm": "probe",
-        **_scores(found(test), labels),
+        **scores(found(test), labels),
         "train_accuracy": accuracy(logits, y),
         "validation_accuracy": accuracy(found(validation[0]), validation[1]),
         "seconds": time.monotonic() - began,
@@ -208,7 +208,7 @@ def run_arm(
     row = {
         "arm": technique,
         "seed": seed,
-        **_scores(test["logits"], test["label"]),
+        **scores(test["logits"], test["label"]),
         "train_accuracy": accuracy(train_logits, train_labels),
         "validation_accuracy": fitted.best["value"] if fitted.best else None,
         "seconds": time.monotonic() - began,
@@ -329,7 +329,8 @@ def _head_alone(task: Task, model: Model) -> tuple[Model, dict[str, features.Row
     return features.head_alone(model), splits
 
 
-def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy, macro F1 and calibration error."""
     return {
         "accuracy": accuracy(logits, labels),
         "macro_f1": macro_f1(logits, labels),

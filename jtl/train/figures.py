@@ -297,6 +297,64 @@ def gap_bars(
     return figure
 
 
+def trade_off(rows: Sequence[Row], metric: str, costs: Mapping[str, str]) -> Figure:
+    """A metric with its 95 % interval over seeds against each cost (log scale): a point an arm.
+
+    Args:
+        rows: with ``arm``, ``seed``, the metric and the costs.
+        metric: its key.
+        costs: the label of each cost's axis, by its key.
+    """
+    with _figure(4.0 * len(costs) + 2.0, 4.5) as figure:
+        panels = np.atleast_1d(figure.subplots(1, len(costs), sharey=True))
+        for axes, (cost, label) in zip(panels, costs.items(), strict=True):
+            axes.set_xscale("log")
+            for arm, colour in colours(_arms(rows)).items():
+                x, mean, low, _ = _curve(rows, arm, cost, metric)
+                name = arm if axes is panels[0] else None
+                axes.errorbar(
+                    x,
+                    mean,
+                    mean - low,
+                    color=colour,
+                    marker=MARKER[colour],
+                    capsize=3,
+                    linestyle="none",
+                    label=name,
+                )
+            _plain_ticks(axes.xaxis)
+            axes.set(xlabel=label)
+        panels[0].set(ylabel=_words(metric))
+        figure.legend(loc="outside right center")
+    return figure
+
+
+def reliability(found: Mapping[str, tuple[Any, Any]], bins: int = 10) -> Figure:
+    """Accuracy against confidence in bins of equal width (Guo et al. 2017, 1706.04599), one line an arm.
+
+    Args:
+        found: (logits (N, C), labels (N,)) of each arm.
+        bins: how many; those of fewer than ten rows are left out.
+    """
+    with _figure(6.5, 4.5) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="black", linewidth=1)
+        for arm, colour in colours(list(found)).items():
+            logits, labels = (np.asarray(x) for x in found[arm])
+            shifted = np.exp(logits - logits.max(-1, keepdims=True))
+            sure = (shifted / shifted.sum(-1, keepdims=True)).max(-1)
+            hit = logits.argmax(-1) == labels
+            place = np.minimum((sure * bins).astype(int), bins - 1)
+            kept = [b for b in range(bins) if (place == b).sum() >= 10]
+            axes.plot(
+                [sure[place == b].mean() for b in kept], [hit[place == b].mean() for b in kept],
+                color=colour, marker=MARKER[colour], label=arm,
+            )  # fmt: skip
+        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        figure.legend(loc="outside right center")
+    return figure
+
+
 def confusion(true: Any, predicted: Any, classes: Sequence[str]) -> Figure:
     """Counts of predicted against true class; the shade is the share of the true class.
 

@@ -1,0 +1,372 @@
+"""Knowledge distillation: what each method gives a smaller student, and what the student costs.
+
+A pretrained model is fine-tuned and becomes the teacher; students start from some of its layers, or from random
+weights, and train for as many updates under each method. ``student_alone`` learns from the labels only: what
+distillation has to beat. *Kept* is a student's test accuracy over its teacher's. Latencies are of one batch of 32,
+teacher and student in turn.
+
+    python -m experiments.distill --out runs/distill
+
+Expected: not yet run in full.
+
+Settings: ``text`` and ``text_1_layer`` (MiniLM of six layers on Rotten Tomatoes to three and to one), ``newsgroups``
+and ``newsgroups_1_layer`` (on 20 Newsgroups), ``image`` (EfficientNet-Lite0 on digits to a network of four
+convolutions, for which the labels of ``--image-examples`` are known while the teacher had all), ``born_again`` (MiniLM
+to itself); or your own ``--model``, ``--data`` and ``--student``. Teachers' logits are computed once and stored.
+
+The methods are those of ``jtl.distill``, where their papers are named; ``experiments/distill_methods.py`` has weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments import arms, students
+from experiments import distill_methods as methods
+from experiments.cli import cli
+from experiments.ledger import Ledger
+from experiments.output import Config, command, prepare, settings
+from experiments.task import Task, batches, prepare_task
+from jtl import distill, features
+from jtl.data.loader import Batches, loader
+from jtl.model import Model
+from jtl.tasks import accuracy
+from jtl.train import adamw, figures, fit, make_step, outputs, predict, schedule
+from jtl.train.report import (
+    Result,
+    Section,
+    environment,
+    format_estimate,
+    paired_difference,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+Name = Literal["text", "text_1_layer", "newsgroups", "newsgroups_1_layer", "image", "born_again"]
+SETTINGS: dict[str, tuple[str, str, str]] = {  # model, data, student
+    "text": ("minilm", "rotten_tomatoes", "layers_3"),
+    "text_1_layer": ("minilm", "rotten_tomatoes", "layers_1"),
+    "newsgroups": ("minilm", "newsgroups20", "layers_3"),
+    "newsgroups_1_layer": ("minilm", "newsgroups20", "layers_1"),
+    "image": ("efficientnet-lite0", "mnist5k", "conv4"),
+    "born_again": ("minilm", "rotten_tomatoes", "same"),
+}
+TIMINGS = 5  # pairs of latencies, each a median
+MEASURES = ("accuracy", "kept", "calibration_error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Config):
+    """Settings of the comparison."""
+
+    setting: tuple[Name, ...] = ("text", "text_1_layer", "image")
+    """Which teachers and students to compare."""
+    model: str | None = None
+    """Your own teacher instead, with --data and --student; see experiments.finetune."""
+    data: str | None = None
+    """Your own data; see experiments.finetune --data."""
+    student: str | None = None
+    """Your own student: layers_K (the teacher's, K of them), conv4 for images, or same."""
+    method: tuple[methods.Method | Literal["all"], ...] = ("all",)
+    """Which to compare; student_alone always runs."""
+    teacher_steps: int = 300
+    """Updates of the teacher, 32 examples each, on all training examples."""
+    steps: int = 300
+    """Updates of every student on texts."""
+    image_steps: int = 600
+    """Updates of every student on images."""
+    batch_size: int = 32
+    """Examples of an update."""
+    text_examples: int = 0
+    """Labelled training texts of the students; 0 takes all."""
+    image_examples: int = 256
+    """Labelled training images of the students; 0 takes all."""
+    max_length: int = 48
+    """Longest text in tokens; the rest is cut off."""
+    image_size: int = 64
+    """Side of the images in pixels."""
+    test_examples: int = 2000
+    """Test examples; 0 takes all."""
+    seeds: int = 3
+    """Repetitions: other teachers, starts and orders."""
+
+
+def run(config: Distillation) -> Result:
+    """Train teachers and students; writes into ``config.out`` and returns the result."""
+    own = (config.model, config.data, config.student)
+    if any(own) and not all(own):
+        raise ValueError("--model, --data and --student go together: name all three, or none and a --setting")
+    out = prepare(config, "distill")
+    ledger = Ledger(out, resume=config.resume)
+    sizes = shortened(config) if config.quick else config
+    chosen = {"own": own} if all(own) else {name: SETTINGS[name] for name in sizes.setting}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    costs: dict[str, list[dict[str, Any]]] = {}
+    for setting, (model, data, student) in chosen.items():
+        task = prepare_task(
+            str(model), str(data), max_length=sizes.max_length,
+            image_size=sizes.image_size if model == "efficientnet-lite0" else None,
+            validation=100 if sizes.quick else 500, test=sizes.test_examples or None,
+        )  # fmt: skip
+        school = School(setting, task, students.choose(str(student), task), sizes, out)
+        before = len(ledger.rows)
+        every = ("teacher", *wanted(sizes, school))
+        for seed, arm in product(range(sizes.seed, sizes.seed + sizes.seeds), every):
+            row = ledger.get(partial(school, arm, seed), setting=setting, arm=arm, seed=seed)
+            print(f"{setting}  seed {seed}  {arm}  {row['accuracy']:.3f}  {row['seconds']:.0f} s")
+        rows[setting] = ledger.rows[before:]
+        costs[setting] = [
+            ledger.get(school.cost, setting=setting, arm="cost", seed=number)
+            for number in range(1 if sizes.quick else TIMINGS)
+        ]
+    summary = {
+        f"{name}_{setting}": summarise(_kept(own_rows), [name])[name]
+        for setting, own_rows in rows.items()
+        for name in MEASURES
+    }
+    ratios = [{**row, "arm": s} for s, own_rows in costs.items() for row in own_rows]
+    summary |= summarise(ratios, ["latency_ratio"])
+    result = Result("distill", settings(config), environment(), ledger.seconds, ledger.rows, summary)
+    write_result(out, result)
+    write_report(
+        out,
+        result,
+        title="Knowledge distillation",
+        about=" ".join(__doc__.split("\n\n")[1].split()),
+        command=command("distill", config),
+        sections=[
+            *_trade_offs(chosen, rows, costs),
+            *(s for name in rows for s in _sections(name, rows[name], costs[name], ledger.curves, out)),
+        ],
+    )
+    return result
+
+
+def shortened(config: Distillation) -> Distillation:
+    """The settings of ``--quick``."""
+    setting: tuple[Name, ...] = (
+        ("text_1_layer",) if config.setting == ("text", "text_1_layer", "image") else config.setting
+    )
+    method = ("soft_targets", "hint") if "all" in config.method else config.method
+    return replace(
+        config, setting=setting, method=method, teacher_steps=20, steps=15, image_steps=15, batch_size=16,
+        text_examples=300, image_examples=128, max_length=32, test_examples=200, seeds=1,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def wanted(config: Distillation, school: School) -> list[str]:
+    """The methods to run, ``student_alone`` first. Raises ValueError for one named that this student cannot take."""
+    chosen = methods.METHODS if "all" in config.method else config.method
+    unfit = set() if school.task.dataset.kind == "image" else set(methods.ONLY_IMAGE)
+    unfit |= set() if school.student.maps else set(methods.ONLY_MAPS)
+    if refused := unfit & set(config.method):
+        raise ValueError(
+            f"--method {' '.join(sorted(refused))}: {' and '.join(methods.ONLY_IMAGE)} need images, "
+            f"{', '.join(methods.ONLY_MAPS)} a student with layers like its teacher's"
+        )
+    return ["student_alone", *(m for m in chosen if m != "student_alone" and m not in unfit)]
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+class School:
+    """Trains the teacher of each seed once, and students on its outputs."""
+
+    def __init__(
+        self, name: str, task: Task, student: students.Student, config: Distillation, out: Path
+    ) -> None:
+        self.name, self.task, self.student, self.config, self.out = name, task, student, config, out
+        self.teacher = lru_cache(1)(self._teacher)
+        self.lesson = lru_cache(1)(self._lesson)
+
+    def __call__(self, arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row of the teacher or of a method, and its learning curve."""
+        began = time.monotonic()
+        history: list[dict[str, Any]] = []
+        if arm == "teacher":
+            model = self.teacher(seed)
+        else:
+            model, history = self.taught(arm, self.lesson(seed))
+        test = outputs(model, batches(self.task, "test"), ("logits", "label", "index"))
+        row = {
+            **arms.scores(test["logits"], test["label"]),
+            "validation_accuracy": accuracy(*predict(model, batches(self.task, "validation"))),
+            "seconds": time.monotonic() - began,
+        }
+        if seed == self.config.seed:  # of one seed, for the picture of calibration
+            folder = self.out / "outputs"
+            folder.mkdir(exist_ok=True)
+            name = f"{self.task.dataset.name}_{self.student.name}_{arm}.npz".replace("/", "_").replace(
+                ":", "_"
+            )
+            np.savez_compressed(folder / name, logits=test["logits"], label=test["label"])
+        return row, history
+
+    def _teacher(self, seed: int) -> Model:
+        steps = self.config.teacher_steps
+        budget = arms.Budget(epochs=1, min_steps=steps, max_steps=steps, batch_size=self.config.batch_size)
+        print(f"teacher of {self.task.dataset.name}, seed {seed}:")
+        folder = (
+            self.out / "teachers" / f"{self.task.dataset.name}_{seed}".replace("/", "_").replace(":", "_")
+        )
+        return arms.run_arm(self.task, "full", seed=seed, budget=budget, out=folder, resume=True).model
+
+    def _lesson(self, seed: int) -> methods.Lesson:
+        config, task, kind = self.config, self.task, self.task.dataset.kind
+        teacher, key = self.teacher(seed), jax.random.key(seed)
+        labelled = config.text_examples if kind == "text" else config.image_examples
+        train = task.with_train(labelled or None, seed).splits["train"]
+        order = Batches(train, 64, train=False, buckets=task.buckets)
+        logits = distill.columns(features.extract(teacher, order, ("logits",), keep=()))
+        start = self.student.start
+        return methods.Lesson(
+            teacher=teacher,
+            student=start(teacher, task, key),
+            layers=self.student,
+            second=start(teacher, task, jax.random.fold_in(key, 2)),
+            train=train,
+            taught=distill.Taught(train, logits),
+            unlabelled=task.splits["train"],
+            classes=task.classes,
+            steps=config.steps if kind == "text" else config.image_steps,
+            batch_size=config.batch_size,
+            buckets=task.buckets,
+            seed=seed,
+        )
+
+    def taught(self, method: str, lesson: methods.Lesson) -> tuple[Model, list[dict[str, Any]]]:
+        """The student that validated best under a method, and its learning curve."""
+        recipe: methods.Recipe = getattr(methods, method)(lesson)
+        step = make_step(recipe.loss, adamw(schedule(self.student.rate, lesson.steps), weight_decay=0.01))
+
+        def validate(model: Model) -> dict[str, float]:
+            return {"accuracy": accuracy(*predict(recipe.finish(model), batches(self.task, "validation")))}
+
+        fitted = fit(
+            step,
+            step.init(recipe.model, jax.random.key(lesson.seed)),
+            loader(recipe.batches),
+            steps=lesson.steps,
+            validate=validate,
+            validate_every=-(-lesson.steps // (1 if self.config.quick else 4)),
+        )
+        return recipe.finish(fitted.model), fitted.history
+
+    def cost(self) -> tuple[dict[str, Any], list[Any]]:
+        """A row of parameters, operations, memory and time of both on one batch, and the ratio of the times."""
+        task = self.task
+        teacher = arms.start(task, "full", jax.random.key(0))
+        student = self.student.start(teacher, task, jax.random.key(0))
+        lengths = task.splits["test"].lengths
+        length = next(bucket for bucket in task.buckets if bucket >= np.median(lengths))
+        batch = task.splits["test"].batch(np.arange(32), length, None)
+        found = {name: distill.measure(m, batch) for name, m in (("teacher", teacher), ("student", student))}
+        row = {
+            f"{name}_{field}": value
+            for name, size in found.items()
+            for field, value in size._asdict().items()
+        }
+        return {**row, "latency_ratio": row["teacher_seconds"] / row["student_seconds"]}, []
+
+
+# --- report ----------------------------------------------------------------------------------------
+
+
+def _kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with each student's accuracy over that of its teacher."""
+    taught = {row["seed"]: row["accuracy"] for row in rows if row["arm"] == "teacher"}
+    return [{**row, "kept": row["accuracy"] / taught[row["seed"]]} for row in rows]
+
+
+def _median(costs: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: float(np.median([row[name] for row in costs])) for name in costs[0] if "_" in name}
+
+
+def _best(rows: list[dict[str, Any]]) -> str:
+    """The student's method of the highest mean accuracy."""
+    found = summarise(rows, ["accuracy"])["accuracy"]
+    return max((arm for arm in found if arm != "teacher"), key=lambda arm: found[arm]["mean"])
+
+
+def _trade_offs(chosen: Mapping[str, tuple[Any, ...]], rows: Any, costs: Any) -> list[Section]:
+    """Accuracy against latency and size, a picture for each data set: its teacher, and its students' best methods."""
+    sections = []
+    for data in dict.fromkeys(data for _, data, _ in chosen.values()):
+        points = []
+        for setting in (name for name, (_, own, _) in chosen.items() if own == data):
+            cost, best = _median(costs[setting]), _best(rows[setting])
+            names = {"teacher": "teacher", "student_alone": f"{setting}: alone", best: f"{setting}: {best}"}
+            for row in rows[setting]:
+                who = "teacher" if row["arm"] == "teacher" else "student"
+                if row["arm"] in names:
+                    size = {"latency": 1e3 * cost[f"{who}_seconds"], "parameters": cost[f"{who}_parameters"]}
+                    points.append({**row, "arm": names[row["arm"]], **size})
+        picture = figures.trade_off(
+            points, "accuracy", {"latency": "latency (ms)", "parameters": "parameters"}
+        )
+        sections.append(Section(f"{data}: accuracy against cost", "Up and to the left is better.", picture))
+    return sections
+
+
+def _sections(
+    setting: str,
+    rows: list[dict[str, Any]],
+    costs: list[dict[str, Any]],
+    curves: list[dict[str, Any]],
+    out: Path,
+) -> list[Section]:
+    rows = _kept(rows)
+    found = summarise(rows, [*MEASURES, "seconds"])
+    order = sorted(found["accuracy"], key=lambda arm: -found["accuracy"][arm]["mean"])
+    lines = []
+    for arm in order:
+        plain = arm in ("teacher", "student_alone")
+        less = "" if plain else format_estimate(paired_difference(rows, "accuracy", arm, "student_alone"))
+        lines.append(
+            [arm, format_estimate(found["accuracy"][arm]), less, format_estimate(found["kept"][arm]),
+             format_estimate(found["calibration_error"][arm]), f"{found['seconds'][arm]['mean']:.0f}"]
+        )  # fmt: skip
+    head = ["method", "accuracy", "less student_alone", "of the teacher's", "calibration error", "seconds"]
+    cost = _median(costs)
+    sizes = [
+        [who, f"{cost[f'{who}_parameters']:,.0f}", f"{cost[f'{who}_flops'] / 1e9:.3g}",
+         f"{cost[f'{who}_bytes'] / 1e6:.1f}", f"{1e3 * cost[f'{who}_seconds']:.1f}"]
+        for who in ("teacher", "student")
+    ]  # fmt: skip
+    shown = dict.fromkeys(["teacher", "student_alone", _best(rows)])
+    sections = [
+        Section(f"{setting}: test accuracy", table(head, lines)),
+        Section(
+            f"{setting}: size",
+            f"One forward of 32 examples; the student is {cost['latency_ratio']:.2f} times as fast.\n\n"
+            + table(["", "parameters", "GFLOP", "MB", "ms"], sizes),
+        ),
+    ]
+    if few := [row for row in curves if row["setting"] == setting and row["arm"] in shown]:
+        sections.append(Section(f"{setting}: learning curves", "", figures.learning_curves(few)))
+    stored = {arm: np.load(out / "outputs" / f"{setting}_{arm}.npz") for arm in shown}
+    sections.append(
+        Section(
+            f"{setting}: calibration",
+            "Accuracy of the test examples of which a model is as sure, of the first seed; on the diagonal a model "
+            "knows how often it is right.",
+            figures.reliability({arm: (found["logits"], found["label"]) for arm, found in stored.items()}),
+        )
+    )
+    return sections
+
+
+if __name__ == "__main__":
+    cli(run, Distillation)
