@@ -21,6 +21,7 @@ from jtl.distill.term import Term, read, row_weight
 from jtl.model import Batch, Model, Outputs
 
 Mask = Float[Array, "..."] | Int[Array, "..."] | None  # (B, L), which `_weight` checks
+TOKENS = "token_logits"
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 
 
@@ -138,25 +139,38 @@ def _weight(mask: Mask, logits: Array) -> Array | None:
 
 
 class _Sequence(Term, kw_only=True):
-    """Base of the losses here.
+    """Base of the losses here: they read ``token_logits`` (B, L, V), as language models give them.
 
     Attributes:
-        mask: the batch's field (B, L) of positions that count; without that field all do.
+        mask: the batch's field (B, L) of positions that count. None: those that predict a real token from a real one,
+            by ``attention_mask``, as ``jtl.tasks.CausalLM`` counts; all but the last without that field.
     """
 
-    mask: str = struct.field(pytree_node=False, default="attention_mask")
+    mask: str | None = struct.field(pytree_node=False, default=None)
 
-    def positions(self, batch: Batch, logits: Array) -> Array | None:
-        """The weight of each position, 0 in rows of weight 0."""
+    def student_names(self) -> tuple[str, ...]:
+        """The logits of each token."""
+        return (TOKENS,)
+
+    def teacher_names(self) -> tuple[str, ...]:
+        """The logits of each token."""
+        return (TOKENS,)
+
+    def positions(self, batch: Batch, logits: Array) -> Float[Array, "B L"]:
+        """The weight of each position, 0 in rows of weight 0. Raises KeyError if the batch lacks ``mask``."""
         if logits.ndim != 3:
             raise ValueError(
-                f"{type(self).__name__} takes logits (B, L, V), the student gives {logits.shape}"
+                f"{type(self).__name__} takes token_logits (B, L, V), the student gives {logits.shape}"
             )
-        weight, mask = row_weight(batch), batch.get(self.mask)  # type: ignore[union-attr]
-        if weight is None:
-            return None if mask is None else jnp.asarray(mask)
-        mask = jnp.ones(logits.shape[:2]) if mask is None else jnp.asarray(mask)
-        return mask * weight[:, None]
+        if self.mask is not None:
+            if self.mask not in batch:
+                raise KeyError(f"the batch has no field {self.mask!r} of positions; it has {sorted(batch)}")
+            mask = jnp.asarray(batch[self.mask]) != 0  # type: ignore[index]
+        else:
+            real = jnp.asarray(batch.get("attention_mask", jnp.ones(logits.shape[:2]))) != 0  # type: ignore[union-attr]
+            mask = real & jnp.pad(real[:, 1:], ((0, 0), (0, 1)))
+        weight = row_weight(batch)
+        return mask.astype(jnp.float32) * (1.0 if weight is None else weight[:, None])
 
 
 class SequenceKD(_Sequence):
@@ -176,7 +190,7 @@ class SequenceKD(_Sequence):
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss."""
-        logits, taught = read(outputs, "logits"), self.taught(batch, "logits")
+        logits, taught = read(outputs, TOKENS), self.taught(batch, TOKENS)
         mask = self.positions(batch, logits)
         if self.divergence == "jsd":
             return generalised_jsd(logits, taught, mask, self.temperature, beta=self.beta), {}
@@ -205,5 +219,5 @@ class TopKSequenceKD(_Sequence):
         if missing := [name for name in names if name not in batch]:
             raise KeyError(f"TopKSequenceKD reads the columns {missing} of the batch: cache them with top_k")
         kept, places = (jnp.asarray(batch[name]) for name in names)  # type: ignore[index]
-        logits = read(outputs, "logits")
+        logits = read(outputs, TOKENS)
         return forward_kl_top_k(logits, kept, places, self.positions(batch, logits), self.temperature), {}

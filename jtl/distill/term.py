@@ -4,8 +4,8 @@ A term reads the student's outputs from the step's one forward and the teacher's
 batch: ``teacher_logits``, and ``teacher/NAME`` for any other. ``Distill`` fills these columns by a forward of the
 teacher; a loader may as well bring them from a file, and then there is no teacher.
 
-A NAME is ``features``, ``pooled``, ``sequence``, ``map`` or ``logits`` (an output of the model), ``outputs/x`` (its
-output ``x``), or else the path of a module: a tap.
+A NAME is ``features``, ``pooled``, ``sequence``, ``map``, ``logits`` or ``token_logits`` (an output of the model),
+``outputs/x`` (its output ``x``), or else the path of a module: a tap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jtl import tree
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Outputs
 
-OUTPUTS = ("logits", "features", "pooled", "sequence", "map")
+OUTPUTS = ("logits", "token_logits", "features", "pooled", "sequence", "map")
 
 
 def is_tap(name: str) -> bool:

@@ -94,22 +94,30 @@ def test_top_k_is_the_divergence_with_all_other_tokens_as_one(temperature):
 
 
 def student(params, x):
-    return {"logits": x + params["shift"][None, None]}
+    return {"token_logits": x + params["shift"][None, None]}
 
 
 MODEL = function(student, {"shift": jnp.arange(V) / 10})
-BATCH = {"x": S, "attention_mask": MASK, "teacher_logits": T, "weight": jnp.array([1.0, 1.0, 0.0])}
+BATCH = {"x": S, "attention_mask": MASK, "teacher/token_logits": T, "weight": jnp.array([1.0, 1.0, 0.0])}
 
 
 def test_the_losses_mask_padding_tokens_and_rows():
-    mask = MASK * jnp.array([[1], [1], [0]])
-    logits = MODEL(BATCH)["logits"]
+    # The first row predicts three tokens, the second one; the third is padding.
+    mask = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    logits = MODEL(BATCH)["token_logits"]
     for loss, expected in (
         (distill.SequenceKD(), distill.forward_kl(logits, T, mask)),
         (distill.SequenceKD("reverse_kl", temperature=2.0), distill.reverse_kl(logits, T, mask, 2.0)),
         (distill.SequenceKD("jsd", beta=0.2), distill.generalised_jsd(logits, T, mask, beta=0.2)),
     ):
         np.testing.assert_allclose(loss(MODEL, BATCH, None)[0], expected, rtol=1e-6)
+    own = {**BATCH, "masked": MASK}
+    found = distill.SequenceKD(mask="masked")(MODEL, own, None)[0]
+    np.testing.assert_allclose(
+        found, distill.forward_kl(logits, T, MASK * BATCH["weight"][:, None]), rtol=1e-6
+    )
+    with pytest.raises(KeyError, match="no field 'masked'"):
+        distill.SequenceKD(mask="masked")(MODEL, BATCH, None)
     kept, places = distill.top_k(T, 2)
     cached = {"teacher_top_log_probabilities": kept, "teacher_top_places": places}
     found = distill.TopKSequenceKD()(MODEL, {**BATCH, **cached}, None)[0]
@@ -128,8 +136,8 @@ def test_other_lengths_and_vocabularies_are_named():
         (lambda: distill.forward_kl_top_k(S[..., :1], kept, places), "above the student's vocabulary"),
         (lambda: distill.top_k(T, V + 1), "keeps 1 to 6"),
         (
-            lambda: distill.SequenceKD()(function(lambda p, x: {"logits": x[:, 0]}, {}), BATCH, None),
-            "takes logits",
+            lambda: distill.SequenceKD()(function(lambda p, x: {"token_logits": x[:, 0]}, {}), BATCH, None),
+            "takes token_logits",
         ),
     ):
         with pytest.raises(ValueError, match=message):
