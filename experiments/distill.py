@@ -356,7 +356,8 @@ def _sections(
     ]
     if few := [row for row in curves if row["setting"] == setting and row["arm"] in shown]:
         sections.append(Section(f"{setting}: learning curves", "", figures.learning_curves(few)))
-    stored = {arm: np.load(out / "outputs" / f"{setting}_{arm}.npz") for arm in shown}
+    files = {arm: out / "outputs" / f"{setting}_{arm}.npz" for arm in shown}
+    stored = {arm: np.load(file) for arm, file in files.items() if file.exists()}
     sections.append(
         Section(
             f"{setting}: calibration",
