@@ -24,6 +24,7 @@ class Classifier(nn.Module):
         activation: after ``dense``: ``tanh`` or ``relu``.
         dropout: rate before ``out``, while training.
         input_dropout: rate before ``dense``, while training.
+        bias: whether the layers have one.
     """
 
     classes: int
@@ -31,15 +32,16 @@ class Classifier(nn.Module):
     activation: str = "tanh"
     dropout: float = 0.0
     input_dropout: float = 0.0
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], *, train: bool = False) -> Float[Array, "B C"]:
         """Logits."""
         if self.hidden:
             x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
-            x = ACTIVATIONS[self.activation](nn.Dense(x.shape[-1], name="dense")(x))
+            x = ACTIVATIONS[self.activation](nn.Dense(x.shape[-1], self.bias, name="dense")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.classes, name="out")(x)
+        return nn.Dense(self.classes, self.bias, name="out")(x)
 
 
 class _At(nn.Module):
@@ -165,4 +167,4 @@ def standard(config: Any, classes: int, dropout: float | None = None) -> Classif
     spec = config.head
     rate = config.head_dropout if dropout is None else dropout
     at = {layer: rate if layer in spec.dropout else 0.0 for layer in ("dense", "out")}
-    return Classifier(classes, spec.hidden, spec.activation, at["out"], at["dense"])
+    return Classifier(classes, spec.hidden, spec.activation, at["out"], at["dense"], spec.bias)

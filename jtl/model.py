@@ -85,7 +85,9 @@ class Model(struct.PyTreeNode):
         return model.replace(techniques=(*self.techniques, technique))
 
     def run(self, batch: Batch, mode: Mode, key: Array | None = None) -> tuple[Outputs, State]:
-        """The outputs, and the collections that the forward updated (none unless ``mode.stats`` is ``"batch"``).
+        """The outputs, and the collections that the forward updated.
+
+        These are all but ``params`` if ``mode.stats`` is ``"batch"``, and else ``cache`` alone, if the model has one.
 
         ``outputs`` uses the field's names: ``features`` (B, D), ``sequence`` (B, L, D) or ``map``
         (B, H, W, C), ``logits`` (B, C) once there is a head, and ``taps`` by path.
@@ -192,7 +194,8 @@ def run_linen(
         "use_running_average": mode.stats == "running",
     }
     keywords: dict[str, Any] = {name: value for name, value in modes.items() if name in accepted}
-    mutable = [name for name in variables if name != "params"] if mode.stats == "batch" else []
+    changing = ("cache",) if mode.stats == "running" else (*variables,)
+    mutable = [name for name in variables if name in changing and name != "params"]
     taps = frozenset(mode.taps)
     try:
         value, updated = module.apply(

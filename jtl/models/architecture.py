@@ -59,7 +59,7 @@ class HeadSpec:
     `on`: the output it reads. `hidden`: whether a `dense` layer and `activation` come before `out`.
     `tensors`: file key prefix of each layer, without the task prefix. `task_class`: the class written to
     `architectures` of config.json. `dropout`: the layers with dropout in front, at the rate
-    `config.head_dropout`.
+    `config.head_dropout`. `bias`: whether its layers have one.
     """
 
     on: str
@@ -68,6 +68,7 @@ class HeadSpec:
     hidden: bool = False
     activation: str = "tanh"
     dropout: tuple[str, ...] = ()
+    bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -182,7 +182,7 @@ def _assemble(module, config, variables: dict[str, Any], spec: HeadSpec | None) 
     if spec is None:
         return model
     params = model.params["head"]
-    classes = params["out"]["bias"].shape[0]
+    classes = params["out"]["kernel"].shape[1]
     return heads.attach(model, heads.standard(config, classes), on=spec.on, params=params)
 
 
@@ -200,9 +200,9 @@ def _canonical(architecture: Architecture, tensors: Tensors) -> dict[str, str]:
 def head_tensors(spec: HeadSpec) -> dict[str, Tensor]:
     """Name map of the standard head, from its place in the model."""
     layers = spec.tensors.items()
-    return {f"params/head/{ours}/kernel": Tensor(f"{theirs}.weight", LINEAR) for ours, theirs in layers} | {
-        f"params/head/{ours}/bias": Tensor(f"{theirs}.bias", PLAIN) for ours, theirs in layers
-    }
+    kernels = {f"params/head/{ours}/kernel": Tensor(f"{theirs}.weight", LINEAR) for ours, theirs in layers}
+    biases = {f"params/head/{ours}/bias": Tensor(f"{theirs}.bias", PLAIN) for ours, theirs in layers}
+    return kernels | (biases if spec.bias else {})
 
 
 def _head_tensors(
@@ -220,7 +220,7 @@ def _head_tensors(
 def _head_shapes(config, head: Mapping[str, Tensor], keys: Mapping[str, str], tensors: Tensors):
     if not head:
         return {}
-    out = head["params/head/out/bias"].key
+    out = head["params/head/out/kernel"].key
     width, classes = config.width(config.head.on), len(tensors[keys[out]]) if out in keys else 0
     sizes = {"out": (width, classes), "dense": (width, width)}
     layers = {path: path.split("/")[2] for path in head}

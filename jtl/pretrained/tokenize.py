@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from jtl.pretrained import gguf
 from jtl.pretrained.sources import resolve, tokenizer_files
 
 
 def tokenizer(name: str | os.PathLike, revision: str | None = None) -> Any:
-    """The ``transformers`` tokenizer in a model's folder; needs no torch.
+    """The ``transformers`` tokenizer in a model's folder, or in its GGUF file; needs no torch.
 
-    Raises FileNotFoundError if the folder holds none, and what ``resolve`` raises.
+    Raises FileNotFoundError if the folder holds none, FormatError if that of a GGUF file is of a kind not known, and
+    what ``resolve`` raises.
     """
     folder = resolve(name, revision)
     if not any(file.name != "preprocessor_config.json" for file in tokenizer_files(folder)):
+        if weights := gguf.gguf_file(folder):
+            return gguf.tokenizer(weights)
         found = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(f"{folder} holds no tokenizer: found {found}.")
     from transformers import AutoTokenizer

@@ -6,15 +6,19 @@ import json
 from functools import partial
 from pathlib import Path
 
+from jtl.pretrained.formats.gguf import read_gguf
 from jtl.pretrained.formats.npz import read_npz
 from jtl.pretrained.formats.pth import CodeInFile, read_pth
 from jtl.pretrained.formats.safetensors import read_safetensors
 from jtl.pretrained.formats.tensors import FormatError, Tensors
 
-__all__ = ["CodeInFile", "FormatError", "Tensors", "read_npz", "read_pth", "read_safetensors", "read_tensors"]
+__all__ = [
+    "CodeInFile", "FormatError", "Tensors", "read_gguf", "read_npz", "read_pth", "read_safetensors", "read_tensors",
+]  # fmt: skip
 
 _READERS = {
     ".safetensors": read_safetensors,
+    ".gguf": read_gguf,
     ".npz": read_npz,
     ".pth": read_pth,
     ".pt": read_pth,
