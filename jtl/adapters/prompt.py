@@ -122,15 +122,16 @@ def prompt(
         name: of the adapter and its leaf, ``embeddings/word/prompt/vectors``.
 
     Raises:
-        SiteError: the model has no word embeddings, or is not of ``jtl.models``.
+        SiteError: the model has no embeddings of words and positions, or is not of ``jtl.models``.
         ValueError: ``length`` is under 1, or leaves no position for a text; ``ids`` is empty or beyond the vocabulary;
             the model has a prompt. Later, on a text that is too long for the positions left.
     """
     params = tree.flatten(model.params)
     if not is_text(model):
         raise SiteError(
-            f"prompt tuning needs word embeddings at {WORD!r}, as BERT, RoBERTa and DistilBERT of jtl.models have; "
-            f"this model is {getattr(model.config, 'model_type', type(model.base).__name__)}"
+            f"prompt tuning needs word embeddings at {WORD!r}, and positions at {POSITION!r}, as BERT, RoBERTa and "
+            f"DistilBERT of jtl.models have; this model is "
+            f"{getattr(model.config, 'model_type', type(model.base).__name__)}"
         )
     check_new(model, Prompt, length)
     words = params[f"{WORD}/embedding"]
@@ -155,9 +156,9 @@ def put_first(y: Array, vectors: Array) -> Array:
 
 
 def is_text(model: Model) -> bool:
-    """Whether this is one of jtl's text encoders."""
+    """Whether this is one of jtl's text encoders: it embeds words and positions."""
     known = getattr(model.config, "model_type", None) in ARCHITECTURES
-    return known and f"{WORD}/embedding" in tree.flatten(model.params)
+    return known and {f"{WORD}/embedding", f"{POSITION}/embedding"} <= set(tree.flatten(model.params))
 
 
 def first_position(model: Model) -> int:

@@ -72,8 +72,8 @@ class Attention(nn.Module):
             q_BxLxNxE = nn.RMSNorm(c.rms_norm_eps, name="query_norm")(q_BxLxNxE)
             k_BxLxKxE = nn.RMSNorm(c.rms_norm_eps, name="key_norm")(k_BxLxKxE)
         q_BxLxNxE, k_BxLxKxE = (rope.rotate(t, place.angles) for t in (q_BxLxNxE, k_BxLxKxE))
-        k_BxTxKxE = self._extended("key", k_BxLxKxE, place.start)
-        v_BxTxKxE = self._extended("value", v_BxLxKxE, place.start)
+        k_BxTxKxE = self._extended("keys", k_BxLxKxE, place.start)
+        v_BxTxKxE = self._extended("values", v_BxLxKxE, place.start)
         y = jax.nn.dot_product_attention(q_BxLxNxE, k_BxTxKxE, v_BxTxKxE, mask=place.mask(self.window))
         return dense(D, "output", std, outer)(y.reshape(B, L, -1))
 

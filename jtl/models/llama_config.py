@@ -105,7 +105,7 @@ class LlamaConfig:
         """
         shape = (rows, length, self.groups, self.per_head)
         layers = {
-            f"layer_{i}": {"attention": {name: jnp.zeros(shape, dtype) for name in ("key", "value")}}
+            f"layer_{i}": {"attention": {name: jnp.zeros(shape, dtype) for name in ("keys", "values")}}
             for i in range(self.num_hidden_layers)
         }
         return {

@@ -18,9 +18,10 @@ class CausalLM(Loss):
     """Mean cross-entropy of each next token, in nats: ``token_logits`` at t against ``input_ids`` at t + 1.
 
     It takes any model that gives ``token_logits`` (B, L, V) of which those at t depend on the tokens up to t alone;
-    that is the model's own doing and is not checked. (jtl's own causal architectures are still to come: bring yours
-    by ``jtl.wrap`` or ``jtl.model.linen``.) A pair with padding in it (``attention_mask`` 0) does not count, nor do
-    rows of ``batch["weight"]`` 0. An id outside the vocabulary makes the loss NaN.
+    that is the model's own doing and is not checked: Llama, Mistral, Qwen2 and Qwen3 of ``jtl.models``, such as
+    ``jtl.load("smollm2")``, or yours by ``jtl.wrap`` or ``jtl.model.linen``. A pair with padding in it
+    (``attention_mask`` 0) does not count, nor do rows of ``batch["weight"]`` 0. An id outside the vocabulary makes the
+    loss NaN.
     """
 
     def value(

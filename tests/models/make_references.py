@@ -1,4 +1,4 @@
-"""Small random encoders of `transformers`, and what they compute; run to write references/*.npz.
+"""Small random models of `transformers`, and what they compute; run to write references/*.npz.
 
     python tests/models/make_references.py
 
@@ -17,6 +17,7 @@ import numpy as np
 REFERENCES = Path(__file__).parent / "references"
 TEXT = ("bert", "roberta", "distilbert")
 IMAGE = ("vit", "deit", "dinov2", "dinov2_with_registers")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "gelu_pytorch_tanh")
 
 
@@ -27,6 +28,8 @@ def settings(name, rng, small=False):
     if small:
         heads, per_head, layers, act = 3, 2, 2, "gelu"
     width, inner = heads * per_head, int(rng.integers(5, 16))
+    if name in DECODERS:
+        return decoder_settings(name, rng, small) | dict(num_hidden_layers=layers, intermediate_size=inner)
     if name == "distilbert":
         return dict(vocab_size=23, max_position_embeddings=17, dim=width, n_layers=layers, n_heads=heads,
                     hidden_dim=inner, activation=act)  # fmt: skip
@@ -47,13 +50,46 @@ def settings(name, rng, small=False):
     )
 
 
+def decoder_settings(name, rng, small):
+    """Those of a decoder: grouped heads, a scaling of rotary positions, a window where there can be one."""
+    groups, repeats, per_head = (int(rng.choice(n)) for n in ([1, 2], [1, 3], [2, 4, 6]))
+    scaling = ROPE[name if small else str(rng.choice(list(ROPE)))]
+    if small:
+        groups, repeats, per_head = 2, 2, 4
+    config = dict(vocab_size=23, hidden_size=groups * repeats * per_head, num_attention_heads=groups * repeats,
+                  num_key_value_heads=groups, max_position_embeddings=40, rope_theta=50.0, rope_scaling=scaling,
+                  tie_word_embeddings=bool(small or rng.random() < 0.5), rms_norm_eps=1e-5)  # fmt: skip
+    if name in ("llama", "qwen3"):
+        config["attention_bias"] = bool(rng.random() < 0.5)
+        config["head_dim"] = 2 * per_head
+    if name == "llama":
+        config["mlp_bias"] = bool(rng.random() < 0.5)
+    if name == "mistral":
+        config["sliding_window"] = 3
+    if name.startswith("qwen"):
+        config |= dict(
+            use_sliding_window=small or bool(rng.random() < 0.5), sliding_window=3, max_window_layers=1
+        )
+    return config
+
+
+LLAMA3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+ROPE = {
+    "llama": LLAMA3 | dict(original_max_position_embeddings=16),
+    "mistral": None,
+    "qwen2": dict(rope_type="linear", factor=2.0),
+    "qwen3": None,
+}
+
+
 def build(name, config):
-    """The torch encoder of these settings, with random weights of a size that matters."""
+    """The torch model of these settings, with random weights of a size that matters; a decoder with its last layer."""
     import torch
     import transformers
 
     config = transformers.AutoConfig.for_model(name, **config)
-    model = transformers.AutoModel.from_config(config).eval()
+    kind = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
+    model = kind.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     for key, value in model.state_dict().items():
         if value.is_floating_point():
@@ -80,6 +116,10 @@ def batch(name, config, rng, padded=True):
         return {"image": rng.normal(size=(2, *size, config["num_channels"])).astype(np.float32)}
     B, L = 3, int(rng.integers(4, 10))
     inputs = {"input_ids": rng.integers(3, 23, (B, L)).astype(np.int32)}
+    if name in DECODERS:
+        mask = np.ones((B, L), np.int32)
+        mask[0, -2:] = mask[1, :2] = 0  # padding on the right, on the left, and none
+        return inputs | ({"attention_mask": mask} if padded else {})
     if padded:
         mask = (np.arange(L) < rng.integers(1, L + 1, (B, 1))).astype(np.int32)
         pad = config.get("pad_token_id", 0)
@@ -104,6 +144,9 @@ def run(name, model, inputs):
     with torch.no_grad():
         out = model(**kwargs, output_hidden_states=True)
     states = [state.numpy() for state in out.hidden_states]
+    if name in DECODERS:
+        outputs = {"token_logits": out.logits.numpy(), "sequence": states[-1], "embeddings": states[0]}
+        return outputs | {f"decoder/layer_{i}": state for i, state in enumerate(states[1:-1])}
     outputs = {"sequence": out.last_hidden_state.numpy(), "embeddings": states[0]}
     outputs |= {f"encoder/layer_{i}": state for i, state in enumerate(states[1:])}
     pooler = {"bert": "pooled", "vit": "pooler", "deit": "pooler"}.get(name)
@@ -112,7 +155,7 @@ def run(name, model, inputs):
 
 def main():
     """Write one small file for each architecture."""
-    for name in (*TEXT, *IMAGE):
+    for name in (*TEXT, *IMAGE, *DECODERS):
         rng = np.random.default_rng(0)
         config = settings(name, rng, small=True)
         model = build(name, config)
