@@ -22,8 +22,8 @@ def put_head(
     training all leaves from here is the second half. The probe must have read the output that the head
     reads (``jtl.heads.find(model).on``).
 
-    Raises ValueError if the model has no such head, if it has a hidden layer (no probe solves that), or if
-    a shape differs.
+    Raises ValueError if the model has no such head, if it has a hidden layer (no probe solves that) or no
+    bias, or if a shape differs.
     """
     head = heads.find(model, name)
     if head is None:
@@ -34,6 +34,8 @@ def put_head(
             "one, jtl.heads.classifier(model, classes, on='features', width=D, key=key)"
         )
     old = model.params[name]["out"]
+    if "bias" not in old:
+        raise ValueError(f"head {name!r} has no bias, which a probe has: attach one with on= and width=")
     new = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     for leaf, value in new.items():
         if old[leaf].shape != value.shape:

@@ -80,7 +80,7 @@ class Attention(nn.Module):
     def _extended(self, name: str, new: Array, start: Array) -> Array:
         if not self.has_variable("cache", name):
             return new
-        kept = self.variable("cache", name)
+        kept: nn.Variable = self.variable("cache", name)
         kept.value = lax.dynamic_update_slice_in_dim(kept.value, new.astype(kept.value.dtype), start, 1)
         return kept.value.astype(new.dtype)
 
@@ -172,9 +172,10 @@ class Llama(nn.Module):
 
     def _place(self, new: Bool[Array, "B L"]) -> Place:
         """Put tokens after those of the cache, which from then on knows them."""
-        (L, start, real) = new.shape[1], jnp.zeros((), jnp.int32), new
+        L, start, real = new.shape[1], jnp.zeros((), jnp.int32), new
         if self.has_variable("cache", "filled"):
-            filled, kept = self.variable("cache", "filled"), self.variable("cache", "real")
+            filled: nn.Variable = self.variable("cache", "filled")
+            kept: nn.Variable = self.variable("cache", "real")
             start, real = filled.value, lax.dynamic_update_slice_in_dim(kept.value, new, filled.value, 1)
             filled.value, kept.value = start + L, real
         position = rope.positions(real)

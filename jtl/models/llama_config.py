@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jtl.models import architecture, rope
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
-from jtl.models.rope import RopeScaling
 
 NOT_COMPUTED = {"attention_dropout": (0.0, None), "quantization_config": (None,)}
 
@@ -38,7 +37,7 @@ class LlamaConfig:
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: rope.Linear | rope.Llama3 | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -122,10 +121,11 @@ class LlamaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
-        scaling = self.rope_scaling and {
-            name: value for name, value in vars(self.rope_scaling).items() if value is not None
+        return {
+            "model_type": self.model_type,
+            **dataclasses.asdict(self),
+            "rope_scaling": rope.to_hf(self.rope_scaling),
         }
-        return {"model_type": self.model_type, **dataclasses.asdict(self), "rope_scaling": scaling}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,72 +10,82 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Divides all frequencies by `factor`."""
+
+    rope_type: ClassVar[str] = "linear"
+    factor: float
+
+    def lower(self, turns: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+        """The scaled frequencies, radians per position."""
+        return turns / self.factor
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How frequencies are lowered, under the names of `rope_scaling` in config.json.
+class Llama3:
+    """Divides low frequencies by `factor` and keeps high ones.
 
-    `linear` divides all by `factor`. `llama3` divides those whose wavelength exceeds
-    `original_max_position_embeddings / low_freq_factor` positions, keeps those with one below
-    `original_max_position_embeddings / high_freq_factor`, and goes over from one to the other in between.
+    Low are those with less than `low_freq_factor` periods in a text of `original_max_position_embeddings` tokens, high
+    those with more than `high_freq_factor`; in between the one goes over into the other.
     """
 
-    rope_type: str
+    rope_type: ClassVar[str] = "llama3"
     factor: float
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    original_max_position_embeddings: int | None = None
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
 
-    def __post_init__(self):
-        needed = {"linear": (), "llama3": LLAMA3}.get(self.rope_type)
-        if needed is None:
-            raise ValueError(
-                f"config.json: rope_type={self.rope_type!r} is not supported; supported: 'default', 'linear', 'llama3'"
-            )
-        if lacking := [name for name in needed if getattr(self, name) is None]:
-            raise ValueError(f"config.json: rope_type {self.rope_type!r} lacks {', '.join(lacking)}")
+    def lower(self, turns: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+        """The scaled frequencies, radians per position."""
+        periods = self.original_max_position_embeddings * turns / (2 * np.pi)
+        share = np.clip(
+            (periods - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1
+        )
+        return (1 - share) * turns / self.factor + share * turns
+
+
+SCALINGS = {scaling.rope_type: scaling for scaling in (Linear, Llama3)}
 
 
 def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings `rope_theta` and `rope_scaling` of a config.json of `transformers` v4 or v5.
+    """The settings `rope_theta` and `rope_scaling` (a scaling or None) of a config.json of `transformers` v4 or v5.
 
-    v4 has both at the top, v5 one dict `rope_parameters`. Raises ValueError for a scaling that is not computed here.
+    v4 has both at the top, v5 one dict `rope_parameters`. Raises ValueError for what is not computed here.
     """
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = found.pop("rope_theta", config.get("rope_theta", 10000.0))
-    kind = found.pop("rope_type", None) or found.get("type", "default")
-    found.pop("type", None)
-    if found.pop("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1.0):
+    if found.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1.0):
         raise ValueError("config.json: partial_rotary_factor is not supported: whole heads are turned")
+    theta = float(found.get("rope_theta", config.get("rope_theta", 10000.0)))
+    kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
-        return {"rope_theta": float(theta), "rope_scaling": None}
-    known = {field.name for field in dataclasses.fields(RopeScaling)}
-    if "factor" not in found:
-        raise ValueError(f"config.json: rope_type {kind!r} lacks factor")
-    scaling = RopeScaling(kind, **{name: value for name, value in found.items() if name in known})
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
+        return {"rope_theta": theta, "rope_scaling": None}
+    if kind not in SCALINGS:
+        raise ValueError(
+            f"config.json: rope_type={kind!r} is not supported; supported: 'default', {', '.join(map(repr, SCALINGS))}"
+        )
+    names = [field.name for field in dataclasses.fields(SCALINGS[kind])]
+    if lacking := [name for name in names if found.get(name) is None]:
+        raise ValueError(f"config.json: rope_type {kind!r} lacks {', '.join(lacking)}")
+    return {"rope_theta": theta, "rope_scaling": SCALINGS[kind](**{name: found[name] for name in names})}
 
 
-def frequencies(size: int, theta: float, scaling: RopeScaling | None) -> Float[np.ndarray, " R"]:
+def to_hf(scaling: Linear | Llama3 | None) -> dict[str, Any] | None:
+    """What config.json has at `rope_scaling`."""
+    return None if scaling is None else {"rope_type": scaling.rope_type, **dataclasses.asdict(scaling)}
+
+
+def frequencies(size: int, theta: float, scaling: Linear | Llama3 | None) -> Float[np.ndarray, " R"]:
     """Radians per position of each of the R = E / 2 pairs of a head of `size` E: `theta^(-2i / E)`, scaled."""
     turns = theta ** (-np.arange(0, size, 2) / size)
-    if scaling is None:
-        return turns.astype(np.float32)
-    low = turns / scaling.factor
-    if scaling.rope_type == "llama3":
-        first, last = scaling.low_freq_factor, scaling.high_freq_factor
-        periods = scaling.original_max_position_embeddings * turns / (2 * np.pi)  # in a text of pretraining
-        share = np.clip((periods - first) / (last - first), 0, 1)
-        low = (1 - share) * low + share * turns
-    return low.astype(np.float32)
+    return (turns if scaling is None else scaling.lower(turns)).astype(np.float32)
 
 
 def rotate(x: Float[Array, "B L N E"], angles: Float[Array, "B L R"]) -> Float[Array, "B L N E"]:

@@ -18,6 +18,7 @@ from jtl.model import Cast, Model
 from jtl.models.architecture import Architecture, Tensor
 from jtl.pretrained.load import WeightsError, find_architecture, head_tensors
 from jtl.pretrained.sources import resolve, tokenizer_files
+from jtl.pretrained.tokenize import tokenizer as load_tokenizer
 
 
 def save(
@@ -33,7 +34,8 @@ def save(
     Args:
         model: of an architecture in ``jtl.models``, bare or with its standard classification head.
         folder: must be absent or empty, unless `overwrite` lets an earlier model folder be replaced.
-        tokenizer: name or folder (see ``resolve``) whose tokenizer files are copied along.
+        tokenizer: name or folder (see ``resolve``) whose tokenizer files are copied along, or written if it is in a
+            GGUF file.
         id2label: name of each class.
         overwrite: replace a folder that holds a model.
 
@@ -41,6 +43,7 @@ def save(
         ValueError: the model has no architecture, or a technique that plain weights cannot express.
         WeightsError: leaves that the architecture's files have no place for, or lack.
         FileExistsError: `folder` holds something.
+        FileNotFoundError: `tokenizer` has none.
     """
     folder = Path(folder)
     architecture, head, names = check_savable(model)
@@ -52,6 +55,7 @@ def save(
     elif id2label is not None:
         raise ValueError("id2label names the classes of a head, and this model has none.")
     copies = tokenizer_files(resolve(tokenizer)) if tokenizer is not None else []
+    built = load_tokenizer(tokenizer) if tokenizer is not None and not copies else None
 
     _check_free(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,8 @@ def save(
         (temporary / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         for file in copies:
             shutil.copyfile(file, temporary / file.name)
+        if built is not None:
+            built.save_pretrained(temporary)
         temporary.chmod(0o777 & ~umask())
         _swap(temporary, folder)
     finally:

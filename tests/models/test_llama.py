@@ -12,7 +12,7 @@ from support import error, from_files, outputs, shapes
 from jtl import adapters, distill, finetune, heads
 from jtl.model import Mode, cast, with_base
 from jtl.models import ARCHITECTURES
-from jtl.models.rope import RopeScaling, frequencies
+from jtl.models.rope import Linear, Llama3, frequencies
 from jtl.tasks import CausalLM
 from jtl.tree import flatten
 
@@ -153,11 +153,11 @@ def test_a_cache_changes_nothing(name):
 def test_frequencies():
     plain = frequencies(8, 10000.0, None)
     np.testing.assert_allclose(plain, [1, 0.1, 0.01, 0.001], rtol=1e-6)
-    np.testing.assert_allclose(frequencies(8, 10000.0, RopeScaling("linear", 4.0)), plain / 4, rtol=1e-6)
+    np.testing.assert_allclose(frequencies(8, 10000.0, Linear(4.0)), plain / 4, rtol=1e-6)
     # Wavelengths of 6.3, 63, 628 and 6283 positions; 1 to 4 periods in 512 are in between.
-    llama3 = frequencies(8, 10000.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 512))
+    llama3 = frequencies(8, 10000.0, Llama3(8.0, 1.0, 4.0, 512))
     np.testing.assert_allclose(llama3, plain / [1, 1, 8, 8], rtol=1e-6)
-    between = frequencies(8, 10000.0, RopeScaling("llama3", 8.0, 0.5, 2.0, 512))[2]
+    between = frequencies(8, 10000.0, Llama3(8.0, 0.5, 2.0, 512))[2]
     share = (512 * 0.01 / (2 * np.pi) - 0.5) / 1.5
     np.testing.assert_allclose(between, (1 - share) * 0.01 / 8 + share * 0.01, rtol=1e-6)
 

@@ -16,6 +16,8 @@ from jtl.adapters.peft import names
 from jtl.adapters.peft.files import AdapterFileError, Tensors
 from jtl.model import Model
 
+NAMES = {"weight": "weights", "bias": "biases"}
+
 
 def write(model: Model, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The head's tensors, their keys after ``prefix``, and what the configuration says of it; nothing without one."""
@@ -25,7 +27,8 @@ def write(model: Model, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, A
     for layer, module in model.config.head.tensors.items():
         leaves = model.params["head"][layer]
         tensors[f"{prefix}{module}.weight"] = np.asarray(leaves["kernel"]).T
-        tensors[f"{prefix}{module}.bias"] = np.asarray(leaves["bias"])
+        if model.config.head.bias:
+            tensors[f"{prefix}{module}.bias"] = np.asarray(leaves["bias"])
     saved = {key.split(".")[0] for key in model.config.head.tensors.values()}
     config: dict[str, Any] = {"modules_to_save": sorted(saved)}
     if "input_ids" in names.architecture(model).example(model.config):
@@ -54,7 +57,8 @@ def read(model: Model, config: Mapping[str, Any], tensors: Tensors, folder: Path
     spec = model.config.head
     if not tensors and not _named(model, config):
         return model
-    wanted = {f"{module}.{leaf}" for module in spec.tensors.values() for leaf in ("weight", "bias")}
+    leaves = [*NAMES] if spec.bias else ["weight"]
+    wanted = {f"{module}.{leaf}" for module in spec.tensors.values() for leaf in leaves}
     if wanted != set(tensors):
         raise AdapterFileError(
             f"{folder}: the head needs {sorted(wanted)}, found {sorted(tensors)}; to keep the model's own head, take "
@@ -63,15 +67,17 @@ def read(model: Model, config: Mapping[str, Any], tensors: Tensors, folder: Path
     width = model.config.width(spec.on)
     layers: dict[str, dict[str, Array]] = {}
     for layer, module in spec.tensors.items():
-        kernel, bias = tensors[f"{module}.weight"].T, tensors[f"{module}.bias"]
-        outputs = bias.size if layer == "out" else width
-        if (kernel.shape, bias.shape) != ((width, outputs), (outputs,)):
-            raise AdapterFileError(
-                f"{folder}: {module} has weights {kernel.T.shape} and biases {bias.shape}, expected "
-                f"{(outputs, width)} and {(outputs,)}: it is of another model"
-            )
-        layers[layer] = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
-    module = heads.standard(model.config, layers["out"]["bias"].shape[0])
+        found = {leaf: tensors[f"{module}.{leaf}"] for leaf in leaves}
+        outputs = len(found["weight"]) if layer == "out" else width
+        for leaf, shape in zip(leaves, ((outputs, width), (outputs,)), strict=False):
+            if found[leaf].shape != shape:
+                raise AdapterFileError(
+                    f"{folder}: {module} has {NAMES[leaf]} {found[leaf].shape} in place of the expected {shape}: it is "
+                    "of another model"
+                )
+        layers[layer] = {"kernel": jnp.asarray(found["weight"].T)}
+        layers[layer] |= {"bias": jnp.asarray(found["bias"])} if spec.bias else {}
+    module = heads.standard(model.config, layers["out"]["kernel"].shape[1])
     return heads.attach(model, module, on=spec.on, params=layers)
 
 
