@@ -13,6 +13,7 @@ from jtl.distill.fsp import FSP, fsp, fsp_matrix
 from jtl.distill.hint import Hint, hint
 from jtl.distill.matching import mixup
 from jtl.distill.mutual import Mutual, peer, peers
+from jtl.distill.on_policy import continued, given
 from jtl.distill.pkt import PKT, pkt
 from jtl.distill.regressor import regressor, remove_regressors
 from jtl.distill.review import Review, ReviewKD, hierarchical_context
@@ -36,11 +37,11 @@ from jtl.distill.term import Term, column, columns
 from jtl.distill.widths import choose_widths
 
 __all__ = [
-    "CRD", "DIST", "DKD", "FSP", "PKT", "RKD", "AttentionTransfer", "Distill", "EMATeacher", "Hint", "Mutual", "Review",
-    "ReviewKD", "SequenceKD", "Similarity", "Size", "SoftTargets", "Taught", "Term", "TopKSequenceKD", "Views",
-    "attention_map", "attention_transfer", "averaged", "choose_layers", "choose_widths", "column", "columns", "crd",
-    "dist", "dkd", "dkd_parts", "forward_kl", "forward_kl_top_k", "fsp", "fsp_matrix", "generalised_jsd",
-    "hierarchical_context", "hint", "measure", "memory", "mixup", "peer", "peers", "pkt", "regressor",
-    "remove_memory", "remove_regressors", "reverse_kl", "rkd_angle", "rkd_distance", "similarity", "soft_targets",
-    "top_k", "with_average",
+    "CRD", "DIST", "DKD", "FSP", "PKT", "RKD", "AttentionTransfer", "Distill", "EMATeacher", "Hint", "Mutual",
+    "Review", "ReviewKD", "SequenceKD", "Similarity", "Size", "SoftTargets", "Taught", "Term", "TopKSequenceKD",
+    "Views", "attention_map", "attention_transfer", "averaged", "choose_layers", "choose_widths", "column", "columns",
+    "continued", "crd", "dist", "dkd", "dkd_parts", "forward_kl", "forward_kl_top_k", "fsp", "fsp_matrix",
+    "generalised_jsd", "given", "hierarchical_context", "hint", "measure", "memory", "mixup", "peer", "peers", "pkt",
+    "regressor", "remove_memory", "remove_regressors", "reverse_kl", "rkd_angle", "rkd_distance", "similarity",
+    "soft_targets", "top_k", "with_average",
 ]  # fmt: skip
