@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from experiments import task
 from jtl import data, features, heads
-from jtl.data import image, text
+from jtl.data import image
 from jtl.data.loader import Encoded
 from jtl.model import Model, linen
 from jtl.models.conv4 import Conv4
@@ -105,8 +105,7 @@ def prepare_transfer(
         width = own["train"].batch(np.array([0]), 1, None)["x"].shape[-1]
         return Transfer(name, _mlp(first.classes, width), own, other, first.dataset.classes, None, "running",
                         BOTTLENECK, 1e-3, 300)  # fmt: skip
-    lengths = np.concatenate([split.lengths for part in ready for split in part.splits.values()])
-    buckets = text.best_buckets(lengths, text.SHAPES, max_length)
+    buckets = (max_length,)  # a batch of both domains is as long as its longest text: one shape serves as well
     start = partial(_whole, first.pretrained, first.classes)
     stats: Literal["running", "batch"] = "batch" if "batch_stats" in first.pretrained.variables else "running"
     return Transfer(name, start, ready[0].splits, ready[1].splits, first.dataset.classes,

@@ -1,0 +1,121 @@
+"""What a step of distillation costs beside its parts: operations of compiled programs, which are exact.
+
+``flops_over_minimum`` of a method is its train step over the student's own step (``student_alone``), plus one forward
+of the teacher where it runs live (up to the deepest layer that the method reads). 1 is nothing but the parts: one
+forward of the teacher for all terms, no gradient through it. ``stored`` methods read its logits from memory.
+
+    python -m experiments.benchmarks.distill --out runs/bench_distill
+
+Expected: not yet run.
+
+No step is run, so it takes as long as the compilations, on any machine. Losses between layers also cost their own
+products, such as a regressor's: those of ``hint`` and ``crd`` are real work above the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import arms, students
+from experiments import distill_methods as methods
+from experiments.cli import cli
+from experiments.output import Config, command, prepare, settings
+from experiments.task import prepare_task
+from jtl import distill
+from jtl.train import adamw, make_step
+from jtl.train.report import Result, Section, environment, summarise, table, write_report, write_result
+
+SETTINGS = {
+    "text": ("minilm", "rotten_tomatoes", "layers_3"),
+    "image": ("efficientnet-lite0", "mnist5k", "conv4"),
+}
+SKIPPED = ("student_alone", "mutual", "ema_teacher")  # the first is the measure, the others have no teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchDistill(Config):
+    """Settings of the benchmark."""
+
+    batch_size: int = 32
+    """Examples of a step."""
+    max_length: int = 48
+    """Longest text in tokens."""
+    image_size: int = 64
+    """Side of the images in pixels."""
+
+
+def run(config: BenchDistill) -> Result:
+    """Compile the steps and compare; writes into ``config.out`` and returns the result."""
+    out = prepare(config, "bench_distill")
+    rows: list[dict[str, Any]] = []
+    for setting, (model, data, student) in SETTINGS.items():
+        size = config.image_size if setting == "image" else None
+        task = prepare_task(
+            model, data, max_length=config.max_length, image_size=size, validation=64, test=64
+        )
+        teacher, layers = arms.start(task, "full", jax.random.key(0)), students.choose(student, task)
+        train = task.splits["train"].take(np.arange(256))
+        logits = np.zeros((len(train), task.classes), np.float32)
+        lesson = methods.Lesson(
+            teacher=teacher,
+            student=layers.start(teacher, task, jax.random.key(0)),
+            layers=layers,
+            second=layers.start(teacher, task, jax.random.key(1)),
+            train=train,
+            taught=distill.Taught(train, {"teacher_logits": logits}),
+            unlabelled=train,
+            classes=task.classes,
+            steps=8,
+            batch_size=config.batch_size,
+            buckets=(task.buckets[-1],),
+            seed=0,
+        )
+        alone = _flops(methods.student_alone(lesson))
+        unfit = (*SKIPPED, *(methods.ONLY_IMAGE if setting == "text" else ()))
+        for method in [m for m in methods.METHODS if m not in unfit][: 2 if config.quick else None]:
+            recipe = getattr(methods, method)(lesson)
+            forward = _forward(recipe, lesson)
+            row = {"setting": setting, "method": method, "arm": f"{setting}_{method}", "seed": config.seed,
+                   "step": _flops(recipe), "student_step": alone, "teacher_forward": forward}  # fmt: skip
+            rows.append(row | {"flops_over_minimum": row["step"] / (alone + forward)})
+            print(f"{setting}  {method}  {rows[-1]['flops_over_minimum']:.4f}")
+    result = Result(
+        "bench_distill", settings(config), environment(), 0.0, rows, summarise(rows, ["flops_over_minimum"])
+    )
+    write_result(out, result)
+    lines = [
+        [r["setting"], r["method"], "live" if r["teacher_forward"] else "stored", f"{r['step'] / 1e9:.2f}",
+         f"{r['student_step'] / 1e9:.2f}", f"{r['teacher_forward'] / 1e9:.2f}", f"{r['flops_over_minimum']:.4f}"]
+        for r in rows
+    ]  # fmt: skip
+    head = ["setting", "method", "teacher", "step", "student alone", "teacher's forward", "over minimum"]
+    write_report(
+        out,
+        result,
+        title="What a step of distillation costs",
+        about=" ".join(__doc__.split("\n\n")[1].split()),
+        command=command("benchmarks.distill", config),
+        sections=[Section("GFLOP of a step", table(head, lines))],
+    )
+    return result
+
+
+def _flops(recipe: methods.Recipe) -> float:
+    step = make_step(recipe.loss, adamw(1e-3))
+    return float(step.lower(recipe.model, recipe.batches[0]).compile().cost_analysis()["flops"])
+
+
+def _forward(recipe: methods.Recipe, lesson: methods.Lesson) -> float:
+    """Operations of the teacher's forward up to what the loss reads of it; 0 if that is stored."""
+    if not isinstance(recipe.loss, distill.Distill):
+        return 0.0
+    fill = jax.jit(lambda teacher, batch: distill.Distill(teacher, recipe.loss.loss).fill(teacher, batch))
+    return float(fill.lower(lesson.teacher, recipe.batches[0]).compile().cost_analysis()["flops"])
+
+
+if __name__ == "__main__":
+    cli(run, BenchDistill)
