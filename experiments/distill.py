@@ -82,9 +82,9 @@ class Distillation(Config):
     """Which to compare; student_alone always runs."""
     teacher_steps: int = 300
     """Updates of the teacher, 32 examples each, on all training examples."""
-    steps: int = 300
+    steps: int = 150
     """Updates of every student on texts."""
-    image_steps: int = 600
+    image_steps: int = 300
     """Updates of every student on images."""
     batch_size: int = 32
     """Examples of an update."""
