@@ -21,6 +21,7 @@ class LlamaConfig:
 
     model_type: ClassVar[str] = "llama"
     task: ClassVar[str] = "Llama"  # what the classes of `transformers` start with
+    # Fields that this family's config.json does not have, and the values that mean what is computed without them.
     only: ClassVar[dict[str, tuple]] = {"sliding_window": (None,), "layer_types": (None,)}
     qk_norm: ClassVar[bool] = False
     head_dropout: ClassVar[float] = 0.0
@@ -121,11 +122,8 @@ class LlamaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
-        return {
-            "model_type": self.model_type,
-            **dataclasses.asdict(self),
-            "rope_scaling": rope.to_hf(self.rope_scaling),
-        }
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in self.only}
+        return {"model_type": self.model_type, **fields, "rope_scaling": rope.to_hf(self.rope_scaling)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,19 +152,20 @@ class Qwen2Config(LlamaConfig):
 
     model_type: ClassVar[str] = "qwen2"
     task: ClassVar[str] = "Qwen2"
-    only: ClassVar[dict[str, tuple]] = {"mlp_bias": (False, None)}
+    only: ClassVar[dict[str, tuple]] = {"attention_bias": (True, None), "mlp_bias": (False, None)}
 
     vocab_size: int = 151936
     intermediate_size: int = 22016
     num_key_value_heads: int | None = 32
     max_position_embeddings: int = 32768
+    attention_bias: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
 
     @property
     def biases(self) -> tuple[bool, bool]:
         """Query, key and value have biases."""
-        return True, False
+        return self.attention_bias, False
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -191,9 +190,11 @@ class Qwen3Config(Qwen2Config):
 
     model_type: ClassVar[str] = "qwen3"
     task: ClassVar[str] = "Qwen3"
+    only: ClassVar[dict[str, tuple]] = {"mlp_bias": (False, None)}
     qk_norm: ClassVar[bool] = True
 
     head_dim: int | None = 128
+    attention_bias: bool = False
 
     @property
     def biases(self) -> tuple[bool, bool]:

@@ -123,7 +123,10 @@ CONFIGS = {
     "vit": IMAGE,
     "deit": IMAGE,
     "dinov2": IMAGE | dict(mlp_ratio=2),
-}
+} | {
+    name: TEXT | dict(num_key_value_heads=1, pad_token_id=1, head_dim=4, tie_word_embeddings=True)
+    for name in ("llama", "mistral", "qwen2", "qwen3")
+}  # fmt: skip
 
 
 def batches(name):
@@ -168,6 +171,45 @@ def test_transformers_to_jtl_and_back(name, tmp_path):
     assert set(before) == set(after) | set(report.ignored)  # DINOv2 ignores the mask token of its pretraining
     for key, tensor in after.items():
         assert torch.equal(before[key], tensor), key
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+def test_language_models_to_jtl_and_back(name, tied, tmp_path):
+    """With a scaling of positions and, where there can be one, a window."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    window = dict(use_sliding_window=True, max_window_layers=1) if name.startswith("qwen") else {}
+    window |= {} if name == "llama" else dict(sliding_window=4)
+    settings = (
+        CONFIGS[name]
+        | window
+        | dict(tie_word_embeddings=tied, rope_parameters=scaling | {"rope_theta": 30.0})
+    )
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(name, **settings)
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, report = load_with_report(tmp_path / "theirs")
+    assert report.ignored == report.new == ()
+    auto = transformers.AutoModelForCausalLM
+    back, info = auto.from_pretrained(save(ours, tmp_path / "ours"), output_loading_info=True)
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    assert type(back) is type(theirs)
+    batch, fields = batches(name)
+    with torch.no_grad():
+        first, second = (
+            m(**{k: torch.tensor(v) for k, v in fields.items()}).logits.numpy() for m in (theirs, back.eval())
+        )
+    np.testing.assert_array_equal(first, second)
+    found, real = np.asarray(ours(batch)["token_logits"]), fields["attention_mask"] == 1
+    assert np.abs(found - first)[real].max() / np.abs(first).max() < 1e-4
 
 
 @pytest.mark.parity
