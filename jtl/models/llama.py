@@ -151,8 +151,10 @@ class Llama(nn.Module):
     Returns `token_logits` (B, L, V), those of the next token at each position; `sequence` (B, L, D), the last hidden
     states after the last norm; `features` (B, D), that of the last real token of each text.
 
-    Positions count the real tokens. With a `cache` collection (`LlamaConfig.cache`) the tokens follow those in the
-    cache, which it must have room for, and the updated collection is part of the state.
+    Positions count the real tokens, and may go past `max_position_embeddings`, where no such model was trained.
+
+    With a `cache` collection (`LlamaConfig.cache`) the tokens follow those in the cache, which must have room for them,
+    and the updated collection is part of the state.
     """
 
     config: LlamaConfig

@@ -9,7 +9,7 @@ import pytest
 from jtl import adapters, finetune, heads, tree
 from jtl.model import Linen, Model, cast
 from jtl.models import ARCHITECTURES
-from jtl.tasks import Classify
+from jtl.tasks import CausalLM, Classify
 from jtl.train import accumulate, make_step, mesh
 
 pytestmark = [
@@ -38,11 +38,14 @@ SIZES = {
     "vit": ("vit", {**SMALL, "num_attention_heads": 6}),
     "minilm": ("bert", {**SMALL, "num_hidden_layers": 6}),
     "efficientnet-lite0": ("efficientnet_lite", {}),
-}
+    # A layer of SmolLM2, with all of its vocabulary.
+    "smollm2": ("llama", {"vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 1, "num_attention_heads": 9,
+                          "num_key_value_heads": 3, "intermediate_size": 1536, "tie_word_embeddings": True}),
+}  # fmt: skip
 
 
-def real_size(name, classes, **smaller):
-    """A model with a head: shapes alone."""
+def real_size(name, classes=None, **smaller):
+    """A model, with a head if it has classes: shapes alone."""
     kind, sizes = SIZES[name]
     sizes = {**sizes, **smaller}
     architecture = ARCHITECTURES[kind]
@@ -51,9 +54,8 @@ def real_size(name, classes, **smaller):
 
     def build(key):
         variables = architecture.module(config).init(key, **example)
-        return heads.classifier(
-            Model(dict(variables), Linen(architecture.module(config)), (), config), classes, key=key
-        )
+        model = Model(dict(variables), Linen(architecture.module(config)), (), config)
+        return model if classes is None else heads.classifier(model, classes, key=key)
 
     return jax.eval_shape(build, jax.random.key(0)), example
 
@@ -98,6 +100,18 @@ def test_a_step_fits_a_v5e_slice(name, step, slice_2x2, record_property):
     # AdamW holds two more arrays for each that trains; a sharded chip a quarter of all.
     share = {"sharded": 3 / 4 * 1.2, "head": 1.1, "lora": 1.1, "bfloat16": 3}.get(step, 3)
     assert held < share * weights + SPARE
+
+
+def test_a_language_model_fits_a_v5e_slice(slice_2x2, record_property):
+    """In bfloat16, its weights spread over the chips."""
+    model, example = real_size("smollm2")
+    batch = batch_of(example, rows=32)
+    del batch["label"]
+    step = make_step(CausalLM(), optax.adamw(1e-4), None, mesh=slice_2x2, sharding=mesh.FULLY_SHARDED).lower(
+        cast(model, jnp.bfloat16), batch
+    )
+    held = check(step.compile(), "smollm2 causal", record_property)
+    assert held < 3 / 4 * 1.2 * 4 * tree.size(model.params) + SPARE
 
 
 def check(compiled, name, record_property):
