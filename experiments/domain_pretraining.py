@@ -17,7 +17,9 @@ both domains; it is the same for all arms of a seed, and ``none`` is measured wi
 ``mlm_loss_other`` are losses on held-out texts (nats a hidden word; the same words are hidden from every arm), so
 ``mlm_loss_other`` above that of ``none`` is forgetting. ``accuracy`` is that of the fine-tuned model on test.
 
-Expected: not yet run in full; by the time of a step, about 25 minutes on two CPU cores.
+Expected (``experiments/results/domain_pretraining.json``, three seeds, about 25 minutes of one core): ``accuracy``
+0.709 ± 0.061 (``none``), 0.700 ± 0.061 (``domain``), 0.707 ± 0.070 (``other``), 0.700 ± 0.085 (``replay``): no gain is
+shown. ``mlm_loss_domain`` 7.244 ± 0.033 and 5.786 ± 0.082 (``none``, ``domain``).
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ def prepare_transfer(
         width = own["train"].batch(np.array([0]), 1, None)["x"].shape[-1]
         return Transfer(name, _mlp(first.classes, width), own, other, first.dataset.classes, None, "running",
                         BOTTLENECK, 1e-3, 300)  # fmt: skip
-    buckets = (max_length,)  # a batch of both domains is as long as its longest text: one shape serves as well
+    buckets = (
+        max_length,
+    )  # a batch of both domains is as long as its longest text: one shape serves as well
     start = partial(_whole, first.pretrained, first.classes)
     stats: Literal["running", "batch"] = "batch" if "batch_stats" in first.pretrained.variables else "running"
     return Transfer(name, start, ready[0].splits, ready[1].splits, first.dataset.classes,
