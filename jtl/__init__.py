@@ -18,6 +18,7 @@ from jtl import (
     meta,
     model,
     pretrained,
+    progressive,
     tasks,
     train,
     tree,
@@ -30,5 +31,5 @@ from jtl.pretrained import load, save
 __all__ = [
     "Aux", "Loss", "Mode", "Model",
     "adapters", "data", "distill", "domain", "features", "finetune", "heads", "load", "loss", "merging", "meta",
-    "model", "pretrained", "save", "tasks", "train", "tree", "wrap",
+    "model", "pretrained", "progressive", "save", "tasks", "train", "tree", "wrap",
 ]  # fmt: skip
