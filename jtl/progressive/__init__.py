@@ -2,17 +2,21 @@
 
 from jtl.progressive.columns import Column, Columns, Lateral
 from jtl.progressive.grow import columns, cost, fresh, grow, labels, only, put, task
+from jtl.progressive.prune import prune
+from jtl.progressive.sensitivity import fisher_sensitivity, perturbation_sensitivity
+from jtl.progressive.transfer import (
+    area,
+    average_accuracy,
+    backward_matrix,
+    backward_transfer,
+    forward_matrix,
+    forward_transfer,
+    transfer_score,
+)
 
 __all__ = [
-    "Column",
-    "Columns",
-    "Lateral",
-    "columns",
-    "cost",
-    "fresh",
-    "grow",
-    "labels",
-    "only",
-    "put",
-    "task",
-]
+    "Column", "Columns", "Lateral",
+    "area", "average_accuracy", "backward_matrix", "backward_transfer", "columns", "cost", "fisher_sensitivity",
+    "forward_matrix", "forward_transfer", "fresh", "grow", "labels", "only", "perturbation_sensitivity", "prune", "put",
+    "task", "transfer_score",
+]  # fmt: skip

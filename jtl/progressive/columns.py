@@ -12,13 +12,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Technique, Variables
 
 LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv)  # their U is a layer of the same kind
 LATERAL = "lateral"  # where a column's laterals lie among its leaves
-SHIFT = "shift"  # a collection: what is added to activations, {column: {block: array}}
+SHIFT = "shift"  # a collection: what is added to the inputs of blocks, {column: {block: array}}; see sensitivity.py
 Hidden = dict[str, Array]
 
 
@@ -42,12 +43,16 @@ class Lateral:
     Attributes:
         path: of the block.
         sources: numbers of the columns, from 1.
+        widths: features of each source.
         linear: whether U alone connects.
+        axis: of V, or of a linear U, along which the sources follow each other.
     """
 
     path: str
     sources: tuple[int, ...]
+    widths: tuple[int, ...]
     linear: bool
+    axis: int
 
     def __call__(self, module: nn.Module, leaves: Mapping[str, Array], hidden: Sequence[Array]) -> Array:
         """The sum to add, from the activations of the sources in order."""
@@ -55,9 +60,7 @@ class Lateral:
         if self.linear:
             return _through(module, leaves["u"], x)
         # α scales the rows of V and not x, whose gradient, as large a product as x V, nobody needs.
-        rows = jnp.concatenate(
-            [jnp.full(h.shape[-1], a) for h, a in zip(hidden, leaves["alpha"], strict=True)]
-        )
+        rows = jnp.repeat(leaves["alpha"], np.array(self.widths), total_repeat_length=sum(self.widths))
         return _through(module, leaves["u"], jax.nn.relu(x @ (rows[:, None] * leaves["v"])))
 
 
@@ -118,7 +121,7 @@ class Columns:
 
     def blocks(self, number: int) -> set[str]:
         """The blocks of a column whose inputs are read by later columns, or that laterals lead into."""
-        later = [lateral for column in self.columns for lateral in column.laterals]
+        later = [lateral for other in self.needed() if other > number for lateral in self.laterals(other)]
         read = {lateral.path for lateral in later if number in lateral.sources}
         return read | {lateral.path for lateral in self.laterals(number)}
 

@@ -86,7 +86,9 @@ def grow(
             widths = [_width(path, own[path], other, k) for k, other in enumerate(others, 1)]
             values = _init(own[path], path, widths, laterals, alpha, tree.fold_path(lateral_key, path))
             leaves |= {f"{LATERAL}/{path}/{leaf}": value for leaf, value in values.items()}
-            built.append(Lateral(path, tuple(range(1, number)), laterals == "linear"))
+            linear = laterals == "linear"
+            axis = -2 if linear and isinstance(own[path].layer, nn.Conv) else 0
+            built.append(Lateral(path, tuple(range(1, number)), tuple(widths), linear, axis))
 
     placed = {**new.variables, "params": {**new.params, **tree.nest(leaves)}}
     variables = dict(model.variables)
