@@ -7,6 +7,7 @@ update is taken).
 
 from jtl import (
     adapters,
+    continual,
     data,
     distill,
     domain,
@@ -30,6 +31,6 @@ from jtl.pretrained import load, save
 
 __all__ = [
     "Aux", "Loss", "Mode", "Model",
-    "adapters", "data", "distill", "domain", "features", "finetune", "heads", "load", "loss", "merging", "meta",
-    "model", "pretrained", "progressive", "save", "tasks", "train", "tree", "wrap",
+    "adapters", "continual", "data", "distill", "domain", "features", "finetune", "heads", "load", "loss", "merging",
+    "meta", "model", "pretrained", "progressive", "save", "tasks", "train", "tree", "wrap",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ LAYERS = (
     {"model"},
     {"loss", "heads", "wrap"},
     {"pretrained", "models", "tasks", "data"},
-    {"finetune", "features", "adapters", "domain", "progressive", "distill", "meta", "merging"},
+    {"finetune", "features", "adapters", "domain", "progressive", "continual", "distill", "meta", "merging"},
 )
 EDGES = {"pretrained": {"models"}}
 # The step and its loop run any loss, model and labels: they know the core, and no data, task or technique.

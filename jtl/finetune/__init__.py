@@ -4,16 +4,20 @@ from jtl.finetune.ewc import EWC, fisher
 from jtl.finetune.l2sp import L2SP
 from jtl.finetune.labels import depths, freeze, gradual_unfreezing, layerwise, train_all, train_only
 from jtl.finetune.lp_ft import put_head
+from jtl.finetune.si import SI, path_importance, track
 
 __all__ = [
     "EWC",
     "L2SP",
+    "SI",
     "depths",
     "fisher",
     "freeze",
     "gradual_unfreezing",
     "layerwise",
+    "path_importance",
     "put_head",
+    "track",
     "train_all",
     "train_only",
 ]

@@ -1,0 +1,37 @@
+"""A-GEM: updates that do not raise the loss on what is remembered.
+
+Chaudhry, Ranzato, Rohrbach and Elhoseiny 2019, "Efficient Lifelong Learning with A-GEM",
+https://arxiv.org/abs/1812.00420, equations 10 and 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jtl import tree
+from jtl.loss import Aux
+from jtl.model import Batch
+
+
+def agem(
+    loss: Callable[..., Any], trained: PyTree, batch: Batch, key: Array
+) -> tuple[tuple[Array, Aux], PyTree]:
+    """The gradient slot: g, or ``g - (g·r / r·r) r`` where it points against r, the gradient on remembered examples.
+
+    A batch is ``{"current": ..., "memory": ...}``, as ``Rehearse(..., apart=True)`` makes it. Value, metrics and
+    updated state are those of the current rows; ``projected`` says whether g was changed.
+    """
+    here, there = jax.random.split(key)
+    graded = jax.value_and_grad(loss, has_aux=True)
+    (value, aux), g = graded(trained, batch["current"], here)  # type: ignore[index]
+    _, r = graded(trained, batch["memory"], there)  # type: ignore[index]
+    along = tree.vdot(g, r)
+    against = along < 0
+    share = jnp.where(against, along / jnp.maximum(tree.vdot(r, r), jnp.finfo(jnp.float32).tiny), 0.0)
+    metrics = {**aux.metrics, "projected": against.astype(jnp.float32)}
+    return (value, aux._replace(metrics=metrics)), jax.tree.map(lambda g, r: g - share * r, g, r)

@@ -1,0 +1,56 @@
+"""Batches with remembered examples in them: experience replay, and the batches of A-GEM.
+
+Replay of a few stored examples of earlier tasks beside each batch: Chaudhry et al. 2019, "On Tiny Episodic Memories in
+Continual Learning", https://arxiv.org/abs/1902.10486.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from jtl.data.loader import Encoded, Steps
+
+
+@dataclass(frozen=True)
+class Rehearse:
+    """``batches`` with ``rows`` examples of ``memory`` beside each batch, drawn anew for every step.
+
+    Attributes:
+        batches: of the current task.
+        memory: the remembered examples, of the same fields and of one padded length.
+        rows: how many go with a batch; drawn without replacement where there are as many.
+        seed: of the draws.
+        apart: give ``{"current": ..., "memory": ...}`` for ``agem``, and not one batch of all rows.
+    """
+
+    batches: Steps
+    memory: Encoded
+    rows: int
+    seed: int = 0
+    apart: bool = False
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[step] for step in range(len(self)))
+
+    def __getitem__(self, step: SupportsIndex, /) -> dict[str, Any]:
+        step = operator.index(step)
+        current = self.batches[step]
+        rng = np.random.default_rng((self.seed, step))
+        chosen = rng.choice(len(self.memory), self.rows, replace=len(self.memory) < self.rows)
+        old = self.memory.batch(chosen, self.memory.buckets[-1], None)
+        old = old | {"weight": np.ones(self.rows, np.float32), "index": chosen.astype(np.int32)}
+        if current.keys() != old.keys():
+            raise ValueError(
+                f"a batch has the fields {sorted(current)}, the memory {sorted(old)}: remember the same fields"
+            )
+        if self.apart:
+            return {"current": current, "memory": old}
+        return {name: np.concatenate([values, old[name]]) for name, values in current.items()}

@@ -1,0 +1,45 @@
+"""A head for each task on one body, the row's task choosing its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jtl import heads
+from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+
+
+@dataclass(frozen=True)
+class TaskHeads:
+    """The technique: of ``logits`` (B, T · C), the heads of all tasks side by side, those of ``batch["task"]`` (B,).
+
+    All of them remain in ``outputs["task_logits"]`` (B, T, C).
+    """
+
+    tasks: int
+
+    def wrap(self, forward: Forward) -> Forward:
+        """``forward`` with the logits of each row's task."""
+
+        def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
+            if "task" not in batch:
+                raise KeyError(
+                    f"a model with a head for each task reads batch['task'], (B,); it has {sorted(batch)}"
+                )
+            outputs, state = forward(variables, batch, mode, key)
+            every = outputs["logits"].reshape(len(outputs["logits"]), self.tasks, -1)
+            chosen = jnp.take_along_axis(every, batch["task"][:, None, None], 1)[:, 0]  # type: ignore[index]
+            return {**outputs, "logits": chosen, "task_logits": every}, state
+
+        return run
+
+
+def task_heads(model: Model, tasks: int, classes: int, *, key: Array, on: str, width: int) -> Model:
+    """``model`` with a linear head of C classes for each of T tasks on its output ``on`` (B, ``width``).
+
+    A row's loss and gradient meet the head of its own task alone. The leaves are those of one head of T · C classes.
+    """
+    wide = heads.classifier(model, tasks * classes, key=key, on=on, width=width)
+    return wide.with_technique(TaskHeads(tasks), {})
