@@ -206,6 +206,11 @@ def over_weights(rows: Sequence[Row], metric: str, label: str | None = None) -> 
     return _over(rows, "weight", "weight", metric, label, "{x:.1f}", log_x=False)
 
 
+def over_tasks(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
+    """A metric against the number of ``tasks`` learned, as ``over_sizes`` against the number of examples."""
+    return _over(rows, "tasks", "tasks learned", metric, label, "{x:.0f}", log_x=False)
+
+
 def over_steps(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
     """A metric that training reports at every step, one line an arm, the mean over seeds."""
     rows = [row for row in rows if metric in row]
@@ -394,6 +399,44 @@ def confusion(true: Any, predicted: Any, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def heatmaps(
+    panels: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str], label: str, across: str, down: str
+) -> Figure:
+    """Matrices of shares or accuracies side by side, each cell with its value; NaN is left white.
+
+    Args:
+        panels: by title of the panel, values in [0, 1], (R, C).
+        rows: R names.
+        columns: C names.
+        label: of the colour, with its unit.
+        across: what the columns are.
+        down: what the rows are.
+    """
+    per_line = min(3, len(panels))
+    lines = -(-len(panels) // per_line)
+    wide, high = 2.0 + 0.62 * len(columns), 1.4 + 0.5 * len(rows)
+    with _figure(max(5.0, wide * per_line + 1.2), max(2.6, high * lines)) as figure:
+        grid = figure.subplots(lines, per_line, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (title, values) in zip(grid, panels.items(), strict=False):
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+            picture = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            for (row, column), value in np.ndenumerate(np.asarray(values)):
+                if np.isfinite(value):
+                    colour = "white" if value > 0.55 else "black"
+                    axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+            axes.set_xticks(
+                range(len(columns)), columns, fontsize=9, rotation=45, ha="right", rotation_mode="anchor"
+            )
+            axes.set_yticks(range(len(rows)), rows, fontsize=9)
+            axes.tick_params(length=0)
+            axes.set(title=title, xlabel=across, ylabel=down)
+        figure.colorbar(picture, ax=list(grid[: len(panels)]), shrink=0.8, label=label)
+    return figure
+
+
 def embeddings(features: Mapping[str, Any], labels: Any, classes: Sequence[str], limit: int = 2000) -> Figure:
     """The first two principal components of features, one panel a set: ``{"before": (N, D), "after": (N, D)}``.
 
@@ -506,11 +549,13 @@ __all__ = [
     "confusion",
     "embeddings",
     "gap_bars",
+    "heatmaps",
     "images",
     "learning_curves",
     "over_parameters",
     "over_rates",
     "over_sizes",
+    "over_tasks",
     "over_weights",
     "png",
     "principal_components",

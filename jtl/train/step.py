@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -162,6 +163,21 @@ class Step:
         """
         changed, metrics = self._compiled(state.replace(frozen=None), state.frozen, self.loss_leaves, batch)
         return changed.replace(frozen=state.frozen), metrics
+
+    def with_loss(self, loss: LossFunction) -> Step:
+        """This step, its compiled programs and all, for a loss of the same structure with other leaves.
+
+        Raises ValueError if the structures differ, or for a plain function, which has no leaves.
+        """
+        own: Any = jax.tree.structure(self.loss)
+        if self.loss_leaves is None or own != jax.tree.structure(loss):
+            raise ValueError(
+                f"with_loss needs a jtl loss of this step's own structure, {type(self.loss).__name__} of equal static "
+                "parts: make another step, make_step(loss, ...)"
+            )
+        other = copy.copy(self)
+        other.loss = other.loss_leaves = loss
+        return other
 
     def lower(self, model: Model, batch: Batch) -> Any:
         """The step lowered for these shapes: nothing runs, and the mesh's devices need not be at hand.

@@ -248,3 +248,28 @@ def test_compiler_options_reach_the_compiler(model, batch):
     wrong = make_step(Classify(), optax.sgd(0.1), compiler_options={"no_such_option": True})
     with pytest.raises(Exception, match="no_such_option"):
         run(wrong, model, batch)
+
+
+def test_a_step_takes_other_leaves_of_its_loss_without_compiling_again(model, batch):
+    class Towards(Loss):
+        """Half the squared distance to an anchor."""
+
+        anchor: dict
+
+        def mode(self):
+            return None
+
+        def value(self, model, outputs, batch, key):
+            gap = tree.sub(model.params, self.anchor)
+            return 0.5 * tree.vdot(gap, gap), {}
+
+    near, far = (jax.tree.map(lambda x, by=by: x + by, model.params) for by in (0.0, 2.0))
+    step = make_step(Towards(near), optax.sgd(1.0))
+    step._compiled = jax.jit(chex.assert_max_traces(step.update, n=1), donate_argnums=0)
+    for anchor in (near, far):
+        state, _ = run(step.with_loss(Towards(anchor)), model, batch, steps=1)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.model.params, anchor)
+    with pytest.raises(ValueError, match="a jtl loss of this step's own structure, Towards"):
+        step.with_loss(Pull())
+    with pytest.raises(ValueError, match="make another step"):
+        make_step(lambda model, batch, key: (0.0, Aux({}, {})), optax.sgd(1.0)).with_loss(Pull())

@@ -1,0 +1,356 @@
+"""Progressive networks beside the usual methods of continual learning: what is kept, what is gained, what it costs.
+
+A sequence of tasks is learned one after the other, with the same number of updates, batch size and optimiser (Adam,
+constant rate) for every method and task. After each task, test accuracy on every task fills the matrix R[i, j].
+``bwt`` (backward transfer) is below 0 where earlier tasks were forgotten, ``fwt`` is what was known of a task before it
+was learned, and ``transfer_score`` the area under the validation curve over that of a network of the task's own
+(``separate``, of the same start), both less chance, the mean over tasks after the first: above 1 is transfer. For
+methods with leaves of each task's own (``separate``, the ``progressive`` ones, ``head``, ``packnet``, ``lora``) the
+task of a test row is known. In ``split_mnist`` and ``newsgroups`` all methods know it; in the others the rest have one
+head for all tasks and do not. Strengths of EWC and SI were set in trials on validation examples with other seeds.
+
+    python -m experiments.progressive --out runs/progressive
+
+Sequences: ``permuted_mnist`` and ``rotated_mnist`` (Goodfellow et al. 2013, https://arxiv.org/abs/1312.6211; Lopez-Paz
+and Ranzato 2017, https://arxiv.org/abs/1706.08840), ``split_mnist`` (Zenke et al. 2017,
+https://arxiv.org/abs/1703.04200), all of 5,000 digits of MNIST, ``digits`` (handwritten by two groups of writers, then
+set in type), ``newsgroups`` (four topics of 20 Newsgroups for a small transformer), or ``--data`` with image sets of
+your own, ``tfds:`` ones among them, a task each. Progressive networks: Rusu et al. 2016,
+https://arxiv.org/abs/1606.04671.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from experiments import progressive_methods as methods
+from experiments.cli import cli
+from experiments.ledger import Ledger
+from experiments.output import Config, command, prepare, settings
+from experiments.progressive_methods import Recipe, Setting
+from experiments.sequences import LIMITS, Tasks, prepare_tasks
+from jtl import finetune, progressive, tree
+from jtl.data.loader import Batches
+from jtl.features import Rows
+from jtl.model import Model
+from jtl.tasks import accuracy
+from jtl.train import Step, figures, fit, make_step, predict
+from jtl.train.report import (
+    Result,
+    Section,
+    environment,
+    estimate,
+    format_estimate,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+Name = Literal["permuted_mnist", "split_mnist", "rotated_mnist", "digits", "newsgroups"]
+METRICS = ("average_accuracy", "bwt", "fwt", "transfer_score")
+FEW = (
+    "separate",
+    "progressive",
+    "head",
+    "full",
+)  # by --quick, and on newsgroups, whose updates take ten times as long
+SHOWN = ("progressive", "full", "ewc", "replay", "packnet", "head")  # matrices in the report
+POINTS = 10  # validations in the training of a task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive(Config):
+    """Settings of the comparison."""
+
+    sequence: tuple[Name, ...] = ("permuted_mnist", "split_mnist", "rotated_mnist", "digits", "newsgroups")
+    """Which sequences to learn."""
+    data: tuple[str, ...] = ()
+    """Image data sets of your own instead, a task each; see experiments.finetune --data."""
+    method: tuple[methods.Name | Literal["all"], ...] = ("all",)
+    """Which to compare; separate always runs. Left out, newsgroups runs four of them."""
+    tasks: int = 10
+    """Tasks of a sequence at most."""
+    steps: int = 200
+    """Updates for each task."""
+    batch_size: int = 32
+    """Examples in an update."""
+    learning_rate: float = 1e-3
+    """Rate of Adam."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Widths of the network on images."""
+    train_examples: int = 0
+    """Training examples of each task; 0 takes all."""
+    seeds: int = 3
+    """Repetitions."""
+
+
+def run(config: Progressive) -> Result:
+    """Learn every sequence by every method; writes into ``config.out`` and returns the result."""
+    _check(config)
+    out = prepare(config, "progressive")
+    ledger = Ledger(out, resume=config.resume)
+    names: tuple[str, ...] = ("own",) if config.data else config.sequence
+    names = names[-2:] if config.quick and not config.data else names
+    trainer = Trainer(config)
+    for name in names:
+        for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
+            tasks = prepare_tasks(
+                name, hidden=config.hidden, tasks=3 if config.quick else config.tasks,
+                train=500 if config.quick else config.train_examples, seed=seed,
+                limits=dict.fromkeys(LIMITS, 200) if config.quick else LIMITS, own=config.data,
+            )  # fmt: skip
+            setting = Setting(tasks, trainer.steps, config.batch_size, seed)
+            for method in _methods(config, name):
+                row = ledger.get(partial(trainer, method, setting), sequence=name, arm=method, seed=seed)
+                found = "  ".join(f"{m} {row[m]:.3f}" for m in METRICS if row.get(m) is not None)
+                print(f"{name}  seed {seed}  {method}  {found}  {row['seconds']:.0f} s")
+
+    rows = [_scored(row, ledger.rows) for row in ledger.rows]
+    summary = {}
+    for name in names:
+        own = [row for row in rows if row["sequence"] == name]
+        there = [metric for metric in METRICS if any(metric in row for row in own)]
+        summary |= {f"{metric}_{name}": found for metric, found in summarise(own, there).items()}
+    result = Result("progressive", settings(config), environment(), ledger.seconds, rows, summary)
+    write_result(out, result)
+    write_report(
+        out,
+        result,
+        title="Progressive networks",
+        about=" ".join(__doc__.split("\n\n")[1].split()),
+        command=command("progressive", config),
+        sections=[section for name in names for section in _sections(name, rows, ledger.curves)],
+    )
+    return result
+
+
+def _check(config: Progressive) -> None:
+    for name, least in (("tasks", 2), ("steps", POINTS), ("batch_size", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}"
+            )
+    if len(config.data) == 1:
+        raise ValueError("--data needs two data sets or more, a task each")
+
+
+def _methods(config: Progressive, name: str) -> list[str]:
+    wanted: tuple[str, ...] = config.method
+    if "all" in wanted:
+        wanted = FEW if config.quick or name == "newsgroups" else methods.NAMES
+    return ["separate", *(m for m in wanted if m != "separate")]
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Trains the methods, whose steps share their compiled programs over tasks and seeds."""
+
+    def __init__(self, config: Progressive) -> None:
+        self.config = config
+        self.steps = 60 if config.quick else config.steps
+        self.optimizer = optax.adam(config.learning_rate)
+        self._made: dict[Any, Step] = {}
+
+    def __call__(self, name: str, setting: Setting) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row of a method on a sequence, and its learning curves."""
+        began = time.monotonic()
+        tasks = setting.tasks
+        method = methods.METHODS[name](setting)
+        count = len(tasks.names)
+        untrained = [self.score(method.view(j), tasks, j) for j in range(count)]
+        found = np.full((count, count), np.nan)
+        parameters: list[int] = []
+        curves: list[dict[str, Any]] = []
+        for i in range(count):
+            curve = self.learn(method, i, tasks)
+            curves += [{**point, "task": tasks.names[i]} for point in curve]
+            found[i] = [self.score(method.view(j), tasks, j) for j in range(count)]
+            parameters.append(method.parameters)
+        row: dict[str, Any] = {
+            "average_accuracy": progressive.average_accuracy(found),
+            "accuracy": found,
+            "untrained": untrained,
+            "parameters": parameters,
+            "areas": [_area(curves, task) for task in tasks.names],
+            "chance": 1 / tasks.classes,
+            "tasks": list(tasks.names),
+        }
+        if name != "joint":  # which learns all at once
+            row["bwt"] = progressive.backward_transfer(found)
+            row["fwt"] = progressive.forward_transfer(found, np.array(untrained))
+        if name.startswith("progressive"):
+            rows = tasks.splits[-1]["validation"]
+            few = rows.batch(np.arange(min(100, len(rows))))
+            sensitivity = progressive.fisher_sensitivity(method.view(count - 1), [few])
+            row["sensitivity"] = {block: shares.tolist() for block, shares in sensitivity.items()}
+        return {**row, "seconds": time.monotonic() - began}, curves
+
+    def learn(self, method: Any, task: int, tasks: Tasks) -> list[dict[str, Any]]:
+        """Let a method learn a task; returns the learning curve on it, from before the first update."""
+        learning, curve, done = method.learn(task), [], 0
+        trained: Model | None = None
+        while True:
+            try:
+                recipe = learning.send(trained)
+            except StopIteration:
+                return curve
+            if not curve:
+                curve.append(
+                    {"step": 0, "validation_accuracy": self.score(recipe.model, tasks, task, "validation")}
+                )
+            trained, history, state = self.train(recipe, tasks, task)
+            if recipe.tracked:
+                method.state = state
+            curve += [{**point, "step": point["step"] + done} for point in history]
+            done += history[-1]["step"]
+
+    def train(self, recipe: Recipe, tasks: Tasks, task: int) -> tuple[Model, list[dict[str, Any]], Any]:
+        """The model after the last update of a recipe, the learning curve, and the optimiser's state."""
+        steps = round(recipe.share * self.steps)
+        step = self._step(recipe)
+        state = step.init(recipe.model, jax.random.key(0))
+        fitted = fit(
+            step, state, recipe.batches, steps=steps, validate_every=max(1, self.steps // POINTS), progress=False,
+            validate=lambda model: {"accuracy": self.score(model, tasks, task, "validation")},
+        )  # fmt: skip
+        return fitted.state.model, [dict(row) for row in fitted.history], fitted.state.opt_state
+
+    def _step(self, recipe: Recipe) -> Step:
+        if recipe.tracked:
+            return make_step(recipe.loss, finetune.track(self.optimizer, recipe.penalty), recipe.labels)
+        labels = None if recipe.labels is None else tuple(tree.flatten(recipe.labels).items())
+        key = (jax.tree.structure(recipe.loss), labels, recipe.gradient)
+        if key not in self._made:
+            self._made[key] = make_step(recipe.loss, self.optimizer, recipe.labels, gradient=recipe.gradient)
+        return self._made[key].with_loss(recipe.loss)
+
+    def score(self, model: Model, tasks: Tasks, task: int, split: str = "test") -> float:
+        """Accuracy on a split of a task."""
+        rows: Rows = tasks.splits[task][split]
+        return accuracy(*predict(model, Batches(rows, min(500, len(rows)), train=False)))
+
+
+def _area(curves: list[dict[str, Any]], task: str) -> float | None:
+    points = [p for p in curves if p["task"] == task and "validation_accuracy" in p]
+    if len(points) < 2:
+        return None
+    return progressive.area([p["step"] for p in points], [p["validation_accuracy"] for p in points])
+
+
+def _scored(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row with its transfer scores, against the separate networks of the same seed."""
+    (alone,) = [
+        r
+        for r in rows
+        if r["arm"] == "separate" and (r["sequence"], r["seed"]) == (row["sequence"], row["seed"])
+    ]
+    if row["arm"] == "joint":
+        return row
+    chance = row["chance"]
+    scores = [
+        (own - chance) / (base - chance) for own, base in zip(row["areas"], alone["areas"], strict=True)
+    ]
+    return {**row, "scores": scores, "transfer_score": float(np.mean(scores[1:]))}
+
+
+# --- report ----------------------------------------------------------------------------------------
+
+
+def _sections(name: str, rows: list[dict[str, Any]], curves: list[dict[str, Any]]) -> list[Section]:
+    rows = [row for row in rows if row["sequence"] == name]
+    curves = [point for point in curves if point["sequence"] == name]
+    tasks = rows[0]["tasks"]
+    of = {
+        arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)
+    }
+    sections = [_where_laterals_help(name, of, tasks)]
+    if "progressive" in of:
+        score = {
+            t: np.mean([row["scores"][i] for row in of["progressive"]]) for i, t in enumerate(tasks) if i
+        }
+        best = max(score, key=score.__getitem__)
+        both = [
+            p
+            for p in curves
+            if p["task"] == best and p["arm"] in ("progressive", "separate", "progressive_random")
+        ]
+        sections.append(
+            Section(
+                f"{name}: with and without laterals",
+                f"On {best}, the task of the largest transfer score.",
+                figures.learning_curves(both),
+            )
+        )
+        shares = {
+            block: np.mean([row["sensitivity"][block] for row in of["progressive"]], 0)
+            for block in of["progressive"][0]["sensitivity"]
+        }
+        sections.append(
+            Section(
+                f"{name}: sensitivity",
+                "Average Fisher sensitivity of the last task: the share of each column in each layer, named after the "
+                "block that reads it; the mean over seeds.",
+                figures.heatmaps(
+                    {"": np.array(list(shares.values()))},
+                    list(shares),
+                    tasks,
+                    "share of the Fisher information",
+                    "column, by its task",
+                    "layer",
+                ),  # fmt: skip
+            )
+        )
+    panels = {arm: np.mean([row["accuracy"] for row in of[arm]], 0) for arm in SHOWN if arm in of}
+    sections.append(
+        Section(
+            f"{name}: accuracy of every task after every task",
+            "The mean over seeds.",
+            figures.heatmaps(panels, tasks, tasks, "test accuracy", "tested on", "after learning"),
+        )
+    )
+    grown = [
+        {"arm": row["arm"], "seed": row["seed"], "tasks": i + 1, "parameters": count / 1e6}
+        for row in rows
+        if row["arm"] in ("separate", "progressive", "progressive_linear", "full", "packnet", "lora")
+        for i, count in enumerate(row["parameters"])
+    ]
+    sections.append(
+        Section(
+            f"{name}: parameters",
+            "What is kept to answer all tasks learned so far; masks and remembered examples do not count.",
+            figures.over_tasks(grown, "parameters", "parameters (millions)"),
+        )
+    )
+    return sections
+
+
+def _where_laterals_help(name: str, of: dict[str, list[dict[str, Any]]], tasks: list[str]) -> Section:
+    lines = []
+    for arm in (arm for arm in of if arm.startswith("progressive")):
+        for place, task in [*enumerate(tasks[1:], 1), (None, "mean")]:
+            own = estimate(
+                row["transfer_score"] if place is None else row["scores"][place] for row in of[arm]
+            )
+            low, high = (own["mean"] + sign * (own["ci95"] or np.inf) for sign in (-1, 1))
+            verdict = "help" if low > 1 else "hurt" if high < 1 else "undecided"
+            lines.append([arm, task, format_estimate(own), verdict])
+    return Section(
+        f"{name}: where laterals help",
+        table(["method", "task", "transfer score", "laterals"], lines)
+        if lines
+        else "No progressive network ran.",
+    )
+
+
+if __name__ == "__main__":
+    cli(run, Progressive)
