@@ -13,9 +13,9 @@ head for all tasks and do not. Strengths of EWC and SI were set in trials on val
 
 Sequences: ``permuted_mnist`` and ``rotated_mnist`` (Goodfellow et al. 2013, https://arxiv.org/abs/1312.6211; Lopez-Paz
 and Ranzato 2017, https://arxiv.org/abs/1706.08840), ``split_mnist`` (Zenke et al. 2017,
-https://arxiv.org/abs/1703.04200), all of 5,000 digits of MNIST, ``digits`` (handwritten by two groups of writers, then
-set in type), ``newsgroups`` (four topics of 20 Newsgroups for a small transformer), or ``--data`` with image sets of
-your own, ``tfds:`` ones among them, a task each. Progressive networks: Rusu et al. 2016,
+https://arxiv.org/abs/1703.04200), all of 5,000 digits of MNIST, ``digits`` (those, then a hundred each of other
+writers and of type), ``newsgroups`` (four topics of 20 Newsgroups for a small transformer), or ``--data`` with image
+sets of your own, ``tfds:`` ones among them, a task each. Progressive networks: Rusu et al. 2016,
 https://arxiv.org/abs/1606.04671.
 """
 
@@ -78,13 +78,13 @@ class Progressive(Config):
     """Which to compare; separate always runs. Left out, newsgroups runs four of them."""
     tasks: int = 10
     """Tasks of a sequence at most."""
-    steps: int = 200
+    steps: int = 400
     """Updates for each task."""
     batch_size: int = 32
     """Examples in an update."""
     learning_rate: float = 1e-3
     """Rate of Adam."""
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[int, ...] = (256, 256)
     """Widths of the network on images."""
     train_examples: int = 0
     """Training examples of each task; 0 takes all."""

@@ -34,7 +34,7 @@ Name = Literal[
     "agem", "replay", "packnet", "lora",
 ]  # fmt: skip
 NAMES: tuple[str, ...] = get_args(Name)
-EWC_STRENGTH, SI_STRENGTH = 300.0, 1.0
+EWC_STRENGTH, SI_STRENGTH = 30.0, 0.3
 FISHER_ROWS = 500
 LWF_TEMPERATURE = 2.0  # as in the paper
 MEMORY = 20  # remembered examples of each class and task, and rows of them in a batch
@@ -188,7 +188,7 @@ class Ewc(Full):
         self.model = yield Recipe(self.model, loss, self.s.batches(task))
         rows = self.s.tasks.splits[task]["train"]
         few = rows.batch(np.random.default_rng(self.s.seed).permutation(len(rows))[:FISHER_ROWS])
-        found = finetune.fisher(self.model, [few], mode="sampled", chunk=50, key=self.s.key(task, 1))
+        found = finetune.fisher(self.model, [few], mode="exact", chunk=50)
         self.terms.append(finetune.EWC(self.model.params, found, jnp.float32(EWC_STRENGTH)))
 
 

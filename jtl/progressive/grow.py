@@ -11,20 +11,17 @@ A column is a whole model, its head included. The leaves of the first stay where
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jtl import tree
 from jtl.heads import Head, attach
-from jtl.model import Batch, Linen, Mode, Model, arguments
-from jtl.progressive.columns import LATERAL, LAYERS, Column, Columns, Lateral, name_of, part
+from jtl.model import Batch, Linen, Model, arguments
+from jtl.progressive import blocks
+from jtl.progressive.columns import LATERAL, Column, Columns, Lateral, name_of, part
 
 BODY = {"features", "pooled", "sequence", "map"}  # outputs that answer no task
 
@@ -76,15 +73,17 @@ def grow(
     leaves: dict[str, Array] = {}
     built: list[Lateral] = []
     if laterals != "off":
-        own, *others = [_blocks(one, where, batch, k) for k, one in ((number, new), *enumerate(earlier, 1))]
+        own, *others = [
+            blocks.find(one, where, batch, k) for k, one in ((number, new), *enumerate(earlier, 1))
+        ]
         if len(own) < 2:
             raise tree.RuleError(
                 f"where={where!r} meets the blocks {list(own)} of the new column: it should meet two or more, "
                 "since the first, whose input is the data, gets no lateral"
             )
         for path in list(own)[1:]:
-            widths = [_width(path, own[path], other, k) for k, other in enumerate(others, 1)]
-            values = _init(own[path], path, widths, laterals, alpha, tree.fold_path(lateral_key, path))
+            widths = [blocks.width_of(path, own[path], other, k) for k, other in enumerate(others, 1)]
+            values = blocks.init(own[path], path, widths, laterals, alpha, tree.fold_path(lateral_key, path))
             leaves |= {f"{LATERAL}/{path}/{leaf}": value for leaf, value in values.items()}
             linear = laterals == "linear"
             axis = -2 if linear and isinstance(own[path].layer, nn.Conv) else 0
@@ -245,86 +244,3 @@ def fresh(model: Model, batch: Batch, key: Array) -> Model:
         own = jax.random.fold_in(key, number)
         new = attach(new, head.module, on=head.on, width=width, key=own, name=head.name, output=head.output)
     return new
-
-
-# --- blocks ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Block:
-    """A module of a column: the shapes of its input and output, and a detached copy if it is a layer."""
-
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-    layer: Any = None
-
-
-def _blocks(model: Model, where: str, batch: Batch, number: int) -> dict[str, _Block]:
-    """The blocks that ``where`` meets, in the order in which they begin."""
-    found: dict[str, _Block] = {}
-
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        path = "/".join(context.module.path)
-        if context.method_name != "__call__" or not path or not re.fullmatch(where, path):
-            return call(*args, **kwargs)
-        if path in found:
-            raise ValueError(f"block {path!r} of column {number} runs twice in a forward: choose others")
-        found[path] = _Block()
-        y = call(*args, **kwargs)
-        if not isinstance(y, jax.Array):
-            raise ValueError(f"block {path!r} of column {number} gives no single array: choose its layers")
-        layer = context.module.clone(parent=None, name=None) if isinstance(context.module, LAYERS) else None
-        found[path] = _Block(jax.tree.leaves((args, kwargs))[0].shape, y.shape, layer)
-        return y
-
-    def forward(model: Model, batch: Batch) -> Any:
-        with nn.intercept_methods(record):
-            return model.run(batch, Mode())[0]
-
-    jax.eval_shape(forward, model, batch)
-    return found
-
-
-def _width(path: str, own: _Block, source: dict[str, _Block], number: int) -> int:
-    """The features that a source column's block takes; its positions must be the new column's."""
-    if path not in source:
-        near = tree.near_misses(path, source) or list(source)
-        raise ValueError(
-            f"column {number} has no block {path!r}, which the new column has; near misses: {near}; choose "
-            "blocks that all columns have"
-        )
-    theirs = source[path].inputs
-    if theirs[:-1] != own.inputs[:-1]:
-        raise ValueError(
-            f"block {path!r} takes {theirs} in column {number} and {own.inputs} in the new one: columns may differ in "
-            "the last axis alone"
-        )
-    return theirs[-1]
-
-
-def _init(
-    block: _Block, path: str, widths: list[int], laterals: str, alpha: float, key: Array
-) -> dict[str, Array]:
-    """α, V by LeCun's normal, and U = 0 of one lateral."""
-    if laterals == "linear":
-        return {"u": jnp.zeros(_shape_of_u(block, path, sum(widths)))}
-    width = block.inputs[-1]
-    v = jax.nn.initializers.lecun_normal()(key, (sum(widths), width))
-    return {
-        "alpha": jnp.full(len(widths), alpha, jnp.float32),
-        "v": v,
-        "u": jnp.zeros(_shape_of_u(block, path, width)),
-    }
-
-
-def _shape_of_u(block: _Block, path: str, width: int) -> tuple[int, ...]:
-    if block.layer is not None:
-        layer = block.layer.clone(use_bias=False)
-        x = jax.ShapeDtypeStruct((*block.inputs[:-1], width), jnp.float32)
-        return jax.eval_shape(layer.init, jax.random.key(0), x)["params"]["kernel"].shape
-    if block.inputs[:-1] != block.outputs[:-1]:
-        raise ValueError(
-            f"block {path!r} makes {block.outputs} of {block.inputs}: a lateral around it would not fit; choose its "
-            "layers"
-        )
-    return (width, block.outputs[-1])

@@ -1,0 +1,97 @@
+"""The blocks of a column that laterals can lead into, and the first leaves of a lateral."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jtl import tree
+from jtl.model import Batch, Mode, Model
+from jtl.progressive.columns import LAYERS
+
+
+@dataclass
+class Block:
+    """A module of a column: the shapes of its input and output, and a detached copy if it is a layer."""
+
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    layer: Any = None
+
+
+def find(model: Model, where: str, batch: Batch, number: int) -> dict[str, Block]:
+    """The blocks that ``where`` meets, in the order in which they begin."""
+    found: dict[str, Block] = {}
+
+    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        path = "/".join(context.module.path)
+        if context.method_name != "__call__" or not path or not re.fullmatch(where, path):
+            return call(*args, **kwargs)
+        if path in found:
+            raise ValueError(f"block {path!r} of column {number} runs twice in a forward: choose others")
+        found[path] = Block()
+        y = call(*args, **kwargs)
+        if not isinstance(y, jax.Array):
+            raise ValueError(f"block {path!r} of column {number} gives no single array: choose its layers")
+        layer = context.module.clone(parent=None, name=None) if isinstance(context.module, LAYERS) else None
+        found[path] = Block(jax.tree.leaves((args, kwargs))[0].shape, y.shape, layer)
+        return y
+
+    def forward(model: Model, batch: Batch) -> Any:
+        with nn.intercept_methods(record):
+            return model.run(batch, Mode())[0]
+
+    jax.eval_shape(forward, model, batch)
+    return found
+
+
+def width_of(path: str, own: Block, source: dict[str, Block], number: int) -> int:
+    """The features that a source column's block takes; its positions must be the new column's."""
+    if path not in source:
+        near = tree.near_misses(path, source) or list(source)
+        raise ValueError(
+            f"column {number} has no block {path!r}, which the new column has; near misses: {near}; choose "
+            "blocks that all columns have"
+        )
+    theirs = source[path].inputs
+    if theirs[:-1] != own.inputs[:-1]:
+        raise ValueError(
+            f"block {path!r} takes {theirs} in column {number} and {own.inputs} in the new one: columns may differ in "
+            "the last axis alone"
+        )
+    return theirs[-1]
+
+
+def init(
+    block: Block, path: str, widths: list[int], laterals: str, alpha: float, key: Array
+) -> dict[str, Array]:
+    """α, V by LeCun's normal, and U = 0 of one lateral."""
+    if laterals == "linear":
+        return {"u": jnp.zeros(_shape_of_u(block, path, sum(widths)))}
+    width = block.inputs[-1]
+    v = jax.nn.initializers.lecun_normal()(key, (sum(widths), width))
+    return {
+        "alpha": jnp.full(len(widths), alpha, jnp.float32),
+        "v": v,
+        "u": jnp.zeros(_shape_of_u(block, path, width)),
+    }
+
+
+def _shape_of_u(block: Block, path: str, width: int) -> tuple[int, ...]:
+    if block.layer is not None:
+        layer = block.layer.clone(use_bias=False)
+        x = jax.ShapeDtypeStruct((*block.inputs[:-1], width), jnp.float32)
+        return jax.eval_shape(layer.init, jax.random.key(0), x)["params"]["kernel"].shape
+    if block.inputs[:-1] != block.outputs[:-1]:
+        raise ValueError(
+            f"block {path!r} makes {block.outputs} of {block.inputs}: a lateral around it would not fit; choose its "
+            "layers"
+        )
+    return (width, block.outputs[-1])
