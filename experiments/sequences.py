@@ -131,7 +131,7 @@ Split = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def _turned(angle: float, picture: np.ndarray, _: int) -> np.ndarray:
-    return rotate(picture, angle)
+    return rotate(picture, float(angle))
 
 
 def _pixels(

@@ -64,14 +64,14 @@ def setting():
 
         splits.append({"train": rows(64), "validation": rows(32), "test": rows(32)})
     tasks = Tasks("toy", ("a", "b", "c"), tuple(splits), CLASSES, False,
-                  lambda key: _mlp((8, 6), key), 6, "dense_.*", "dense_.*")  # fmt: skip
+                  lambda key: _mlp((9, 8), key), 8, "dense_.*", "dense_.*")  # fmt: skip
     return methods.Setting(tasks, 10, 16, 0)
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
     return Trainer(
-        Progressive(out=tmp_path_factory.mktemp("out"), steps=10, hidden=(8, 6), learning_rate=0.01)
+        Progressive(out=tmp_path_factory.mktemp("out"), steps=10, hidden=(9, 8), learning_rate=0.01)
     )
 
 
