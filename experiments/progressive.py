@@ -304,7 +304,7 @@ def _sections(name: str, rows: list[dict[str, Any]], curves: list[dict[str, Any]
                     {"": np.array(list(shares.values()))},
                     list(shares),
                     tasks,
-                    "share of the Fisher information",
+                    "share",
                     "column, by its task",
                     "layer",
                 ),  # fmt: skip

@@ -342,3 +342,17 @@ def test_users_matplotlib_settings_do_not_change_a_report():
     with mpl.rc_context({"axes.facecolor": "black", "font.size": 30}):
         assert draw() == plain
         assert mpl.rcParams["font.size"] == 30
+
+
+def test_heatmaps_write_every_finite_cell():
+    panels = {"one": [[0.25, np.nan], [0.5, 1.0]], "two": np.zeros((2, 2))}
+    figure = figures.heatmaps(panels, ("a", "b"), ("c", "d"), "share", "across", "down")
+    one, two = figure.axes[:2]
+    assert [text.get_text() for text in one.texts] == ["0.25", "0.50", "1.00"] and len(two.texts) == 4
+    assert one.get_title() == "one" and [t.get_text() for t in two.get_xticklabels()] == ["c", "d"]
+
+
+def test_over_tasks_has_a_tick_for_every_count():
+    rows = [{"arm": "full", "seed": s, "tasks": t, "parameters": float(t)} for s in (0, 1) for t in (1, 2, 3)]
+    (axes,) = figures.over_tasks(rows, "parameters").axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "3"]
