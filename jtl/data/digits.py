@@ -64,7 +64,9 @@ class _Digits(Embedded):
         train, validation = carve([keys[i] for i in rest], self.VALIDATION, digits[rest])
         parts = {"train": rest[train], "validation": rest[validation], "test": test}
         return {
-            split: [{"image": _png(self.shown(images[i], split)), "label": int(digits[i])} for i in part]
+            split: [
+                {"image": encode_png(self.shown(images[i], split)), "label": int(digits[i])} for i in part
+            ]
             for split, part in parts.items()
         }
 
@@ -73,8 +75,8 @@ class _Digits(Embedded):
         return image
 
 
-def _png(image: np.ndarray) -> io.BytesIO:
-    """tfds takes encoded images as they are, and would encode an array with TensorFlow."""
+def encode_png(image: np.ndarray) -> io.BytesIO:
+    """``image`` as a PNG file. tfds takes encoded images as they are, and would encode an array with TensorFlow."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -200,10 +202,10 @@ class RenderedDigits(Embedded):
 
     def rows(self) -> dict[str, list[dict]]:
         """The examples of every split."""
-        folder = _faces()
+        folder = font_folder("rendered_digits")
         return {
             split: [
-                {"image": _png(image), "face": face, "label": digit}
+                {"image": encode_png(image), "face": face, "label": digit}
                 for face in faces
                 for digit in range(10)
                 for image in render(folder / f"{face}.ttf", digit, COPIES[split])
@@ -212,13 +214,12 @@ class RenderedDigits(Embedded):
         }
 
 
-def _faces() -> Path:
+def font_folder(name: str) -> Path:
+    """Where the faces of matplotlib lie. Raises DataError without it; ``name`` is the data set that wants them."""
     try:
         import matplotlib
     except ImportError as error:
-        raise DataError(
-            "rendered_digits are set in the faces of matplotlib: pip install matplotlib"
-        ) from error
+        raise DataError(f"{name} are set in the faces of matplotlib: pip install matplotlib") from error
     return Path(matplotlib.get_data_path()) / "fonts/ttf"
 
 

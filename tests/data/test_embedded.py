@@ -202,11 +202,11 @@ def test_made_digits_are_the_same_each_time(loaded, tmp_path):
 
 
 def test_rendered_digits_need_matplotlib(monkeypatch):
-    from jtl.data.digits import _faces
+    from jtl.data.digits import font_folder
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(data.DataError, match="pip install matplotlib"):
-        _faces()
+        font_folder("rendered_digits")
 
 
 def test_description(loaded):
