@@ -15,7 +15,6 @@ show MAML far below the baseline after one step, and improving up to ten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 import optax
 
 from experiments.cli import cli
+from experiments.episodic import train
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from jtl import meta
@@ -38,10 +38,10 @@ from jtl.train.report import (
     Section,
     environment,
     estimate,
+    summarise,
     write_report,
     write_result,
 )
-from jtl.train.step import Step
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the baseline's fine-tuning, tried on tasks of their own
 SHOWN = (0, 1, 10)
@@ -66,7 +66,7 @@ class MetaSinusoid(Config):
     """Leave out second derivatives."""
     test_tasks: int = 600
     """New tasks to test on."""
-    seeds: int = 1
+    seeds: int = 3
     """Repetitions, from other starts on other tasks."""
 
 
@@ -90,20 +90,15 @@ def run(config: MetaSinusoid) -> Result:
             )  # type: ignore[misc]
             print(f"seed {seed} {arm}:", [round(float(np.mean(row["mse"][step])), 3) for step in SHOWN])
 
-    names = {f"{row['arm']}_{step}": (row["arm"], step) for step in SHOWN for row in ledger.rows}
-    errors = {
-        name: [mse for row in ledger.rows if row["arm"] == arm for mse in row["mse"][step]]
-        for name, (arm, step) in names.items()
-    }
-    summary = {"mse": {name: estimate(values) for name, values in errors.items()}}
     rows = [
         {
             "arm": f"{row['arm']}_{step}", "seed": row["seed"], "mse": float(np.mean(row["mse"][step])),
-            "rate": row["rates"][SHOWN.index(step)],
+            "ci95_over_tasks": estimate(row["mse"][step])["ci95"], "rate": row["rates"][SHOWN.index(step)],
         }
         for row in ledger.rows
         for step in SHOWN
     ]  # fmt: skip
+    summary = summarise(rows, ["mse"])
     result = Result("meta_sinusoid", settings(config), environment(), ledger.seconds, rows, summary)
     write_result(out, result)
     ratio = summary["mse"]["pretrained_1"]["mean"] / summary["mse"]["maml_1"]["mean"]
@@ -111,11 +106,16 @@ def run(config: MetaSinusoid) -> Result:
         out,
         result,
         title="MAML on sinusoids",
-        about=f"{iterations:,} updates; mean squared error on {config.test_tasks} new tasks, K = {config.shots}, "
-        f"± 95 % interval over tasks. After one step the baseline's error is {ratio:.1f} times MAML's.",
+        about=f"{iterations:,} updates; mean squared error on {config.test_tasks} new tasks, K = {config.shots}; "
+        f"the rows of the result have each seed's interval over its tasks. After one step the baseline's error is "
+        f"{ratio:.1f} times MAML's.",
         command=command("meta_sinusoid", config),
         sections=[
-            Section("Error by inner steps", "Band: ± 95 % interval over tasks.", _curves(ledger.rows)),
+            Section(
+                "Error by inner steps",
+                "Band: ± 95 % interval over the tasks of all seeds.",
+                _curves(ledger.rows),
+            ),
             Section("Fits of one task", "Dots: the K points.", _fits(ledger.rows)),
         ],
     )
@@ -130,15 +130,17 @@ def _arm(config: MetaSinusoid, arm: str, seed: int, iterations: int) -> tuple[di
     options = {"gradient": inner} if arm == "maml" else {}
     step = make_step(squared_error, optax.adam(1e-3), **options)
 
-    def batch(key: jax.Array) -> Any:
+    def batch(_: None, key: jax.Array) -> Any:
         episodes = sinusoids(key, tasks=config.tasks, shots=config.shots, queries=config.shots)
         if arm == "maml":
             return episodes
         both = jax.tree.map(lambda s, q: jnp.concatenate([s, q]), episodes["support"], episodes["query"])
         return jax.tree.map(lambda x: x.reshape(-1, 1), both)
 
-    model, curve = _train(step, model, batch, draw, iterations)
-    curve = [{**point, "arm": arm} for point in curve]
+    model, curve = train(
+        step, model, batch, None, draw, updates=iterations, block=BLOCK, report=10_000
+    )  # fmt: skip
+    curve = [{"step": point["step"], "loss": point["loss"], "arm": arm} for point in curve]
 
     unseen = lambda key: sinusoids(key, tasks=config.test_tasks, shots=config.shots, queries=100)  # noqa: E731
 
@@ -176,34 +178,6 @@ def _arm(config: MetaSinusoid, arm: str, seed: int, iterations: int) -> tuple[di
         "points": [one["support"][name][:, 0].tolist() for name in "xy"],
     }
     return {"mse": mse, "rates": rates, "fit": fit}, curve
-
-
-def _train(
-    step: Step, model: Model, batch: Callable[[jax.Array], Any], key: jax.Array, iterations: int
-) -> tuple[Model, list[dict[str, float]]]:
-    """The model after ``iterations`` updates, blocks of which are one program; and its loss by block."""
-    state = step.init(model, key)
-    frozen = state.frozen
-
-    @jax.jit
-    def block(state: Any) -> Any:
-        def one(state: Any, _: None) -> Any:
-            drawn = batch(jax.random.fold_in(key, state.step))
-            state, metrics = step.update(state, frozen, step.loss_leaves, drawn)
-            return state, metrics["loss"]
-
-        return jax.lax.scan(one, state, None, length=BLOCK)
-
-    state, curve = state.replace(frozen=None), []
-    for done in range(BLOCK, iterations + 1, BLOCK):
-        state, losses = block(state)
-        loss = float(losses.mean())
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss of steps {done - BLOCK} to {done} is {loss}: lower the rates")
-        curve.append({"step": done, "loss": loss})
-        if done % 10_000 == 0:
-            print(f"step {done:,} of {iterations:,}: loss {loss:.3f}", flush=True)
-    return state.replace(frozen=frozen).model, curve
 
 
 def _curves(rows: list[dict[str, Any]]) -> Any:

@@ -6,8 +6,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_meta_sinusoid(tmp_path):
-    mse = run(MetaSinusoid(out=tmp_path, quick=True)).summary["mse"]
-    assert mse["maml_1"]["n"] == 600
+    result = run(MetaSinusoid(out=tmp_path, quick=True))
+    mse = result.summary["mse"]
+    assert [row["seed"] for row in result.rows] == [0] * 6 and mse["maml_1"]["n"] == 1
+    assert all(0 < row["ci95_over_tasks"] < row["mse"] for row in result.rows)
     assert 2 * mse["maml_1"]["mean"] < mse["pretrained_1"]["mean"]
     assert mse["maml_10"]["mean"] < mse["maml_1"]["mean"] < mse["maml_0"]["mean"]
     assert {path.name for path in tmp_path.glob("*.png")} == {

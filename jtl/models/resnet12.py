@@ -1,0 +1,56 @@
+"""ResNet-12, the residual network of few-shot learning (Oreshkin et al. 2018, https://arxiv.org/abs/1805.10123).
+
+Four blocks of three 3 x 3 convolutions with batch normalisation, in the widths of MetaOptNet (Lee et al. 2019,
+https://arxiv.org/abs/1904.03758), whose DropBlock is left out.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtl.models.conv4 import by_patches, max_pool
+
+
+class ResNet12(nn.Module):
+    """``jtl.model.linen(module, module.init(key, image))``; gives ``map`` (B, h, w, C), its mean ``features`` (B, C).
+
+    A block is max-pool(act(norm(conv(act(norm(conv(act(norm(conv(x)))))))) + norm(1 x 1 conv(x)))), act the leaky
+    ReLU of slope 0.1.
+
+    Attributes:
+        widths: filters of the blocks; C is the last.
+        patches: convolve by one matrix product of all 3 x 3 patches, see ``Conv4``.
+    """
+
+    widths: tuple[int, ...] = (64, 160, 320, 640)
+    patches: bool = False
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "B H W c"], *, use_running_average: bool = True
+    ) -> dict[str, Array]:
+        """Apply the blocks. Raises ValueError for images of which nothing would be left."""
+        least = 2 ** len(self.widths)
+        if min(image.shape[1:3]) < least:
+            raise ValueError(
+                f"ResNet12 halves images {len(self.widths)} times: give it {least} x {least} or more, found "
+                f"{image.shape}"
+            )
+        x, convolve = image, by_patches if self.patches else None
+
+        def norm(x: Array, name: str) -> Array:
+            return nn.BatchNorm(use_running_average=use_running_average, name=name)(x)
+
+        for b, width in enumerate(self.widths):
+            shortcut = norm(nn.Conv(width, (1, 1), use_bias=False, name=f"short_{b}")(x), f"short_norm_{b}")
+            for i in range(3):
+                name = f"{b}_{i}"
+                x = nn.Conv(
+                    width, (3, 3), use_bias=False, conv_general_dilated=convolve, name=f"conv_{name}"
+                )(x)
+                x = norm(x, f"norm_{name}")
+                x = nn.leaky_relu(x + shortcut if i == 2 else x, 0.1)
+            x = max_pool(x)
+        return {"map": x, "features": jnp.mean(x, (1, 2))}
