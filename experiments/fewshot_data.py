@@ -116,7 +116,7 @@ def _from_scratch(dataset: data.Dataset, backbone: str, width: int, size: int) -
         part = image.prepare(source, how)
         assert part.pixels is not None
         pixels[split], labels[split] = part.pixels, _counted(part.labels)
-    module = Conv4(width, strided=size < 40, patches=True) if backbone == "conv4" else ResNet12()
+    module = Conv4(width, strided=size < 40, patches=True) if backbone == "conv4" else ResNet12(patches=True)
     blank = jnp.zeros((2, size, size, channels))
     outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), blank)
     return Tasks(

@@ -34,6 +34,10 @@ def maml(
       ``labels=jtl.finetune.train_only(model, "head/.*")``;
     * BOIL (Oh et al. 2021, https://arxiv.org/abs/2008.08882), where all but the head does:
       ``labels=jtl.finetune.freeze(model, "head/.*")``;
+    * T-Nets (Lee and Choi 2018, https://arxiv.org/abs/1801.05558), where linear layers that the outer loop alone trains
+      lie between those that adapt, and so precondition the inner steps:
+      ``labels=jtl.finetune.freeze(model, "warp_.*")``. WarpGrad (Flennerhag et al. 2020,
+      https://arxiv.org/abs/1909.00025) has such layers under an objective of its own, which is not here;
     * Meta-SGD, and Meta-Curvature: ``rate=MetaSGD(0.01)`` on ``learn(model, MetaSGD(0.01))``;
     * of MAML++ (Antoniou et al. 2019, https://arxiv.org/abs/1810.09502) the per-step rates,
       ``rate=PerStep(0.1, steps)``, and the loss over all steps, ``multi_step=True``. Its per-step batch statistics

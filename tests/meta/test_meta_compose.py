@@ -61,6 +61,31 @@ def test_cavia_adapts_a_context_from_zero(lines):
         model({"z": jnp.ones((1, 1))})
 
 
+def test_layers_that_do_not_adapt_precondition_those_that_do(lines):
+    """T-Net ŷ = x w t: the inner step moves w alone, so the product by α t² and the loss as NumPy has it."""
+    base = function(lambda params, x: {"prediction": params["warp_t"] * params["w"] * x},
+                    {"w": jnp.array(0.5), "warp_t": jnp.array(3.0)})  # fmt: skip
+    (x, y), (u, v) = (
+        [np.asarray(lines[part][name], np.float64)[..., 0] for name in "xy"] for part in ("support", "query")
+    )
+
+    def loss(w, t):
+        product = w * t - 0.05 * t**2 * 2 * np.mean(x * (w * t * x - y), 1)
+        return np.mean((product[:, None] * u - v) ** 2)
+
+    gradient = meta.maml(steps=1, rate=0.05, labels=finetune.freeze(base, "warp_.*"))
+    on = lambda params, batch, key: squared(base.with_params(params), batch, key)  # noqa: E731
+    (value, _), found = gradient(on, base.params, lines, KEY)
+    np.testing.assert_allclose(value, loss(0.5, 3.0), rtol=1e-5)
+    h = 1e-6
+    slopes = {
+        "w": (loss(0.5 + h, 3.0) - loss(0.5 - h, 3.0)) / (2 * h),
+        "warp_t": (loss(0.5, 3.0 + h) - loss(0.5, 3.0 - h)) / (2 * h),
+    }
+    for name, slope in slopes.items():
+        np.testing.assert_allclose(found[name], slope, rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def net():
     module = MLP(hidden=(8,), outputs=1)

@@ -113,10 +113,14 @@ def test_prototypes_on_conv4_thread_the_statistics(conv):
     assert (state.collections["batch_stats"]["norm_0"]["var"] != 1).all()
 
 
-def test_patches_are_the_same_convolution(conv):
-    net, variables = Conv4(width=4), conv.variables
+@pytest.mark.parametrize("strided", [False, True])
+def test_patches_are_the_same_convolution(conv, strided):
     image = jax.random.normal(jax.random.key(1), (3, 29, 28, 1))
-    one, other = (n.apply(variables, image)["features"] for n in (net, Conv4(width=4, patches=True)))
+    one, other = (
+        Conv4(width=4, strided=strided, patches=patches).apply(conv.variables, image)["features"]
+        for patches in (False, True)
+    )
+    assert one.shape == (3, 16 if strided else 4)
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -128,13 +132,19 @@ def test_sizes_of_conv4(conv):
 
 
 @pytest.mark.parity
-def test_conv4_is_torchs(conv):
+@pytest.mark.parametrize("strided", [False, True])
+def test_conv4_is_torchs(conv, strided):
     torch = pytest.importorskip("torch")
     image = jax.random.normal(jax.random.key(3), (3, 34, 34, 1))
     x = torch.tensor(np.asarray(image)).permute(0, 3, 1, 2)
     for i in range(4):
         kernel = torch.tensor(np.asarray(conv.params[f"conv_{i}"]["kernel"])).permute(3, 2, 0, 1)
-        x = torch.nn.functional.conv2d(x, kernel, padding=1)
-        x = torch.nn.functional.batch_norm(x, None, None, training=True)
-        x = torch.nn.functional.max_pool2d(torch.relu(x), 2)
-    np.testing.assert_allclose(conv(image, stats="batch")["map"], x.permute(0, 2, 3, 1), atol=1e-4)
+        # TensorFlow's padding of a stride of 2 is one row below an even height, one on either side of an odd one.
+        low, high = (1, 1) if x.shape[-1] % 2 or not strided else (0, 1)
+        x = torch.nn.functional.pad(x, (low, high, low, high))
+        x = torch.nn.functional.conv2d(x, kernel, stride=2 if strided else 1)
+        x = torch.relu(torch.nn.functional.batch_norm(x, None, None, training=True))
+        x = x if strided else torch.nn.functional.max_pool2d(x, 2)
+    net = Conv4(width=4, strided=strided)
+    found, _ = net.apply(conv.variables, image, use_running_average=False, mutable=["batch_stats"])
+    np.testing.assert_allclose(found["map"], x.permute(0, 2, 3, 1), atol=1e-4)
