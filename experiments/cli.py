@@ -94,7 +94,7 @@ def show(result: Result, out: Path) -> None:
     console = Console()
     if result.summary:
         (first, *others), rows = summary_rows(result.summary)
-        table = Table(title=f"{result.experiment}: mean ± 95 % interval over seeds")
+        table = Table(title=f"{result.experiment}: mean ± 95 % interval")
         table.add_column(first)
         for name in others:
             table.add_column(name, justify="right")

@@ -66,6 +66,7 @@ def write_report(
     command: str,
     sections: Sequence[Section] = (),
     notes: Sequence[str] = (),
+    over: str = "seeds",
 ) -> Path:
     """Write ``report.md`` and its figures into ``folder``; returns the path of the report.
 
@@ -77,11 +78,12 @@ def write_report(
         command: the exact command that makes this report again.
         sections: figures, tables and text, in order.
         notes: what a reader must know to read the numbers rightly.
+        over: what the intervals of the summary are over.
     """
     folder = Path(folder)
     parts = [f"# {title}", about, f"```\n{command}\n```"]
     if result.summary:
-        parts += ["## Results", summary_table(result.summary)]
+        parts += ["## Results", summary_table(result.summary, over)]
     if notes:
         parts.append("\n".join(f"* {note}" for note in notes))
     for section in sections:
@@ -122,12 +124,12 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
-def summary_table(summary: Mapping[str, Mapping[str, Estimate]]) -> str:
+def summary_table(summary: Mapping[str, Mapping[str, Estimate]], over: str = "seeds") -> str:
     """The arms and their metrics as a Markdown table, with what the intervals are."""
     counts = {own["n"] for estimates in summary.values() for own in estimates.values()}
     n = f" n = {counts.pop()}." if len(counts) == 1 else ""
     text = table(*summary_rows(summary))
-    return f"{text}\n\nMean ± half-width of the 95 % confidence interval over n seeds (Student t).{n}"
+    return f"{text}\n\nMean ± half-width of the 95 % confidence interval over n {over} (Student t).{n}"
 
 
 def summary_rows(summary: Mapping[str, Mapping[str, Estimate]]) -> tuple[list[str], list[list[str]]]:

@@ -20,12 +20,12 @@ def glyphs():
 def test_sizes_fields_and_classes(glyphs):
     loaded, read = glyphs
     assert {split: len(rows) for split, rows in read.items()} == {
-        "train": 9920, "validation": 1720, "test": 4280
+        "train": 12120, "validation": 1600, "test": 3520
     }  # fmt: skip
     assert list(read["train"][0]) == ["image", "label", "alphabet"]
-    assert len(loaded.classes) == 796 and loaded.classes[0] == "armenian/0531"
+    assert len(loaded.classes) == 862 and loaded.classes[0] == "armenian/0531"
     counts = Counter(one["label"] for rows in read.values() for one in rows)
-    assert counts == dict.fromkeys(range(796), COPIES)
+    assert counts == dict.fromkeys(range(862), COPIES)
     # Labels are the names of characters.
     for one in read["test"][::500]:
         alphabet, point = loaded.classes[one["label"]].split("/")
@@ -41,7 +41,7 @@ def test_whole_alphabets_are_held_out(glyphs):
 
 
 def test_no_letter_looks_like_another():
-    """Pairs of upright letters by cosine: at most 0.92 in a split, 0.88 between two, but for rounding."""
+    """Pairs of upright letters by cosine: at most 0.88, and 0.96 if both are in train, but for rounding."""
     folder = font_folder("glyphs")
     split = [own.split for own in ALPHABETS.values() for _ in own.characters]
     pictures = [
@@ -53,8 +53,8 @@ def test_no_letter_looks_like_another():
     x -= x.mean(1, keepdims=True)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     alike = np.triu(x @ x.T, 1)
-    other = np.array(split)[:, None] != np.array(split)[None]
-    assert alike.max() < 0.925 and alike[other].max() < 0.885
+    both = np.outer(*2 * [np.array(split) == "train"])
+    assert alike[both].max() < 0.965 and alike[~both].max() < 0.885
     assert alike.max() > 0.85  # the pictures are not blank
 
 
@@ -68,9 +68,9 @@ def test_the_same_pixels_each_time_in_two_tones(glyphs, tmp_path):
     }
     assert len({image.tobytes() for image in made}) == COPIES
     images = np.stack([one["image"] for one in read["train"]])
-    assert images.shape == (9920, 28, 28, 1) and images.dtype == np.uint8
+    assert images.shape == (12120, 28, 28, 1) and images.dtype == np.uint8
     assert np.quantile(images.max((1, 2, 3)), 0.01) > 200 and 0.06 < images.mean() / 255 < 0.2
-    rim = np.concatenate([images[:, [0, -1]].reshape(9920, -1), images[:, :, [0, -1]].reshape(9920, -1)], 1)
+    rim = np.concatenate([images[:, [0, -1]].reshape(12120, -1), images[:, :, [0, -1]].reshape(12120, -1)], 1)
     assert (rim.max(1) > 128).mean() < 0.05  # few letters are cut off
 
 
@@ -78,9 +78,9 @@ def test_distortions_leave_a_letter_itself(glyphs):
     """The class mean of half of the copies knows the other half far better than chance; pixels alone do not."""
     _, read = glyphs
     rows = sorted(read["validation"], key=lambda one: one["label"])
-    x = np.stack([one["image"] for one in rows]).astype(float).reshape(86, COPIES, -1)
-    x = gaussian_filter(x.reshape(86, COPIES, 28, 28), (0, 0, 1, 1)).reshape(86, COPIES, -1)
-    centres, asked = x[:, :10].mean(1), x[:, 10:].reshape(860, -1)
+    x = np.stack([one["image"] for one in rows]).astype(float).reshape(80, COPIES, -1)
+    x = gaussian_filter(x.reshape(80, COPIES, 28, 28), (0, 0, 1, 1)).reshape(80, COPIES, -1)
+    centres, asked = x[:, :10].mean(1), x[:, 10:].reshape(800, -1)
     distances = np.square(asked).sum(1)[:, None] - 2 * asked @ centres.T + np.square(centres).sum(1)[None]
-    right = (distances.argmin(1) == np.repeat(np.arange(86), 10)).mean()
+    right = (distances.argmin(1) == np.repeat(np.arange(80), 10)).mean()
     assert 0.1 < right < 0.6  # chance is 0.012

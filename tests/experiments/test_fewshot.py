@@ -26,7 +26,7 @@ from jtl.train import make_step
         ({"test_episodes": 1}, "--test-episodes must be at least 2"),
         ({"adapt": "lora"}, "--adapt lora keeps pretrained weights, and conv4 has none"),
         ({"data": "newsgroups20"}, "conv4 reads images, but --data newsgroups20 holds texts: try minilm"),
-        ({"ways": (500,), "shots": (1,), "algorithm": ("maml",)}, "500 ways, but only 496 classes"),
+        ({"ways": (700,), "shots": (1,), "algorithm": ("maml",)}, "700 ways, but only 606 classes"),
         ({"ways": (5,), "shots": (18,), "algorithm": ("maml",)}, "18 shots and 5 queries a class"),
     ],
 )

@@ -11,6 +11,8 @@ from experiments.benchmarks.domain import BenchDomain
 from experiments.benchmarks.domain import run as bench_domain
 from experiments.benchmarks.lora import BenchLora
 from experiments.benchmarks.lora import run as bench_lora
+from experiments.benchmarks.maml import BenchMaml
+from experiments.benchmarks.maml import run as bench_maml
 from experiments.choose_model import SCORES, ChooseModel
 from experiments.choose_model import run as choose_model
 from experiments.compare import Compare
@@ -175,3 +177,14 @@ def test_bench_domain(tmp_path):
     for method in ("dann", "coral"):
         assert result.summary["loss_difference"][method]["mean"] < 1e-4
         assert result.summary["gradient_difference"][method]["mean"] < 1e-3
+
+
+@pytest.mark.parity
+def test_bench_maml(tmp_path):
+    summary = bench_maml(BenchMaml(out=tmp_path, quick=True)).summary
+    assert set(summary["step_ratio"]) == {"functional_torch", "loop_torch"}
+    assert max(own["mean"] for own in summary["gradient_difference"].values()) < 1e-2
+    memory = {arm: own["mean"] for arm, own in summary["memory"].items()}
+    assert memory["remat_5"] < memory["kept_5"] < memory["vmap_5"]
+    # What remat adds by inner steps is their parameters; what keeping adds, their forwards.
+    assert memory["remat_5"] - memory["remat_1"] < (memory["kept_5"] - memory["kept_1"]) / 2
