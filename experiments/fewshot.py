@@ -282,7 +282,9 @@ class Runner:
         print(f"{title}:")
         began = time.monotonic()
         config = self.config
-        rate = schedule(recipe.rate or config.learning_rate, self.updates, warmup=0.0 if recipe.sgd else 0.05)
+        rate = schedule(
+            recipe.outer_rate or config.learning_rate, self.updates, warmup=0.0 if recipe.sgd else 0.05
+        )
         optimizer = optax.sgd(rate) if recipe.sgd else optax.adam(rate)
         step = make_step(recipe.loss, optimizer, recipe.labels, gradient=recipe.gradient)
         key = jax.random.fold_in(jax.random.key(self.seed), 1)
