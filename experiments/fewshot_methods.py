@@ -30,7 +30,7 @@ Algorithm = Literal[
 ]  # fmt: skip
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 TABLE = (
-    "maml", "fomaml", "anil", "reptile", "prototypes", "matching", "relation", "ridge",
+    "maml", "fomaml", "anil", "reptile", "prototypes", "matching", "ridge",
     "scratch", "head", "nearest_centroid", "baseline_plus_plus",
 )  # fmt: skip
 METRIC = ("prototypes", "matching", "relation", "ridge")  # train once for all numbers of ways

@@ -183,7 +183,7 @@ def test_bench_domain(tmp_path):
 def test_bench_maml(tmp_path):
     summary = bench_maml(BenchMaml(out=tmp_path, quick=True)).summary
     assert set(summary["step_ratio"]) == {"functional_torch", "loop_torch"}
-    assert max(own["mean"] for own in summary["gradient_difference"].values()) < 1e-2
+    assert max(own["mean"] for own in summary["gradient_difference"].values()) < 3e-2
     memory = {arm: own["mean"] for arm, own in summary["memory"].items()}
     assert memory["remat_5"] < memory["kept_5"] < memory["vmap_5"]
     # What remat adds by inner steps is their parameters; what keeping adds, their forwards.
