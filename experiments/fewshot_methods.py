@@ -192,8 +192,9 @@ def reptile(s: Setting) -> Recipe:
     model, rate = s.classifier(s.ways), s.rate(0.1)
     inner = s.trains(model)
     # It trains on one set of rows, of as many as the others have in support and query; one row is for the metrics.
-    draw = s.episodes(shots=s.shots + s.queries, queries=1)
-    gradient = meta.reptile(steps=5, rate=rate, labels=inner, minibatch=10, chunk=s.chunk)
+    rows = s.shots + s.queries
+    draw = s.episodes(shots=rows, queries=1)
+    gradient = meta.reptile(steps=5, rate=rate, labels=inner, minibatch=min(10, rows * s.ways), chunk=s.chunk)
     return _through(s, model, gradient, rate, inner, outer_rate=1.0, sgd=True, draw=draw)
 
 
