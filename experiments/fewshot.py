@@ -3,8 +3,8 @@
 An N-way K-shot task shows K examples of each of N new classes and asks for the class of others. Every algorithm sees
 the training classes alone. ``accuracy_5w1s`` is its mean accuracy over ``--test-episodes`` tasks of the test classes,
 the same for all, with the interval over these tasks; several seeds show how much training itself varies. ``maml``,
-``fomaml``, ``anil`` and ``reptile`` meta-train an inner loop, ``prototypes``, ``matching`` and ``ridge`` the features of
-a closed-form classifier. Baselines: ``scratch`` fine-tunes the untrained network on the task; ``head``,
+``fomaml``, ``anil`` and ``reptile`` meta-train an inner loop, ``prototypes``, ``matching`` and ``ridge`` the features
+of a closed-form classifier. Baselines: ``scratch`` fine-tunes the untrained network on the task; ``head``,
 ``nearest_centroid`` and ``baseline_plus_plus`` put a new linear head, class means and a new cosine head on the frozen
 features of a network trained to classify all training classes.
 
