@@ -7,7 +7,11 @@ teacher and student in turn.
 
     python -m experiments.distill --out runs/distill
 
-Expected: not yet run in full.
+Expected (``experiments/results/distill.json``, three seeds, about 80 minutes of one core that other work shared, so
+``seconds`` are rough): ``teacher`` 0.826 ± 0.015, ``student_alone`` 0.798 ± 0.014, ``dist`` 0.803 ± 0.004, which keeps
+97.1 % of the teacher's accuracy, ``soft_targets`` 0.801 ± 0.008; no method is shown to beat ``student_alone``. The
+student of three layers is 1.99 ± 0.03 times as fast. A student of one layer did not leave the majority class in as many
+updates.
 
 Settings: ``text`` and ``text_1_layer`` (MiniLM of six layers on Rotten Tomatoes to three and to one), ``newsgroups``
 and ``newsgroups_1_layer`` (on 20 Newsgroups), ``image`` (EfficientNet-Lite0 on digits to a network of four
@@ -70,7 +74,7 @@ MEASURES = ("accuracy", "kept", "calibration_error")
 class Distillation(Config):
     """Settings of the comparison."""
 
-    setting: tuple[Name, ...] = ("text", "text_1_layer", "image")
+    setting: tuple[Name, ...] = ("text",)
     """Which teachers and students to compare."""
     model: str | None = None
     """Your own teacher instead, with --data and --student; see experiments.finetune."""
@@ -155,12 +159,9 @@ def run(config: Distillation) -> Result:
 
 def shortened(config: Distillation) -> Distillation:
     """The settings of ``--quick``."""
-    setting: tuple[Name, ...] = (
-        ("text_1_layer",) if config.setting == ("text", "text_1_layer", "image") else config.setting
-    )
     method = ("soft_targets", "hint") if "all" in config.method else config.method
     return replace(
-        config, setting=setting, method=method, teacher_steps=20, steps=15, image_steps=15, batch_size=16,
+        config, method=method, teacher_steps=20, steps=15, image_steps=15, batch_size=16,
         text_examples=300, image_examples=128, max_length=32, test_examples=200, seeds=1,
     )  # type: ignore[arg-type]  # fmt: skip
 
@@ -208,10 +209,7 @@ class School:
         if seed == self.config.seed:  # of one seed, for the picture of calibration
             folder = self.out / "outputs"
             folder.mkdir(exist_ok=True)
-            name = f"{self.task.dataset.name}_{self.student.name}_{arm}.npz".replace("/", "_").replace(
-                ":", "_"
-            )
-            np.savez_compressed(folder / name, logits=test["logits"], label=test["label"])
+            np.savez_compressed(folder / f"{self.name}_{arm}.npz", logits=test["logits"], label=test["label"])
         return row, history
 
     def _teacher(self, seed: int) -> Model:
@@ -358,14 +356,15 @@ def _sections(
         sections.append(Section(f"{setting}: learning curves", "", figures.learning_curves(few)))
     files = {arm: out / "outputs" / f"{setting}_{arm}.npz" for arm in shown}
     stored = {arm: np.load(file) for arm, file in files.items() if file.exists()}
-    sections.append(
-        Section(
-            f"{setting}: calibration",
-            "Accuracy of the test examples of which a model is as sure, of the first seed; on the diagonal a model "
-            "knows how often it is right.",
-            figures.reliability({arm: (found["logits"], found["label"]) for arm, found in stored.items()}),
+    if stored:
+        sections.append(
+            Section(
+                f"{setting}: calibration",
+                "Accuracy of the test examples of which a model is as sure, of the first seed; on the diagonal a "
+                "model knows how often it is right.",
+                figures.reliability({arm: (f["logits"], f["label"]) for arm, f in stored.items()}),
+            )
         )
-    )
     return sections
 
 

@@ -117,9 +117,9 @@ class Lesson:
     ) -> Recipe:
         """The labels, and a term between layers as large as they are at first, beside the teacher's forward."""
         model = self.student if model is None else model
-        batch, key = self.example, jax.random.key(0)
+        compute = jax.jit(lambda loss, model, batch: loss(model, batch, jax.random.key(0))[0])
         sizes = [
-            jax.jit(lambda loss: distill.Distill(self.teacher, loss + 0.0 * term)(model, batch, key)[0])(loss)
+            compute(distill.Distill(self.teacher, loss), model, self.example)
             for loss in (self.task + 0.0 * term, 0.0 * self.task + term)
         ]
         weight = float(sizes[0] / sizes[1])

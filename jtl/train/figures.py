@@ -14,7 +14,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    LogFormatter,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from jtl.train.result import Row, estimate
 
@@ -303,7 +311,7 @@ def gap_bars(
 
 
 def trade_off(rows: Sequence[Row], metric: str, costs: Mapping[str, str]) -> Figure:
-    """A metric with its 95 % interval over seeds against each cost (log scale): a point an arm.
+    """A metric with its 95 % interval over seeds against each cost: a point an arm.
 
     Args:
         rows: with ``arm``, ``seed``, the metric and the costs.
@@ -313,7 +321,6 @@ def trade_off(rows: Sequence[Row], metric: str, costs: Mapping[str, str]) -> Fig
     with _figure(4.0 * len(costs) + 2.0, 4.5) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(costs), sharey=True))
         for axes, (cost, label) in zip(panels, costs.items(), strict=True):
-            axes.set_xscale("log")
             for arm, colour in colours(_arms(rows)).items():
                 x, mean, low, _ = _curve(rows, arm, cost, metric)
                 name = arm if axes is panels[0] else None
@@ -327,8 +334,10 @@ def trade_off(rows: Sequence[Row], metric: str, costs: Mapping[str, str]) -> Fig
                     linestyle="none",
                     label=name,
                 )
-            _plain_ticks(axes.xaxis)
             axes.set(xlabel=label)
+            axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(EngFormatter())
         panels[0].set(ylabel=_words(metric))
         figure.legend(loc="outside right center")
     return figure
