@@ -93,16 +93,33 @@ def show(result: Result, out: Path) -> None:
 
     console = Console()
     if result.summary:
-        (first, *others), rows = summary_rows(result.summary)
-        table = Table(title=f"{result.experiment}: mean ± 95 % interval")
-        table.add_column(first)
-        for name in others:
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        header, rows = summary_rows(result.summary)
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        console.print(f"{result.experiment}: mean ± 95 % interval")
+        for columns in side_by_side(widths, console.width):
+            table = Table()
+            for place in columns:
+                table.add_column(header[place], justify="right" if place else "left")
+            for row in rows:
+                table.add_row(*(row[place] for place in columns))
+            console.print(table)
     console.print(f"Done in {format_seconds(result.seconds)}. Report: ", end="")
     console.print(out / "report.md", soft_wrap=True, highlight=False)
+
+
+def side_by_side(widths: Sequence[int], limit: int) -> list[list[int]]:
+    """The columns of as many tables as it takes for each to fit into ``limit`` characters, the first in every one.
+
+    >>> side_by_side([5, 30, 30, 30], 80)
+    [[0, 1, 2], [0, 3]]
+    """
+    border = 3  # a bar and two spaces
+    tables: list[list[int]] = []
+    for place in range(1, len(widths)):
+        if not tables or 1 + sum(widths[p] + border for p in (*tables[-1], place)) > limit:
+            tables.append([0])
+        tables[-1].append(place)
+    return tables
 
 
 def _program(module: object) -> str | None:

@@ -118,9 +118,9 @@ def test_a_short_real_run(setting, tmp_path):
     assert list(result.summary[f"accuracy_{setting}"]) == arms
     assert result.summary[f"kept_{setting}"]["teacher"]["mean"] == 1
     assert result.summary["latency_ratio"][setting]["mean"] > 1
-    assert {"accuracy_against_cost", "calibration"} <= {
-        path.stem.split("_", 1)[1] for path in tmp_path.glob("*.png")
-    } | {path.stem.removeprefix(f"{setting}_") for path in tmp_path.glob("*.png")}
+    pictures = {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 5_000}
+    assert f"{setting}_calibration" in pictures
+    assert any(name.endswith("_accuracy_against_cost") for name in pictures)
     again = run(replace(config, resume=True))
     assert again.rows == result.rows
     assert json.loads((tmp_path / "result.json").read_text())["summary"] == json.loads(
