@@ -214,7 +214,7 @@ class Runner:
         key = jax.random.fold_in(jax.random.key(self.seed), 2)
         drawn = episodes.sample(pool, key, tasks=count, ways=ways, shots=shots, queries=config.test_queries)
         curves = test(episode(drawn), key)
-        found = estimate(curves[:, -1])
+        found = estimate(curves[:, -1].tolist())
         batch_norm = self.tasks.batch_norm
         row = {
             "accuracy": found["mean"],
