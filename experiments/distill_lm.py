@@ -61,7 +61,7 @@ class DistillLM(Config):
     data: str = "rotten_tomatoes"
     """Texts of the domain; see experiments.finetune."""
     every: int = 5
-    """The student has every so manieth layer of the teacher."""
+    """The student has each layer of the teacher whose number this divides."""
     arm: tuple[Arm | Literal["all"], ...] = ("all",)
     """Which to compare; student_alone always runs."""
     steps: int = 80

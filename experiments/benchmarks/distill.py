@@ -15,6 +15,7 @@ products, such as a regressor's: those of ``hint`` and ``crd`` are real work abo
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class BenchDistill(Config):
 
 def run(config: BenchDistill) -> Result:
     """Compile the steps and compare; writes into ``config.out`` and returns the result."""
-    out = prepare(config, "bench_distill")
+    out, began = prepare(config, "bench_distill"), time.monotonic()
     rows: list[dict[str, Any]] = []
     for setting, (model, data, student) in SETTINGS.items():
         size = config.image_size if setting == "image" else None
@@ -85,7 +86,12 @@ def run(config: BenchDistill) -> Result:
             rows.append(row | {"flops_over_minimum": row["step"] / (alone + forward)})
             print(f"{setting}  {method}  {rows[-1]['flops_over_minimum']:.4f}")
     result = Result(
-        "bench_distill", settings(config), environment(), 0.0, rows, summarise(rows, ["flops_over_minimum"])
+        "bench_distill",
+        settings(config),
+        environment(),
+        time.monotonic() - began,
+        rows,
+        summarise(rows, ["flops_over_minimum"]),
     )
     write_result(out, result)
     lines = [
