@@ -15,8 +15,10 @@ updates.
 
 Settings: ``text`` and ``text_1_layer`` (MiniLM of six layers on Rotten Tomatoes to three and to one), ``newsgroups``
 and ``newsgroups_1_layer`` (on 20 Newsgroups), ``image`` (EfficientNet-Lite0 on digits to a network of four
-convolutions, for which the labels of ``--image-examples`` are known while the teacher had all), ``born_again`` (MiniLM
-to itself); or your own ``--model``, ``--data`` and ``--student``. Teachers' logits are computed once and stored.
+convolutions), ``born_again`` (MiniLM to itself); or your own ``--model``, ``--data`` and ``--student``. Teachers learn
+from all training labels. So do students, but in ``text_few`` and ``image``, where they see 256 labelled examples, as
+when a teacher came from elsewhere; ``transfer_set`` and ``function_matching`` then use the others without labels.
+Teachers' logits are computed once and stored.
 
 The methods are those of ``jtl.distill``, where their papers are named; ``experiments/distill_methods.py`` has weights.
 """
@@ -29,7 +31,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -57,14 +59,28 @@ from jtl.train.report import (
     write_result,
 )
 
-Name = Literal["text", "text_1_layer", "newsgroups", "newsgroups_1_layer", "image", "born_again"]
-SETTINGS: dict[str, tuple[str, str, str]] = {  # model, data, student
-    "text": ("minilm", "rotten_tomatoes", "layers_3"),
-    "text_1_layer": ("minilm", "rotten_tomatoes", "layers_1"),
-    "newsgroups": ("minilm", "newsgroups20", "layers_3"),
-    "newsgroups_1_layer": ("minilm", "newsgroups20", "layers_1"),
-    "image": ("efficientnet-lite0", "mnist5k", "conv4"),
-    "born_again": ("minilm", "rotten_tomatoes", "same"),
+Name = Literal[
+    "text", "text_few", "text_1_layer", "newsgroups", "newsgroups_1_layer", "image", "born_again"
+]  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """A teacher, its student, and how many labelled examples the student sees; 0 for all."""
+
+    model: str
+    data: str
+    student: str
+    labels: int = 0
+
+
+SETTINGS: dict[str, Pair] = {
+    "text": Pair("minilm", "rotten_tomatoes", "layers_3"),
+    "text_few": Pair("minilm", "rotten_tomatoes", "layers_3", 256),
+    "text_1_layer": Pair("minilm", "rotten_tomatoes", "layers_1"),
+    "newsgroups": Pair("minilm", "newsgroups20", "layers_3"),
+    "newsgroups_1_layer": Pair("minilm", "newsgroups20", "layers_1"),
+    "image": Pair("efficientnet-lite0", "mnist5k", "conv4", 256),
+    "born_again": Pair("minilm", "rotten_tomatoes", "same"),
 }
 TIMINGS = 5  # pairs of latencies, each a median
 MEASURES = ("accuracy", "kept", "calibration_error")
@@ -92,10 +108,8 @@ class Distillation(Config):
     """Updates of every student on images."""
     batch_size: int = 32
     """Examples of an update."""
-    text_examples: int = 0
-    """Labelled training texts of the students; 0 takes all."""
-    image_examples: int = 256
-    """Labelled training images of the students; 0 takes all."""
+    labels: int | None = None
+    """Labelled training examples of the students; left out, those of the setting; 0 takes all."""
     max_length: int = 48
     """Longest text in tokens; the rest is cut off."""
     image_size: int = 64
@@ -114,16 +128,17 @@ def run(config: Distillation) -> Result:
     out = prepare(config, "distill")
     ledger = Ledger(out, resume=config.resume)
     sizes = shortened(config) if config.quick else config
-    chosen = {"own": own} if all(own) else {name: SETTINGS[name] for name in sizes.setting}
+    chosen = {"own": Pair(*map(str, own))} if all(own) else {name: SETTINGS[name] for name in sizes.setting}
     rows: dict[str, list[dict[str, Any]]] = {}
     costs: dict[str, list[dict[str, Any]]] = {}
-    for setting, (model, data, student) in chosen.items():
+    for setting, pair in chosen.items():
         task = prepare_task(
-            str(model), str(data), max_length=sizes.max_length,
-            image_size=sizes.image_size if model == "efficientnet-lite0" else None,
+            pair.model, pair.data, max_length=sizes.max_length,
+            image_size=sizes.image_size if pair.model == "efficientnet-lite0" else None,
             validation=100 if sizes.quick else 500, test=sizes.test_examples or None,
         )  # fmt: skip
-        school = School(setting, task, students.choose(str(student), task), sizes, out)
+        labels = pair.labels if sizes.labels is None else sizes.labels
+        school = School(setting, task, students.choose(pair.student, task), labels, sizes, out)
         before = len(ledger.rows)
         every = ("teacher", *wanted(sizes, school))
         for seed, arm in product(range(sizes.seed, sizes.seed + sizes.seeds), every):
@@ -162,7 +177,7 @@ def shortened(config: Distillation) -> Distillation:
     method = ("soft_targets", "hint") if "all" in config.method else config.method
     return replace(
         config, method=method, teacher_steps=20, steps=15, image_steps=15, batch_size=16,
-        text_examples=300, image_examples=128, max_length=32, test_examples=200, seeds=1,
+        labels=128, max_length=32, test_examples=200, seeds=1,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -186,9 +201,10 @@ class School:
     """Trains the teacher of each seed once, and students on its outputs."""
 
     def __init__(
-        self, name: str, task: Task, student: students.Student, config: Distillation, out: Path
+        self, name: str, task: Task, student: students.Student, labels: int, config: Distillation, out: Path
     ) -> None:
         self.name, self.task, self.student, self.config, self.out = name, task, student, config, out
+        self.labels = labels
         self.teacher = lru_cache(1)(self._teacher)
         self.lesson = lru_cache(1)(self._lesson)
 
@@ -224,8 +240,7 @@ class School:
     def _lesson(self, seed: int) -> methods.Lesson:
         config, task, kind = self.config, self.task, self.task.dataset.kind
         teacher, key = self.teacher(seed), jax.random.key(seed)
-        labelled = config.text_examples if kind == "text" else config.image_examples
-        train = task.with_train(labelled or None, seed).splits["train"]
+        train = task.with_train(self.labels or None, seed).splits["train"]
         order = Batches(train, 64, train=False, buckets=task.buckets)
         logits = distill.columns(features.extract(teacher, order, ("logits",), keep=()))
         start = self.student.start
@@ -298,12 +313,12 @@ def _best(rows: list[dict[str, Any]]) -> str:
     return max((arm for arm in found if arm != "teacher"), key=lambda arm: found[arm]["mean"])
 
 
-def _trade_offs(chosen: Mapping[str, tuple[Any, ...]], rows: Any, costs: Any) -> list[Section]:
+def _trade_offs(chosen: Mapping[str, Pair], rows: Any, costs: Any) -> list[Section]:
     """Accuracy against latency and size, a picture for each data set: its teacher, and its students' best methods."""
     sections = []
-    for data in dict.fromkeys(data for _, data, _ in chosen.values()):
+    for data in dict.fromkeys(pair.data for pair in chosen.values()):
         points = []
-        for setting in (name for name, (_, own, _) in chosen.items() if own == data):
+        for setting in (name for name, pair in chosen.items() if pair.data == data):
             cost, best = _median(costs[setting]), _best(rows[setting])
             names = {"teacher": "teacher", "student_alone": f"{setting}: alone", best: f"{setting}: {best}"}
             for row in rows[setting]:

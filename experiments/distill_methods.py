@@ -25,7 +25,7 @@ from jtl.tasks import Classify
 Method = Literal[
     "student_alone", "soft_targets", "dkd", "dist",
     "hint", "attention_transfer", "fsp", "pkt", "similarity", "rkd", "crd", "review_kd",
-    "ema_teacher", "mutual", "function_matching",
+    "ema_teacher", "mutual", "transfer_set", "function_matching",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(Method)
 ONLY_IMAGE = ("review_kd", "function_matching")  # maps of two axes; mixed pixels
@@ -233,6 +233,12 @@ def mutual(s: Lesson) -> Recipe:
     """Two students that teach each other; the first is kept."""
     model = distill.peers((s.student, s.second))
     return Recipe(model, distill.Mutual(**s.stats), s.order(s.train), lambda m: distill.peer(m, 0))
+
+
+def transfer_set(s: Lesson) -> Recipe:
+    """The teacher's probabilities alone, on all training examples, which need no label (Hinton et al. 2015, §2)."""
+    loss = distill.Distill(s.teacher, distill.SoftTargets(1.0, **s.stats))
+    return Recipe(s.student, loss, s.order(s.unlabelled))
 
 
 def function_matching(s: Lesson) -> Recipe:
