@@ -178,18 +178,17 @@ class Ewc(Full):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.terms: list[finetune.EWC] = []
+        self.penalty: finetune.EWC | None = None
 
     def learn(self, task: int) -> Learning:
         """Train under the penalties, then measure what the task needs."""
-        loss: Loss = Classify()
-        for term in self.terms:
-            loss = loss + term
+        loss: Loss = Classify() if self.penalty is None else Classify() + self.penalty
         self.model = yield Recipe(self.model, loss, self.s.batches(task))
         rows = self.s.tasks.splits[task]["train"]
         few = rows.batch(np.random.default_rng(self.s.seed).permutation(len(rows))[:FISHER_ROWS])
         found = finetune.fisher(self.model, [few], mode="exact", chunk=50)
-        self.terms.append(finetune.EWC(self.model.params, found, jnp.float32(EWC_STRENGTH)))
+        own = finetune.EWC(self.model.params, found, jnp.float32(EWC_STRENGTH))
+        self.penalty = own if self.penalty is None else finetune.consolidate(self.penalty, own)
 
 
 class Si(Full):

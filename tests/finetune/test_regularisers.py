@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jtl import finetune, tree
-from jtl.finetune import EWC, L2SP, fisher
+from jtl.finetune import EWC, L2SP, consolidate, fisher
 from jtl.tasks import Classify
 from jtl.train import make_step
 from jtl.wrap import function
@@ -107,6 +107,29 @@ def test_ewc_is_the_weighted_distance(softmax):
     value, _ = EWC(anchor, weight, strength=3.0)(model, {}, None)
     total = sum(float(leaf.sum()) for leaf in jax.tree.leaves(weight))
     np.testing.assert_allclose(value, 1.5 * 0.25 * total, rtol=1e-5)
+
+
+def test_consolidated_terms_are_their_sum_but_for_a_constant():
+    rng = np.random.default_rng(0)
+    draw = lambda: {"a": {"w": jnp.asarray(rng.normal(size=(3, 2)).astype(np.float32))}}  # noqa: E731
+    weight = lambda: jax.tree.map(lambda leaf: jnp.square(leaf).at[0].set(0), draw())  # noqa: E731
+    terms = [EWC(draw(), weight(), strength) for strength in (3.0, 0.5, 40.0)]
+    whole = consolidate(consolidate(terms[0], terms[1]), terms[2])
+    model = function(lambda params, x: x, draw())
+
+    def value_and_pull(loss, at):
+        return jax.value_and_grad(lambda params: loss(model.with_params(params), {}, None)[0])(at)
+
+    differences = []
+    for at in (draw(), draw()):
+        value, pull = value_and_pull(whole, at)
+        expected, expected_pull = value_and_pull(terms[0] + terms[1] + terms[2], at)
+        np.testing.assert_allclose(pull["a"]["w"], expected_pull["a"]["w"], rtol=1e-4, atol=1e-4)
+        differences.append(float(value - expected))
+    assert differences[0] < -1  # the constant is not 0
+    np.testing.assert_allclose(*differences, rtol=1e-4)
+    with pytest.raises(ValueError, match="'a/w', which the later one lacks"):
+        consolidate(terms[0], EWC({"b": 0.0}, {"b": jnp.ones(())}, 1.0))
 
 
 def test_l2sp_pulls_old_leaves_to_the_anchor_and_new_ones_to_zero():
