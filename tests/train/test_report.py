@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from jtl.train import figures, report, result
+from jtl.train.figures import style
 
 ROWS = [
     {"arm": arm, "seed": seed, "size": size, "accuracy": base + 0.1 * seed + 0.01 * math.log(size)}
@@ -315,7 +316,7 @@ def test_images_mark_the_wrong_ones():
         for axes in drawn
     ]
     assert [t.get_text() for t in titles][1] == "true: dog\npredicted: cat"
-    assert [t.get_color() == figures.VERMILLION for t in titles] == [False, True, True]
+    assert [t.get_color() == style.VERMILLION for t in titles] == [False, True, True]
     assert figures.png(figures.images([np.zeros((4, 6, 3), np.uint8), np.ones((8, 8))], ["a"] * 2, ["a"] * 2))
 
 

@@ -1,0 +1,39 @@
+"""Figures of the reports: one style, colours that colour-blind readers tell apart, intervals wherever seeds allow.
+
+Every function returns a matplotlib ``Figure`` and leaves pyplot's state alone: show it in a notebook or give it
+to a report's ``Section``. "Rows" are a result's: flat dicts with ``arm``, ``seed`` and what was measured.
+"""
+
+from jtl.train.figures.arms import gap_bars, over_parameters, score_scatter, trade_off
+from jtl.train.figures.curves import (
+    learning_curves,
+    over_rates,
+    over_sizes,
+    over_steps,
+    over_tasks,
+    over_weights,
+)
+from jtl.train.figures.examples import embeddings, images, principal_components, reliability
+from jtl.train.figures.matrices import confusion, heatmaps
+from jtl.train.figures.style import colours, png
+
+__all__ = [
+    "colours",
+    "confusion",
+    "embeddings",
+    "gap_bars",
+    "heatmaps",
+    "images",
+    "learning_curves",
+    "over_parameters",
+    "over_rates",
+    "over_sizes",
+    "over_steps",
+    "over_tasks",
+    "over_weights",
+    "png",
+    "principal_components",
+    "reliability",
+    "score_scatter",
+    "trade_off",
+]

@@ -1,0 +1,111 @@
+"""Single examples: images with their predictions, features on a plane, how sure a model is of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jtl.train.figures.style import BLACK, MANY, MARKER, MARKERS, PALETTE, VERMILLION, blank, colours
+
+
+def reliability(found: Mapping[str, tuple[Any, Any]], bins: int = 10) -> Figure:
+    """Accuracy against confidence in bins of equal width (Guo et al. 2017, 1706.04599), one line an arm.
+
+    Args:
+        found: (logits (N, C), labels (N,)) of each arm.
+        bins: how many; those of fewer than ten rows are left out.
+    """
+    with blank(6.5, 4.5) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="black", linewidth=1)
+        for arm, colour in colours(list(found)).items():
+            logits, labels = (np.asarray(x) for x in found[arm])
+            shifted = np.exp(logits - logits.max(-1, keepdims=True))
+            sure = (shifted / shifted.sum(-1, keepdims=True)).max(-1)
+            hit = logits.argmax(-1) == labels
+            place = np.minimum((sure * bins).astype(int), bins - 1)
+            kept = [b for b in range(bins) if (place == b).sum() >= 10]
+            axes.plot(
+                [sure[place == b].mean() for b in kept], [hit[place == b].mean() for b in kept],
+                color=colour, marker=MARKER[colour], label=arm,
+            )  # fmt: skip
+        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        figure.legend(loc="outside right center")
+    return figure
+
+
+def embeddings(features: Mapping[str, Any], labels: Any, classes: Sequence[str], limit: int = 2000) -> Figure:
+    """The first two principal components of features, one panel a set: ``{"before": (N, D), "after": (N, D)}``.
+
+    Args:
+        features: by title of the panel; every panel has axes of its own.
+        labels: (N,).
+        classes: C names.
+        limit: rows drawn at most; the components are those of all rows.
+    """
+    labels = np.asarray(labels)
+    palette = PALETTE if len(classes) <= len(PALETTE) else MANY
+    drawn = np.random.default_rng(0).permutation(len(labels))[:limit]
+    with blank(5.2 * len(features) + 1.2, 4.8) as figure:
+        panels = figure.subplots(1, len(features), squeeze=False)[0]
+        for axes, (title, matrix) in zip(panels, features.items(), strict=True):
+            points, shares = principal_components(matrix)
+            for c in range(len(classes)):
+                own = drawn[labels[drawn] == c]
+                look = {"color": palette[c % len(palette)], "marker": MARKERS[c % len(MARKERS)]}
+                axes.scatter(*points[own].T, s=16, alpha=0.7, linewidth=0, label=classes[c], **look)
+            axes.set(title=title, xlabel=f"component 1 ({shares[0]:.1%} of variance)",
+                     ylabel=f"component 2 ({shares[1]:.1%})", xticks=[], yticks=[])  # fmt: skip
+        handles, names = panels[0].get_legend_handles_labels()
+        legend = figure.legend(
+            handles,
+            names,
+            loc="outside right center",
+            markerscale=1.8,
+            fontsize=11 if len(classes) <= 12 else 9,
+        )
+        for handle in filter(None, legend.legend_handles):
+            handle.set_alpha(1.0)
+    return figure
+
+
+def principal_components(features: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the first two principal components (N, 2) and their shares of the variance (2,)."""
+    matrix = np.asarray(features, np.float64)
+    matrix = matrix - matrix.mean(0)
+    left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
+    return left[:, :2] * singular[:2], (singular**2 / np.sum(singular**2))[:2]
+
+
+def images(pictures: Any, true: Sequence[str], predicted: Sequence[str], columns: int = 6) -> Figure:
+    """A grid of images with their true and predicted names; the wrong ones in vermillion.
+
+    Args:
+        pictures: (N, H, W), (N, H, W, 1) or (N, H, W, 3) in [0, 1] or [0, 255], not normalised for a model; or a
+            sequence of N such images of different sizes.
+        true: N names.
+        predicted: N names.
+        columns: of the grid.
+    """
+    if not len(pictures):
+        raise ValueError("there are no images to draw")
+    columns = min(columns, len(pictures))
+    lines = -(-len(pictures) // columns)
+    with blank(2.1 * columns, 2.55 * lines) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.set_axis_off()
+        for axes, picture, label, guess in zip(grid, pictures, true, predicted, strict=False):
+            picture = np.asarray(picture)
+            picture = picture if picture.dtype == np.uint8 or picture.max() <= 1 else picture / 255
+            axes.imshow(np.squeeze(picture), cmap="gray")
+            axes.set_title(f"true: {_short(label)}\npredicted: {_short(guess)}", fontsize=10, loc="left",
+                           color=BLACK if label == guess else VERMILLION)  # fmt: skip
+    return figure
+
+
+def _short(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
