@@ -86,6 +86,8 @@ class Progressive(Config):
     """Rate of Adam."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the network on images."""
+    ewc_strength: float = 30.0
+    """λ of EWC."""
     train_examples: int = 0
     """Training examples of each task; 0 takes all."""
     seeds: int = 3
@@ -107,7 +109,7 @@ def run(config: Progressive) -> Result:
                 train=500 if config.quick else config.train_examples, seed=seed,
                 limits=dict.fromkeys(LIMITS, 200) if config.quick else LIMITS, own=config.data,
             )  # fmt: skip
-            setting = Setting(tasks, trainer.steps, config.batch_size, seed)
+            setting = Setting(tasks, trainer.steps, config.batch_size, seed, config.ewc_strength)
             for method in _methods(config, name):
                 row = ledger.get(partial(trainer, method, setting), sequence=name, arm=method, seed=seed)
                 found = "  ".join(f"{m} {row[m]:.3f}" for m in METRICS if row.get(m) is not None)

@@ -34,7 +34,7 @@ Name = Literal[
     "agem", "replay", "packnet", "lora",
 ]  # fmt: skip
 NAMES: tuple[str, ...] = get_args(Name)
-EWC_STRENGTH, SI_STRENGTH = 30.0, 0.3
+SI_STRENGTH = 0.3
 FISHER_ROWS = 500
 LWF_TEMPERATURE = 2.0  # as in the paper
 MEMORY = 20  # remembered examples of each class and task, and rows of them in a batch
@@ -74,12 +74,14 @@ class Setting:
         steps: updates for each task.
         batch_size: rows of an update.
         seed: of new leaves and of the order of examples.
+        ewc_strength: λ of EWC.
     """
 
     tasks: Tasks
     steps: int
     batch_size: int
     seed: int
+    ewc_strength: float
     _columns: dict[int, Model] = field(default_factory=dict, repr=False, compare=False)
 
     def key(self, *numbers: int) -> Array:
@@ -187,7 +189,7 @@ class Ewc(Full):
         rows = self.s.tasks.splits[task]["train"]
         few = rows.batch(np.random.default_rng(self.s.seed).permutation(len(rows))[:FISHER_ROWS])
         found = finetune.fisher(self.model, [few], mode="exact", chunk=50)
-        own = finetune.EWC(self.model.params, found, jnp.float32(EWC_STRENGTH))
+        own = finetune.EWC(self.model.params, found, jnp.float32(self.s.ewc_strength))
         self.penalty = own if self.penalty is None else finetune.consolidate(self.penalty, own)
 
 
