@@ -65,7 +65,7 @@ def setting():
         splits.append({"train": rows(64), "validation": rows(32), "test": rows(32)})
     tasks = Tasks("toy", ("a", "b", "c"), tuple(splits), CLASSES, False,
                   lambda key: _mlp((9, 8), key), 8, "dense_.*", "dense_.*")  # fmt: skip
-    return methods.Setting(tasks, 10, 16, 0)
+    return methods.Setting(tasks, 10, 16, 0, 30.0)
 
 
 @pytest.fixture(scope="module")
