@@ -59,9 +59,8 @@ class Attention(nn.Module):
         q_BxLxHxE = heads("query", x)
         source = memory if self.cross else x
         if source is None:
-            k_BxTxHxE, v_BxTxHxE = (
-                self.get_variable("cache", name).astype(x.dtype) for name in ("keys", "values")
-            )
+            k_BxTxHxE: Array = self.get_variable("cache", "keys").astype(x.dtype)
+            v_BxTxHxE: Array = self.get_variable("cache", "values").astype(x.dtype)
         else:
             k_BxTxHxE = self._kept("keys", heads("key", source, bias=False), start)
             v_BxTxHxE = self._kept("values", heads("value", source), start)
@@ -280,7 +279,24 @@ def tensors(config: WhisperConfig) -> dict[str, Tensor]:
     return names
 
 
-RENAMES = ((r"^(encoder|decoder)\.", r"model.\1."),)  # files of a WhisperModel
+RENAMES = (
+    (r"^(encoder|decoder)\.", r"model.\1."),  # files of a WhisperModel
+    # CTranslate2 (jtl.pretrained.formats.ctranslate2):
+    (r"^(encoder|decoder)/", r"model.\1."),
+    (r"/", "."),
+    (r"\.layer_(\d+)\.", r".layers.\1."),
+    (r"\.self_attention\.layer_norm\.", ".self_attn_layer_norm."),
+    (r"\.attention\.layer_norm\.", ".encoder_attn_layer_norm."),
+    (r"\.ffn\.layer_norm\.", ".final_layer_norm."),
+    (r"\.self_attention\.", ".self_attn."),
+    (r"\.attention\.", ".encoder_attn."),
+    (r"\.ffn\.linear_0\.", ".fc1."),
+    (r"\.ffn\.linear_1\.", ".fc2."),
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+    (r"\.position_encodings\.encodings$", ".embed_positions.weight"),
+    (r"\.embeddings\.weight$", ".embed_tokens.weight"),
+)
 
 
 def example(config: WhisperConfig) -> dict[str, np.ndarray]:
