@@ -182,7 +182,7 @@ def test_whisper_base_is_what_transformers_computes(tmp_path):
     with torch.no_grad():
         out = theirs.eval()(torch.tensor(mels).transpose(1, 2), decoder_input_ids=torch.tensor(ids).long())
     found = jax.jit(lambda m, b: m(b))(model, {"log_mel": mels, "decoder_input_ids": ids})
-    for name, expected in (("token_logits", out.logits), ("encoded", out.encoder_last_hidden_state)):
-        expected = expected.numpy()
-        assert np.abs(np.asarray(found[name]) - expected).max() / np.abs(expected).max() < 1e-4, name
+    for name, reference in (("token_logits", out.logits), ("encoded", out.encoder_last_hidden_state)):
+        reference = reference.numpy()
+        assert np.abs(np.asarray(found[name]) - reference).max() / np.abs(reference).max() < 1e-4, name
     assert settings(resolve("whisper-base") / "model.bin")["d_model"] == theirs.config.d_model
