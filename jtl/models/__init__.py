@@ -1,6 +1,17 @@
 """Flax modules of pretrained architectures, one a file, each with its Hugging Face name map and its paper."""
 
-from jtl.models import bert, deit, dinov2, distilbert, efficientnet_lite, llama, roberta, vit, whisper
+from jtl.models import (
+    bert,
+    deit,
+    dinov2,
+    distilbert,
+    efficientnet_lite,
+    llama,
+    roberta,
+    vit,
+    wav2vec2,
+    whisper,
+)
 from jtl.models.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
@@ -16,5 +27,6 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
         efficientnet_lite.ARCHITECTURE,
         *llama.ARCHITECTURES,
         whisper.ARCHITECTURE,
+        *wav2vec2.ARCHITECTURES,
     )
 }

@@ -76,9 +76,9 @@ def run(name, model, inputs):
         out = model(**kwargs, output_hidden_states=True)
     outputs = {"token_logits": out.logits.numpy()}
     if name != "whisper":
-        states = [state.numpy() for state in out.hidden_states]
-        layers = {f"encoder/layer_{i}": state for i, state in enumerate(states[1:-1])}
-        return outputs | layers | {"sequence": states[-1]}
+        outputs |= {f"encoder/layer_{i}": state.numpy() for i, state in enumerate(out.hidden_states[1:])}
+        with torch.no_grad():  # the last norm is in none of these
+            return outputs | {"sequence": getattr(model, name)(**kwargs).last_hidden_state.numpy()}
     for side in ("encoder", "decoder"):
         states = [state.numpy() for state in out[f"{side}_hidden_states"]]
         outputs |= {f"{side}/embeddings": states[0], ("encoded", "sequence")[side == "decoder"]: states[-1]}
