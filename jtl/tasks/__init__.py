@@ -6,8 +6,9 @@ from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibrati
 from jtl.tasks.ctc import CTC
 from jtl.tasks.generate import generate
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
+from jtl.tasks.transcribe import detect_language, transcribe
 
 __all__ = [
-    "CTC", "CausalLM", "Classify", "MaskedLM", "accuracy", "confusion", "ctc", "expected_calibration_error", "generate",
-    "macro_f1", "mask", "masked_head", "without_masked_head",
+    "CTC", "CausalLM", "Classify", "MaskedLM", "accuracy", "confusion", "ctc", "detect_language",
+    "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "transcribe", "without_masked_head",
 ]  # fmt: skip
