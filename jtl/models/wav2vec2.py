@@ -70,9 +70,9 @@ class Embeddings(nn.Module):
         for i, (channels, kernel, stride) in enumerate(sizes):
             x = nn.Conv(channels, (kernel,), stride, "VALID", use_bias=c.conv_bias, name=f"conv_{i}")(x)
             if c.feat_extract_norm == "layer":
-                x = nn.LayerNorm(EPSILON, name=f"conv_norm_{i}")(x)
+                x = nn.LayerNorm(EPSILON, name=f"conv_{i}_norm")(x)
             elif i == 0:  # each channel over time, padding included
-                x = nn.GroupNorm(channels, epsilon=EPSILON, name="conv_norm_0")(x)
+                x = nn.GroupNorm(channels, epsilon=EPSILON, name="conv_0_norm")(x)
             x = activation(c.feat_extract_activation)(x)
         if c.feat_proj_layer_norm:
             x = nn.LayerNorm(c.layer_norm_eps, name="norm")(x)
@@ -189,7 +189,7 @@ def tensors(config: Wav2Vec2Config) -> dict[str, Tensor]:
         if config.conv_bias:
             names[f"params/{ours}/bias"] = Tensor(f"{theirs}.conv.bias")
         if i == 0 or config.feat_extract_norm == "layer":
-            names |= norm(f"embeddings/conv_norm_{i}", f"{theirs}.layer_norm")
+            names |= norm(f"embeddings/conv_{i}_norm", f"{theirs}.layer_norm")
     if config.feat_proj_layer_norm:
         names |= norm("embeddings/norm", f"{prefix}.feature_projection.layer_norm")
     names |= linear("embeddings/projection", f"{prefix}.feature_projection.projection")

@@ -51,7 +51,7 @@ class WhisperConfig:
     max_target_positions: int = 448
     decoder_start_token_id: int = 50257
     bos_token_id: int | None = 50256
-    eos_token_id: int | None = 50256
+    eos_token_id: int = 50256
     pad_token_id: int | None = 50256
     suppress_tokens: tuple[int, ...] | None = None  # never written in a transcript
     begin_suppress_tokens: tuple[int, ...] | None = (220, 50256)  # nor at its start

@@ -9,9 +9,10 @@ import pytest
 from make_references import batch, build, files, read, run, settings
 from support import error, from_files, outputs, shapes
 
-from jtl import adapters, heads
+from jtl import adapters, distill, finetune, heads
 from jtl.model import Mode, cast
 from jtl.models import ARCHITECTURES
+from jtl.pretrained import WeightsError, load, save
 from jtl.tree import flatten
 
 WHISPER = ARCHITECTURES["whisper"]
@@ -152,6 +153,53 @@ def test_what_the_techniques_find(reference, key):
         "head/out/kernel",
         "head/out/bias",
     }
+
+
+def test_layers_have_depths_and_can_be_chosen(reference):
+    model, inputs, _ = reference
+    assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 2)
+    depth = flatten(finetune.depths(model))
+    for path, expected in {
+        "encoder/embeddings/conv_2/kernel": 0,
+        "decoder/embeddings/word/embedding": 0,
+        "encoder/layer_0/mlp/output/kernel": 1,
+        "encoder/layer_1/attention/key/kernel": 2,
+        "encoder/norm/scale": 2,
+        "decoder/layer_0/cross_attention/query/bias": 3,
+        "decoder/layer_1/mlp_norm/scale": 4,
+        "decoder/norm/scale": 4,
+    }.items():
+        assert depth[path] == expected, path
+    student = distill.choose_layers(model, [1], stack="decoder/layer_")
+    assert (student.config.encoder_layers, student.config.decoder_layers) == (2, 1)
+    np.testing.assert_array_equal(student(inputs)["encoded"], model(inputs)["encoded"])
+    kept = student.params["decoder"]["layer_0"]["cross_attention"]["query"]["kernel"]
+    np.testing.assert_array_equal(
+        kept, model.params["decoder"]["layer_1"]["cross_attention"]["query"]["kernel"]
+    )
+    assert distill.choose_layers(model, [0]).config.encoder_layers == 1
+
+
+def test_saved_folders(reference, tmp_path, key):
+    model, inputs, _ = reference
+    back = load(save(model, tmp_path / "saved"))
+    assert back.config == model.config
+    np.testing.assert_array_equal(back(inputs)["token_logits"], model(inputs)["token_logits"])
+    with pytest.raises(WeightsError, match="cannot save: leaves without a tensor .*head/out"):
+        save(heads.classifier(model, 3, key=key), tmp_path / "other")
+
+
+@pytest.mark.parity
+def test_transformers_opens_what_is_saved(reference, tmp_path):
+    from transformers import AutoModelForSpeechSeq2Seq
+
+    model, inputs, theirs = reference
+    folder = save(model, tmp_path / "saved")
+    back, info = AutoModelForSpeechSeq2Seq.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    found = run("whisper", back.eval(), inputs)
+    for name in ("token_logits", "encoded"):
+        assert error(at_real(name, found[name], inputs), at_real(name, theirs[name], inputs)) < 1e-5
 
 
 @pytest.mark.parity
