@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import jtl
+from jtl import adapters, tree
 from jtl.data import audio, speech
-from jtl.model import linen
+from jtl.model import cast, linen
 from jtl.models.whisper import Whisper
 from jtl.models.whisper_config import WhisperConfig
 from jtl.tasks import detect_language, generate, transcribe
@@ -61,6 +62,24 @@ def test_the_loop_gives_what_whole_forwards_give(small, begin, rule):
         text[:, begin + i] = np.argmax(logits, -1)
     np.testing.assert_array_equal(found, text[:, begin:])
     assert len(np.unique(found)) > (1 if rule is None else 4)
+
+
+def test_adapters_and_bfloat16_write_too(small, key):
+    """In the cached steps the keys and values of what was heard are not computed again, nor their adapters."""
+    model, sounds = small
+    ids = np.full((3, 2), 7, np.int32)
+    adapted = adapters.lora(model, rank=2, where=".*attention/(key|value|query)", key=key)
+    leaves = tree.flatten(adapted.params)
+    moved = {path: leaf + 0.2 * ("/lora/" in path) for path, leaf in leaves.items()}
+    adapted = adapted.with_params(tree.nest(moved))
+    found, expected, before = (
+        generate(m, ids, max_new_tokens=6, encoder={"log_mel": sounds})
+        for m in (adapted, adapters.merge(adapted), model)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert (found != before).any()
+    low = cast(model, jnp.bfloat16)
+    assert generate(low, ids, max_new_tokens=6, encoder={"log_mel": sounds}).shape == (3, 6)
 
 
 RULES = Rules(
