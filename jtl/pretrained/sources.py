@@ -118,7 +118,12 @@ _TOKENIZER = (
     "spiece.model",
     "preprocessor_config.json",
 )
-_SAFE = ("config.json", *_TOKENIZER, "model*.safetensors", "model.safetensors.index.json")
+_GENERATION = "generation_config.json"
+_FORBIDDEN = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)  # what Whisper may not write: models of jtl carry it
+_SAFE = ("config.json", _GENERATION, *_TOKENIZER, "model*.safetensors", "model.safetensors.index.json")
 _TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -158,7 +163,8 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
 def read_config(name: str | os.PathLike, folder: Path) -> dict[str, Any]:
     """The dict of ``config.json`` in `folder`, or what stands in for it: a GGUF file, or a short name's own.
 
-    CTranslate2's file of that name has none of the sizes, which are those of its weights.
+    CTranslate2's file of that name has none of the sizes, which are those of its weights. Where generation_config.json
+    says which tokens are not to be written, that holds, as in ``transformers``.
     """
     if weights := ctranslate2.model_file(folder):
         return ctranslate2.settings(weights)
@@ -172,6 +178,14 @@ def read_config(name: str | os.PathLike, folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json, which says what its weights are; found "
             f"{sorted(path.name for path in folder.iterdir())[:12]}."
         )
+    settings, generation = _read_json(file), folder / _GENERATION
+    if generation.is_file():
+        tokens = _read_json(generation)
+        settings |= {name: tokens[name] for name in _FORBIDDEN if name in tokens}
+    return settings
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
