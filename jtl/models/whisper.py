@@ -206,6 +206,8 @@ class Whisper(nn.Module):
     time; with `decoder_input_ids` also `token_logits` (B, L, V), those of the next token at each position, and
     `sequence` (B, L, D), the decoder's states after the last norm.
 
+    Positions count padding, so that it belongs behind a text.
+
     With a `cache` collection (`WhisperConfig.cache`) the tokens follow those in the cache, which must have room for
     them, and what was heard in an earlier forward need not come again: a batch without `log_mel` gives no `encoded`
     and no `features`. The updated collection is part of the state.
