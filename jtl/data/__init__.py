@@ -1,12 +1,12 @@
 """Data: embedded, public and your own sets; text and images made ready once; deterministic resumable loaders."""
 
-from jtl.data import episodes, image, loader, shift, text
+from jtl.data import audio, episodes, image, loader, shift, speech, text
 from jtl.data.dataset import DataError, Dataset, Source, Subset, labels, subset, subset_indices
 from jtl.data.fewshot import load_classes
 from jtl.data.mixed import Mixed
 from jtl.data.sources import NAMES, load
 
 __all__ = [
-    "NAMES", "DataError", "Dataset", "Mixed", "Source", "Subset", "episodes", "image", "labels", "load",
-    "load_classes", "loader", "shift", "subset", "subset_indices", "text",
+    "NAMES", "DataError", "Dataset", "Mixed", "Source", "Subset", "audio", "episodes", "image", "labels", "load",
+    "load_classes", "loader", "shift", "speech", "subset", "subset_indices", "text",
 ]  # fmt: skip

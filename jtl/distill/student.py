@@ -23,15 +23,17 @@ def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encode
     Args:
         teacher: a model of ``jtl.models`` whose layers are all alike, such as BERT, RoBERTa, DistilBERT, ViT, DINOv2.
         layers: numbers of the layers to keep, ascending from 0.
-        stack: what the paths of layers start with, before the number.
+        stack: what the paths of layers start with, before the number; ``"decoder/layer_"`` for Llama and, to make a
+            Distil-Whisper (https://arxiv.org/abs/2311.00430), for Whisper.
 
     Raises:
         ValueError: no such layers, a model that cannot be rebuilt with fewer, or techniques that name layers.
     """
-    field = next((name for name in DEPTHS if hasattr(teacher.config, name)), None)
+    names = (f"{stack.split('/')[0]}_layers", *DEPTHS)  # an encoder and a decoder have depths of their own
+    field = next((name for name in names if hasattr(teacher.config, name)), None)
     if field is None or not isinstance(teacher.base, Linen):
         raise ValueError(
-            f"choose_layers rebuilds models of jtl.models with a depth ({' or '.join(DEPTHS)}) alone"
+            f"choose_layers rebuilds models of jtl.models with a depth ({' or '.join(names)}) alone"
         )
     check_bare(teacher)
     depth, kept = getattr(teacher.config, field), list(layers)

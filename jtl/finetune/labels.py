@@ -125,7 +125,8 @@ def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
     By default depth is read from the paths. The numbered layers (``layer_3``, ``block_3``,
     ``stage_1/block_0``) follow in order; what embeds the input (outside the layers, a name with ``embed``,
     ``patch``, ``stem``, ``token`` or ``position``) lies below them; all else (final norm, pooler) belongs to
-    the last layer; heads added by ``jtl.heads`` are the top.
+    the last layer; heads added by ``jtl.heads`` are the top. The layers of a ``decoder`` follow those of its
+    ``encoder``, as in Whisper.
 
     Args:
         model: any model.
@@ -148,21 +149,22 @@ def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
     paths = list(tree.flatten(model.params))
     places = {path: _place(path) for path in paths if path.split("/")[0] not in heads}
     stacks = {place[0] for place in places.values() if place}
-    if len(stacks) != 1:
+    if len(stacks) != 1 and stacks != {"encoder", "decoder"}:
         found = (
             f"numbered layers under {sorted(stacks)}" if stacks else f"no numbered layers in {paths[:3]}..."
         )
         raise ValueError(
             f"cannot tell depth from the paths: {found}; pass groups=[regex of the deepest, ..., 'head/.*']"
         )
-    order = sorted({place[1] for place in places.values() if place})
+    order = sorted({place for place in places.values() if place}, key=lambda p: (p[0] == "decoder", p[1]))
+    last = {stack: 1 + max(i for i, place in enumerate(order) if place[0] == stack) for stack in stacks}
 
     def depth(path: str, _: object) -> int:
         if path not in places:
             return len(order) + 1
         if place := places[path]:
-            return 1 + order.index(place[1])
-        return 0 if _INPUT.search(path) else len(order)
+            return 1 + order.index(place)
+        return 0 if _INPUT.search(path) else last.get(path.split("/")[0], len(order))
 
     found_depths = tree.map_with_path(depth, model.params)
     lowest = min(jax.tree.leaves(found_depths))

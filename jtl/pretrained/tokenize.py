@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from jtl.pretrained import gguf
+from jtl.pretrained import ctranslate2, gguf
 from jtl.pretrained.sources import resolve, tokenizer_files
 
 
@@ -21,6 +21,8 @@ def tokenizer(name: str | os.PathLike, revision: str | None = None) -> Any:
             return gguf.tokenizer(weights)
         found = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(f"{folder} holds no tokenizer: found {found}.")
+    if ctranslate2.model_file(folder):
+        return ctranslate2.tokenizer(folder)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,7 @@
-"""Generation: a causal language model continues texts, a token at a time, with the keys and values of what it has read.
+"""Generation: a model continues texts, a token at a time, with the keys and values of what it has read.
+
+A causal language model reads the text it continues; a decoder also looks at what its encoder was given, which is
+encoded once.
 
 Sampling at a temperature; among the k most likely tokens (Fan et al. 2018, "Hierarchical Neural Story Generation",
 https://arxiv.org/abs/1805.04833); among the fewest that hold a share p of the probability (Holtzman et al. 2020, "The
@@ -7,6 +10,7 @@ Curious Case of Neural Text Degeneration", https://arxiv.org/abs/1904.09751).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -15,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl.model import Cast, Mode, Model
+
+Rule = Callable[[Array, Array, Array], Array]
 
 
 def generate(
@@ -28,6 +34,8 @@ def generate(
     top_p: float | None = None,
     eos_id: int | None = None,
     key: Array | None = None,
+    encoder: Mapping[str, Array | np.ndarray] | None = None,
+    rule: Rule | None = None,
 ) -> Int[Array, "B N"]:
     """The ``max_new_tokens`` = N tokens that follow each text; the prompt and its continuation are one program.
 
@@ -36,8 +44,9 @@ def generate(
     >>> tokenizer.batch_decode(new, skip_special_tokens=True)  # doctest: +SKIP
 
     Args:
-        model: gives ``token_logits``, and its configuration makes a ``cache``, as those of ``jtl.models.llama`` do.
-        input_ids: the texts, at least a token each.
+        model: gives ``token_logits``, and its configuration makes a ``cache``, as those of ``jtl.models.llama`` and
+            ``jtl.models.whisper`` do.
+        input_ids: the texts, at least a token each; with ``encoder``, how the decoder's texts begin.
         attention_mask: 0 at padding, which may stand on either side; None if there is none.
         max_new_tokens: N. Each N, and each shape of ``input_ids``, is a compilation.
         temperature: 0 takes the most likely token; above 0 logits are divided by it and a token is drawn.
@@ -45,6 +54,11 @@ def generate(
         top_p: draw among the most likely tokens, as few as have this much probability together, after ``top_k``.
         eos_id: the token that ends a text; an ended text repeats it. Once all have ended, the loop stops.
         key: for drawing.
+        encoder: the fields of a batch that the encoder reads, such as ``log_mel``. They come with the first forward,
+            and the cache keeps what later ones need; the tokens are then ``decoder_input_ids``.
+        rule: changes logits (B, V) before a token is chosen, say to minus infinity where it is forbidden, given the
+            tokens so far: ``rule(logits, new, i)``, the first i of each row of ``new`` (B, N). Compares by value, or
+            each call is a compilation.
 
     Raises:
         ValueError: a model without a cache, or settings that mean nothing.
@@ -72,11 +86,12 @@ def generate(
     ids = jnp.asarray(input_ids)
     mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
     draws = None if key is None else (jnp.float32(temperature), key)
-    return _generate(model, ids, mask, draws, max_new_tokens, top_k, top_p, eos_id)
+    heard = None if encoder is None else dict(encoder)
+    return _generate(model, ids, mask, draws, max_new_tokens, top_k, top_p, eos_id, heard, rule)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def _generate(model, ids, mask, draws, length, top_k, top_p, eos_id):
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 9))
+def _generate(model, ids, mask, draws, length, top_k, top_p, eos_id, encoder=None, rule=None):
     B, L = ids.shape
     left = jnp.argsort(
         mask != 0, axis=1, stable=True
@@ -84,13 +99,16 @@ def _generate(model, ids, mask, draws, length, top_k, top_p, eos_id):
     ids, mask = (jnp.take_along_axis(x, left, 1) for x in (ids, mask))
     cache = model.config.cache(B, L - 1 + length, _dtype(model))
 
-    def read(ids, mask, cache):
+    side = "" if encoder is None else "decoder_"
+
+    def read(ids, mask, cache, more=None):
         known = model.replace(variables={**model.variables, "cache": cache})
-        outputs, state = known.run({"input_ids": ids, "attention_mask": mask}, Mode())
+        batch = {f"{side}input_ids": ids, f"{side}attention_mask": mask, **(more or {})}
+        outputs, state = known.run(batch, Mode())
         return outputs["token_logits"], state["cache"]
 
-    if L > 1:  # XLA drops the logits, which are most of what a long prompt would take
-        _, cache = read(ids[:, :-1], mask[:, :-1], cache)
+    if L > 1 or encoder is not None:  # XLA drops the logits, which are most of what a long prompt would take
+        _, cache = read(ids[:, :-1], mask[:, :-1], cache, encoder)
 
     def going(carry):
         i, _, ended, _, _ = carry
@@ -99,7 +117,9 @@ def _generate(model, ids, mask, draws, length, top_k, top_p, eos_id):
     def step(carry):
         i, last, ended, new, cache = carry
         logits, cache = read(last[:, None], jnp.ones((B, 1), mask.dtype), cache)
-        token = _next(logits[:, -1].astype(jnp.float32), i, draws, top_k, top_p).astype(ids.dtype)
+        logits = logits[:, -1].astype(jnp.float32)
+        logits = logits if rule is None else rule(logits, new, i)
+        token = _next(logits, i, draws, top_k, top_p).astype(ids.dtype)
         if eos_id is not None:
             token = jnp.where(ended, eos_id, token)
             ended |= token == eos_id

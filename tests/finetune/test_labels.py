@@ -192,7 +192,7 @@ def test_depth_from_paths(paths, expected):
     assert [depth[path] for path in paths] == expected
 
 
-@pytest.mark.parametrize("paths", [["a/w", "b/w"], ["encoder/layer_0/w", "decoder/layer_0/w"]])
+@pytest.mark.parametrize("paths", [["a/w", "b/w"], ["left/layer_0/w", "right/layer_0/w"]])
 def test_unclear_depth_asks_for_groups(paths):
     with pytest.raises(ValueError, match="pass groups="):
         finetune.depths(named(paths))

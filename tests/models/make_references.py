@@ -1,6 +1,6 @@
 """Small random models of `transformers`, and what they compute; run to write references/*.npz.
 
-    python tests/models/make_references.py
+    python tests/models/make_references.py [NAME ...]
 
 Each file holds one model: `settings` (JSON: the config, and the shape of each weight by its key, as
 `save_pretrained` writes them), `weights` (all of them, flat), `input/NAME` and `output/NAME`.
@@ -9,10 +9,13 @@ Needs torch (the `parity` extra).
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import speech
+from speech import SPEECH
 
 REFERENCES = Path(__file__).parent / "references"
 TEXT = ("bert", "roberta", "distilbert")
@@ -34,6 +37,8 @@ def settings(name, rng, small=False):
         return dict(vocab_size=23, max_position_embeddings=17, dim=width, n_layers=layers, n_heads=heads,
                     hidden_dim=inner, activation=act)  # fmt: skip
     common = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, hidden_act=act)
+    if name in SPEECH:
+        return speech.settings(name, common, rng, small)
     epsilon = dict(layer_norm_eps=float(rng.choice([1e-12, 1e-6, 1e-3])))
     if name in TEXT:
         return common | epsilon | dict(vocab_size=23, max_position_embeddings=17, intermediate_size=inner,
@@ -88,8 +93,11 @@ def build(name, config):
     import transformers
 
     config = transformers.AutoConfig.for_model(name, **config)
-    kind = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
-    model = kind.from_config(config).eval()
+    if name in SPEECH:
+        model = speech.build(name, config)
+    else:
+        kind = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
+        model = kind.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     for key, value in model.state_dict().items():
         if value.is_floating_point():
@@ -110,6 +118,8 @@ def files(model):
 
 def batch(name, config, rng, padded=True):
     """Random inputs: texts of unequal length, or images whose size is not the native one."""
+    if name in SPEECH:
+        return speech.batch(name, config, rng, padded)
     if name in IMAGE:
         patch, native = config["patch_size"], config["image_size"]
         size = [native, native] if not padded else [patch * int(rng.integers(2, 8)) for _ in range(2)]
@@ -136,6 +146,8 @@ def run(name, model, inputs):
     """Outputs by our names: `sequence`, `pooled` or `pooler` where torch has one, and every hidden state."""
     import torch
 
+    if name in SPEECH:
+        return speech.run(name, model, inputs)
     if name in IMAGE:
         kwargs = {"pixel_values": torch.tensor(inputs["image"].transpose(0, 3, 1, 2))}
         kwargs |= {} if name.startswith("dinov2") else {"interpolate_pos_encoding": True}
@@ -154,8 +166,8 @@ def run(name, model, inputs):
 
 
 def main():
-    """Write one small file for each architecture."""
-    for name in (*TEXT, *IMAGE, *DECODERS):
+    """Write one small file for each architecture, or for those named."""
+    for name in sys.argv[1:] or (*TEXT, *IMAGE, *DECODERS, *SPEECH):
         rng = np.random.default_rng(0)
         config = settings(name, rng, small=True)
         model = build(name, config)

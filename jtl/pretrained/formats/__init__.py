@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+from jtl.pretrained.formats.ctranslate2 import is_ctranslate2, read_ctranslate2
 from jtl.pretrained.formats.gguf import read_gguf
 from jtl.pretrained.formats.npz import read_npz
 from jtl.pretrained.formats.pth import CodeInFile, read_pth
@@ -13,8 +14,15 @@ from jtl.pretrained.formats.safetensors import read_safetensors
 from jtl.pretrained.formats.tensors import FormatError, Tensors
 
 __all__ = [
-    "CodeInFile", "FormatError", "Tensors", "read_gguf", "read_npz", "read_pth", "read_safetensors", "read_tensors",
+    "CodeInFile", "FormatError", "Tensors", "read_ctranslate2", "read_gguf", "read_npz", "read_pth", "read_safetensors",
+    "read_tensors",
 ]  # fmt: skip
+
+
+def _read_bin(file: Path) -> Tensors:
+    """A ``.bin`` file, which may be torch's or CTranslate2's."""
+    return read_ctranslate2(file) if is_ctranslate2(file) else read_pth(file)
+
 
 _READERS = {
     ".safetensors": read_safetensors,
@@ -22,7 +30,7 @@ _READERS = {
     ".npz": read_npz,
     ".pth": read_pth,
     ".pt": read_pth,
-    ".bin": read_pth,
+    ".bin": _read_bin,
 }
 # Hugging Face's names come first, safetensors before pickles.
 _FILES = (

@@ -1,0 +1,133 @@
+"""``model.bin`` of CTranslate2 (https://github.com/OpenNMT/CTranslate2, version 6), without that library.
+
+Little-endian: the version; a name and the revision of the model's kind; the variables, each a name, a shape, a type, a
+size and its bytes; aliases. Names are behind their length and end with a zero byte.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from jtl.pretrained.formats.tensors import FormatError, Tensors
+
+VERSION = 6
+TYPES = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.int8),
+    2: np.dtype(np.int16),
+    3: np.dtype(np.int32),
+    4: np.dtype(np.float16),
+    5: np.dtype(ml_dtypes.bfloat16),
+}
+# Rows of several projections lie in one matrix.
+FUSED = {
+    "self_attention/linear_0": ("q_proj", "k_proj", "v_proj"),
+    "self_attention/linear_1": ("out_proj",),
+    "attention/linear_0": ("q_proj",),
+    "attention/linear_1": ("k_proj", "v_proj"),
+    "attention/linear_2": ("out_proj",),
+}
+
+
+@dataclass(frozen=True)
+class CTranslate2:
+    """What a file holds.
+
+    Attributes:
+        kind: the name of the model's kind, such as ``"WhisperSpec"``.
+        variables: every variable by its name, mapped from the file; those of rank 0 are settings.
+    """
+
+    kind: str
+    variables: Mapping[str, np.ndarray]
+
+
+def is_ctranslate2(file: Path) -> bool:
+    """Whether a ``.bin`` file begins as this format does, and not as torch's zip archive or pickle."""
+    with open(file, "rb") as stream:
+        version = stream.read(4)
+    return len(version) == 4 and 1 <= version[0] <= VERSION and not any(version[1:])
+
+
+def open_ctranslate2(file: Path) -> CTranslate2:
+    """The content of a file, of which nothing but names is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        FormatError: another version, an unknown type, or a file that is cut.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"No weight file {file}.")
+    content = np.memmap(file, np.uint8, "r")
+    place = 0
+
+    def take(size: int) -> np.ndarray:
+        nonlocal place
+        place += size
+        if place > len(content):
+            raise FormatError(
+                f"{file} ({len(content)} bytes) is not a complete CTranslate2 file: it was cut: fetch it again."
+            )
+        return content[place - size : place]
+
+    def number(kind: str) -> int:
+        return struct.unpack(f"<{kind}", take(struct.calcsize(kind)).tobytes())[0]
+
+    def name() -> str:
+        return take(number("H")).tobytes().rstrip(b"\0").decode()
+
+    if (version := number("I")) != VERSION:
+        raise FormatError(f"{file}: expected version {VERSION} of CTranslate2's format, found {version}.")
+    kind, _ = name(), number("I")
+    variables = {}
+    for _ in range(number("I")):
+        variable = name()
+        shape = [number("I") for _ in range(number("B"))]
+        code, size = number("B"), number("I")
+        if code not in TYPES or size != TYPES[code].itemsize * np.prod(shape, dtype=int):
+            raise FormatError(
+                f"{file}: variable {variable!r} of shape {shape} has type {code} and {size} bytes, which do not fit; "
+                f"types are {', '.join(f'{code}: {dtype}' for code, dtype in TYPES.items())}."
+            )
+        variables[variable] = take(size).view(TYPES[code]).reshape(shape)
+    for _ in range(2 * number("I")):
+        name()  # an alias, or what it stands for: read for the file to be whole
+    return CTranslate2(kind, variables)
+
+
+def read_ctranslate2(file: Path) -> Tensors:
+    """Tensors under their names in the file, each read when asked for, but projections that lie in one matrix apart.
+
+    ``.../self_attention/linear_0/weight`` becomes ``.../self_attention/q_proj/weight``, ``k_proj`` and ``v_proj``. The
+    keys' bias, which is zero in Whisper, is left out. Aliases, a second name of a variable, are not read.
+
+    Raises FormatError as ``open_ctranslate2`` does, and for integers (quantised weights) or keys with a bias.
+    """
+    readers = {}
+    for name, array in open_ctranslate2(file).variables.items():
+        if array.ndim == 0:
+            continue
+        if array.dtype.kind == "i":
+            raise FormatError(
+                f"{file}: tensor {name!r} is quantised ({array.dtype}), which is not read: convert the model with "
+                "`--quantization float16`."
+            )
+        fused = re.fullmatch(r"(.*?(self_attention|attention))/(linear_\d)/(weight|bias)", name)
+        if fused is None:
+            readers[name] = partial(np.array, array)
+            continue
+        projections = FUSED[f"{fused[2]}/{fused[3]}"]
+        for projection, rows in zip(projections, np.split(array, len(projections)), strict=True):
+            if (projection, fused[4]) != ("k_proj", "bias"):
+                readers[f"{fused[1]}/{projection}/{fused[4]}"] = partial(np.array, rows)
+            elif rows.any():
+                raise FormatError(f"{file}: the keys of {name!r} have a bias, which Whisper's have not.")
+    return Tensors(readers)

@@ -1,0 +1,102 @@
+"""Connectionist temporal classification: letters out of frames that nobody aligned with them.
+
+Graves et al. 2006, "Connectionist Temporal Classification: Labelling Unsegmented Sequence Data with Recurrent Neural
+Networks", https://www.cs.toronto.edu/~graves/icml_2006.pdf: the probability of a text is that of all ways to write it
+over the frames, with repeats and blanks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from jtl.loss import Loss
+from jtl.model import Batch, Model, Outputs, with_base
+
+
+class CTC(Loss):
+    """Minus log-probability of ``labels`` given ``token_logits`` (B, S, V), in nats a label, mean over the rows.
+
+    That of ``torch.nn.functional.ctc_loss`` with ``reduction="mean"``. Frames whose ``sequence_mask``, an output of the
+    model, is 0 are padding, as are labels below 0, which stand behind the others. Rows of ``batch["weight"]`` 0 do not
+    count. A row with fewer frames than its labels need, each one and a blank between equal neighbours, makes the loss
+    infinite, a label outside the vocabulary NaN.
+
+    Attributes:
+        blank: the token of no label: ``config.pad_token_id`` of Wav2Vec2 and HuBERT.
+    """
+
+    blank: int = struct.field(pytree_node=False, default=0)
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss, and how many ``labels`` it is of.
+
+        Raises:
+            KeyError: the model gives no ``token_logits``.
+        """
+        if "token_logits" not in outputs:
+            raise KeyError(
+                f"CTC reads output 'token_logits', which jtl.tasks.ctc.head adds; the model gives {sorted(outputs)}"
+            )
+        logits, labels = outputs["token_logits"].astype(jnp.float32), jnp.asarray(batch["labels"])  # type: ignore[index]
+        mask = outputs["sequence_mask"] if "sequence_mask" in outputs else jnp.ones(logits.shape[:2], bool)
+        real = labels >= 0
+        known = (labels < logits.shape[-1]).all(1)
+        safe = jnp.where(real, labels, 0)
+        repeats = (safe[:, 1:] == safe[:, :-1]) & real[:, 1:]
+        count = real.sum(1)
+        possible = mask.sum(1) >= count + repeats.sum(1)
+        losses = optax.ctc_loss(logits, 1.0 - mask, safe, 1.0 - real, blank_id=self.blank)
+        losses = jnp.where(known, jnp.where(possible, losses / jnp.maximum(count, 1), jnp.inf), jnp.nan)
+        weight = jnp.ones(len(labels)) if "weight" not in batch else jnp.asarray(batch["weight"])  # type: ignore[index]
+        losses = jnp.where(weight > 0, losses, 0.0)
+        return jnp.sum(weight * losses) / jnp.maximum(weight.sum(), 1.0), {"labels": jnp.sum(weight * count)}
+
+
+def decode(
+    logits: Float[np.ndarray | Array, "B S V"],
+    mask: Bool[np.ndarray | Array, "B S"] | None = None,
+    *,
+    blank: int = 0,
+) -> list[list[int]]:
+    """The labels of the most likely way through the frames: repeats are one, blanks none.
+
+    >>> decode(np.eye(3)[[[1, 1, 0, 1, 2, 2]]])
+    [[1, 1, 2]]
+
+    Args:
+        logits: ``token_logits`` of a model.
+        mask: its ``sequence_mask``; None if all frames are real.
+        blank: the token of no label.
+    """
+    best = np.asarray(logits).argmax(-1)
+    new = np.concatenate([np.ones_like(best[:, :1], bool), best[:, 1:] != best[:, :-1]], 1)
+    kept = new & (best != blank) & (np.ones_like(new) if mask is None else np.asarray(mask) != 0)
+    return [row[keep].tolist() for row, keep in zip(best, kept, strict=True)]
+
+
+def head(model: Model, labels: int, *, key: Array) -> Model:
+    """A Wav2Vec2 or HuBERT with a new layer over so many ``labels``, the blank among them; one it has is replaced.
+
+    Raises ValueError for a model whose configuration has no ``ctc``.
+    """
+    if not hasattr(model.config, "ctc"):
+        kind = getattr(model.config, "model_type", type(model.base).__name__)
+        raise ValueError(f"only Wav2Vec2 and HuBERT of jtl.models get a head for CTC; this model is {kind}")
+    config = dataclasses.replace(model.config, ctc=True, vocab_size=labels)
+    width = config.width("sequence")
+    new = nn.Dense(labels, kernel_init=nn.initializers.normal(config.initializer_range))
+    leaves = jax.jit(new.init)(key, jnp.zeros((1, width)))["params"]
+    module = model.base.module.clone(config=config)  # type: ignore[attr-defined]
+    return with_base(
+        model.with_params({**model.params, "lm_head": leaves}).replace(config=config), module=module
+    )
