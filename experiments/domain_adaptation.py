@@ -22,8 +22,8 @@ methods that showed target accuracy; they are the same for every method. On ``ne
 
 With MiniLM fine-tuned whole (``experiments/results/domain_adaptation_finetuned.json``, three seeds, 58 minutes of one
 shared core; ``--task newsgroups --model minilm --batch-size 16 --max-length 32 --steps 60 --validations 2
---test-examples 400 --method dann coral mcc --seeds 3``): ``source_only`` 0.764 ± 0.033, ``coral`` 0.856 ± 0.025, ``mcc``
-0.841 ± 0.040, ``dann`` 0.710 ± 0.007, which hurts, ``target_trained`` 0.958 ± 0.008.
+--test-examples 400 --method dann coral mcc --seeds 3``): ``source_only`` 0.764 ± 0.033, ``coral`` 0.856 ± 0.025,
+``mcc`` 0.841 ± 0.040, ``dann`` 0.710 ± 0.007, which hurts, ``target_trained`` 0.958 ± 0.008.
 
 Tasks are ``mnist_m`` (Ganin et al. 2016, https://arxiv.org/abs/1505.07818), ``mnist_uci``, ``uci_mnist``,
 ``rendered_mnist`` and ``newsgroups``, which is six (Dai et al. 2007); or any ``--source`` and ``--target`` of the same
