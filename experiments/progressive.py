@@ -12,8 +12,8 @@ head for all tasks and do not. Strengths of EWC and SI were set in trials on val
 On the network of the literature, two layers of 1,000 units, EWC keeps what it learns, as it must with the Fisher
 information of single examples (``experiments/results/progressive_ewc.json``, ten permutations of 5,000 digits, three
 seeds, 8 minutes of one shared core): average accuracy 0.909 ± 0.006 and ``bwt`` -0.022 ± 0.009, 97 % of ``joint``'s
-0.933 ± 0.013, where ``full`` has 0.642 ± 0.013; van de Ven and Tolias (2019, https://arxiv.org/abs/1904.07734) report
-94.3 and 97.6 for EWC and joint training on all 60,000. With 256 units, the default, it stays near 0.82 at its best strength.
+0.933 ± 0.013, where ``full`` has 0.642 ± 0.013; the literature has 0.94 and 0.98 on all 60,000 (van de Ven and Tolias
+2019, https://arxiv.org/abs/1904.07734). With 256 units, the default, it stays near 0.82 at its best strength.
 
     python -m experiments.progressive --sequence permuted_mnist --hidden 1000 1000 --method full joint ewc \
         --ewc-strength 300 --out runs/progressive_ewc
