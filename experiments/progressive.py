@@ -20,12 +20,13 @@ seeds, 8 minutes of one shared core): average accuracy 0.909 ± 0.006 and ``bwt`
 
     python -m experiments.progressive --sequence digits split_mnist rotated_mnist --out runs/progressive
 
-Expected (``experiments/results/progressive.json``, three seeds, 8 minutes of one shared core; left out, ``--sequence`` runs
-all five): progressive networks forget exactly nothing, and laterals help on ``digits`` (transfer score 1.037 ± 0.009) and
-``rotated_mnist`` (1.018 ± 0.008), which untrained columns do not (1.004 ± 0.003 and 1.002 ± 0.003); on ``split_mnist``,
-whose tasks are learned in a few updates, they change nothing (1.001 ± 0.001). Average accuracies on ``rotated_mnist``:
-``progressive`` 0.947 ± 0.002, ``separate`` 0.941 ± 0.006, ``lora`` 0.919 ± 0.007, ``packnet`` 0.912 ± 0.009, ``replay``
-0.894 ± 0.020, ``full`` 0.668 ± 0.039. ``newsgroups`` has not been run in full.
+Expected (``experiments/results/progressive.json``, three seeds, 8 minutes of one shared core; all five sequences run
+if ``--sequence`` is left out): progressive networks forget exactly nothing, and laterals help on ``digits`` (transfer
+score 1.037 ± 0.009) and ``rotated_mnist`` (1.018 ± 0.008), where laterals of untrained columns hardly do (1.004 ± 0.003
+and 1.002 ± 0.003); on ``split_mnist``, whose tasks are learned in a few updates, they change nothing (1.001 ± 0.001).
+Average accuracies on ``rotated_mnist``: ``progressive`` 0.947 ± 0.002, ``separate`` 0.941 ± 0.006, ``lora`` 0.919 ±
+0.007, ``packnet`` 0.912 ± 0.009, ``replay`` 0.894 ± 0.020, ``full`` 0.668 ± 0.039. ``newsgroups`` has not been run in
+full.
 
 Sequences: ``permuted_mnist`` and ``rotated_mnist`` (Goodfellow et al. 2013, https://arxiv.org/abs/1312.6211; Lopez-Paz
 and Ranzato 2017, https://arxiv.org/abs/1706.08840), ``split_mnist`` (Zenke et al. 2017,
