@@ -16,8 +16,8 @@ updates.
     python -m experiments.distill --setting image --method soft_targets dist hint rkd transfer_set function_matching
 
 Expected (``experiments/results/distill_image.json``, three seeds, 18 minutes of one shared core): ``teacher`` 0.980 ±
-0.010, ``student_alone`` 0.941 ± 0.007; above it are ``transfer_set`` by 0.029 ± 0.010 and ``function_matching`` by 0.021
-± 0.011; below it ``soft_targets`` by 0.020 ± 0.010.
+0.010, ``student_alone`` 0.941 ± 0.007; above it are ``transfer_set`` by 0.029 ± 0.010 and ``function_matching`` by
+0.021 ± 0.011; below it ``soft_targets`` by 0.020 ± 0.010.
 
 Settings: ``text`` and ``text_1_layer`` (MiniLM of six layers on Rotten Tomatoes to three and to one), ``newsgroups``
 and ``newsgroups_1_layer`` (on 20 Newsgroups), ``image`` (EfficientNet-Lite0 on digits to a network of four
