@@ -17,9 +17,9 @@ updates.
 
 Expected (``experiments/results/distill_image.json``, three seeds, 18 minutes of one shared core): ``teacher`` 0.980 ±
 0.010, ``student_alone`` 0.941 ± 0.007; above it are ``transfer_set`` by 0.029 ± 0.010 and ``function_matching`` by
-0.021 ± 0.011; below it ``soft_targets`` by 0.020 ± 0.010. With ``--setting text_few --method soft_targets transfer_set``
-(``distill_text_few.json``): ``student_alone`` 0.751 ± 0.005, ``soft_targets`` above it by 0.024 ± 0.007, ``transfer_set``
-by 0.050 ± 0.007; the teacher 0.826 ± 0.015.
+0.021 ± 0.011; below it ``soft_targets`` by 0.020 ± 0.010. With ``--setting text_few --method soft_targets
+transfer_set`` (``distill_text_few.json``): ``student_alone`` 0.751 ± 0.005, ``soft_targets`` above it by 0.024 ± 0.007,
+``transfer_set`` by 0.050 ± 0.007; the teacher 0.826 ± 0.015.
 
 Settings: ``text`` and ``text_1_layer`` (MiniLM of six layers on Rotten Tomatoes to three and to one), ``newsgroups``
 and ``newsgroups_1_layer`` (on 20 Newsgroups), ``image`` (EfficientNet-Lite0 on digits to a network of four
