@@ -73,12 +73,7 @@ from jtl.train.report import (
 
 Name = Literal["permuted_mnist", "split_mnist", "rotated_mnist", "digits", "newsgroups"]
 METRICS = ("average_accuracy", "bwt", "fwt", "transfer_score")
-FEW = (
-    "separate",
-    "progressive",
-    "head",
-    "full",
-)  # by --quick, and on newsgroups, whose updates take ten times as long
+FEW = ("separate", "progressive", "head", "full")  # by --quick
 SHOWN = ("progressive", "full", "ewc", "replay", "packnet", "head")  # matrices in the report
 POINTS = 10  # validations in the training of a task
 
@@ -92,7 +87,7 @@ class Progressive(Config):
     data: tuple[str, ...] = ()
     """Image data sets of your own instead, a task each; see experiments.finetune --data."""
     method: tuple[methods.Name | Literal["all"], ...] = ("all",)
-    """Which to compare; separate always runs. Left out, newsgroups runs four of them."""
+    """Which to compare; separate always runs."""
     tasks: int = 10
     """Tasks of a sequence at most."""
     steps: int = 400
@@ -127,7 +122,7 @@ def run(config: Progressive) -> Result:
                 limits=dict.fromkeys(LIMITS, 200) if config.quick else LIMITS, own=config.data,
             )  # fmt: skip
             setting = Setting(tasks, trainer.steps, config.batch_size, seed, config.ewc_strength)
-            for method in _methods(config, name):
+            for method in _methods(config):
                 row = ledger.get(partial(trainer, method, setting), sequence=name, arm=method, seed=seed)
                 found = "  ".join(f"{m} {row[m]:.3f}" for m in METRICS if row.get(m) is not None)
                 print(f"{name}  seed {seed}  {method}  {found}  {row['seconds']:.0f} s")
@@ -161,10 +156,10 @@ def _check(config: Progressive) -> None:
         raise ValueError("--data needs two data sets or more, a task each")
 
 
-def _methods(config: Progressive, name: str) -> list[str]:
+def _methods(config: Progressive) -> list[str]:
     wanted: tuple[str, ...] = config.method
     if "all" in wanted:
-        wanted = FEW if config.quick or name == "newsgroups" else methods.NAMES
+        wanted = FEW if config.quick else methods.NAMES
     return ["separate", *(m for m in wanted if m != "separate")]
 
 

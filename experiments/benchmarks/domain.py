@@ -11,9 +11,10 @@ where they are not the same function.
 
     python -m experiments.benchmarks.domain --out runs/bench_domain
 
-Expected on two CPU cores, ``--rounds 4``, three seeds, in 2 minutes (``experiments/results/bench_domain.json``):
-``step_ratio`` 1.05 ± 0.02 (``skada_dann``) and 1.00 ± 0.02 (``skada_coral``), 1.03 ± 0.04 and 1.02 ± 0.04 beside bare
-torch; accuracies differ by 0.008 ± 0.105 (``dann``) and -0.034 ± 0.097 (``coral``).
+Expected on two CPU cores, ``--rounds 4``, three seeds, in 4 minutes (``experiments/results/bench_domain.json``):
+``step_ratio`` 1.13 ± 0.09 (``skada_dann``) and 1.15 ± 0.07 (``skada_coral``), 1.18 ± 0.07 and 1.28 ± 0.10 beside bare
+torch; accuracies differ by 0.027 ± 0.157 (``dann``) and -0.044 ± 0.118 (``coral``). On one device (``--devices 1``)
+they were 1.05 ± 0.02, 1.00 ± 0.02, 1.03 ± 0.04 and 1.02 ± 0.04: see ``experiments.benchmarks.cores``.
 
 Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster. ``skada_*`` is
 its trainer (skorch, as skorch times an epoch, data loader included) over ``jtl.train.fit`` with jtl's loader;
@@ -36,8 +37,10 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from experiments.benchmarks.cores import over_cores
 from experiments.cli import cli
 from experiments.domain_methods import HIDDEN, TARGET_SEED
 from experiments.output import Config, command, prepare, settings
@@ -82,6 +85,8 @@ class BenchDomain(Config):
     """Repetitions."""
     threads: int = 2
     """CPU threads of torch; XLA takes all processors there are."""
+    devices: int = 2
+    """CPU devices over which jtl splits a batch, a core each."""
 
 
 def run(config: BenchDomain) -> Result:
@@ -91,6 +96,7 @@ def run(config: BenchDomain) -> Result:
     import torch
 
     began = time.monotonic()
+    cores = over_cores(config.devices)
     out = prepare(config, "bench_domain")
     torch.set_num_threads(config.threads)
     few, test = (200, 200) if config.quick else (500, 1000)
@@ -99,7 +105,7 @@ def run(config: BenchDomain) -> Result:
     found: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
         for method in METHODS:
-            rounds, ends = _compare(transfer, method, seed, config)
+            rounds, ends = _compare(transfer, method, seed, config, cores)
             timed += rounds
             found += ends
             print(*(f"{row['arm']} {row['accuracy']:.3f}" for row in ends))
@@ -141,11 +147,12 @@ def run(config: BenchDomain) -> Result:
 
 
 def _compare(
-    transfer: Transfer, method: Method, seed: int, config: BenchDomain
+    transfer: Transfer, method: Method, seed: int, config: BenchDomain, cores: Mesh | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of every round, and those of the ends of the run."""
     start, loss = _start(transfer, method, seed)
-    step = make_step(loss, adamw(config.learning_rate, weight_decay=DECAY, decay=[(".*", True)], clip=None))
+    optimizer = adamw(config.learning_rate, weight_decay=DECAY, decay=[(".*", True)], clip=None)
+    step = make_step(loss, optimizer, mesh=cores)
     key = jax.random.key(seed)
     batches = _epoch(transfer, (seed, 0), config)
     fit(step, step.init(start, key), loader(batches), steps=2, progress=False)  # compiles

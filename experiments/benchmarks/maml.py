@@ -25,8 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from experiments.benchmarks.cores import over_cores
 from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
 from jtl import heads, meta, tree
@@ -56,8 +58,8 @@ class BenchMaml(Config):
     """Filters of Conv4."""
     rate: float = 0.1
     """Rate of the inner steps."""
-    chunk: int = 1
-    """Tasks that jtl runs at a time."""
+    devices: int = 2
+    """CPU devices over which jtl splits the tasks, a core each; every device runs one task after another."""
     rounds: int = 5
     """Steps of each, alternating."""
     memory_steps: tuple[int, ...] = (1, 5, 10)
@@ -74,12 +76,13 @@ def run(config: BenchMaml) -> Result:
     for name in ("tasks", "inner_steps", "queries", "rounds"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    cores = over_cores(config.devices)
     out = prepare(config, "bench_maml")
     torch.set_num_threads(config.threads)
     tasks, width = (4, 16) if config.quick else (config.tasks, config.width)
     model, batch = _start(width, config.seed), _tasks(tasks, config.queries, config.seed)
 
-    step = _step(config.inner_steps, config.rate, chunk=config.chunk)
+    step = _step(config.inner_steps, config.rate, cores, chunk=1 if cores is None else cores.size)
     state = step.init(model, jax.random.key(config.seed))
     peers = {
         "functional_torch": _Functional(model, batch, config),
@@ -154,9 +157,9 @@ def _tasks(tasks: int, queries: int, seed: int) -> dict[str, dict[str, np.ndarra
     return {"support": part(1), "query": part(queries)}
 
 
-def _step(steps: int, rate: float, **options: Any) -> Step:
+def _step(steps: int, rate: float, cores: Mesh | None = None, **options: Any) -> Step:
     gradient = meta.maml(steps=steps, rate=rate, **options)
-    return make_step(Classify(stats="batch"), optax.adam(1e-3), gradient=gradient)
+    return make_step(Classify(stats="batch"), optax.adam(1e-3), gradient=gradient, mesh=cores)
 
 
 def _memory(model: Model, batch: Any, config: BenchMaml) -> list[dict[str, Any]]:
