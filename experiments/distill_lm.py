@@ -66,7 +66,7 @@ class DistillLM(Config):
     """Which to compare; student_alone always runs."""
     steps: int = 80
     """Updates of every student."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Texts of an update."""
     rate: float = 5e-4
     """Peak learning rate of AdamW."""
@@ -78,7 +78,7 @@ class DistillLM(Config):
     """λ of gkd: share of updates on the student's own continuations."""
     top_k: int = 32
     """Tokens of the teacher's distribution that are stored at each position."""
-    test_examples: int = 200
+    test_examples: int = 100
     """Held-out texts."""
     seeds: int = 3
     """Repetitions: other texts in another order."""

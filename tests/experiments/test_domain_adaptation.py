@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from experiments import domain_adaptation as experiment
 from experiments import domain_methods as methods
 from experiments.domain_adaptation import RULES, DomainAdaptation, run
-from jtl import heads
+from jtl import data, heads
 from jtl.features import Rows
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
@@ -139,3 +140,22 @@ def test_texts_on_frozen_features(tmp_path):
     assert accuracy["target_trained"]["mean"] > 0.8
     with pytest.raises(ValueError, match="fixmatch need images"):
         run(DomainAdaptation(out=tmp_path / "no", quick=True, task=("newsgroups",), method=("fixmatch",)))
+
+
+def test_folders_of_images_are_domains(tmp_path):
+    """Two small folders of real digits: handwritten ones of scikit-learn, and printed ones."""
+    for name in ("uci_digits", "rendered_digits"):
+        train = data.load(name).splits["train"]
+        for i in range(100):
+            folder = tmp_path / name / f"digit_{train[i]['label']}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(train[i]["image"].squeeze()).save(folder / f"{i}.png")
+    own = {
+        name: str(tmp_path / folder)
+        for name, folder in (("source", "uci_digits"), ("target", "rendered_digits"))
+    }
+    config = DomainAdaptation(out=tmp_path / "out", quick=True, method=("coral",), steps=6, validations=2,
+                              batch_size=4, **own)  # fmt: skip
+    result = run(config)
+    assert list(result.summary["accuracy_own"]) == ["source_only", "target_trained", "coral"]
+    assert len(list((tmp_path / "out").glob("*.png"))) > 2
