@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from jtl.train import mesh
 
+ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}  # of a device that has one core: threads would only wait
+
 
 def over_cores(devices: int) -> Mesh | None:
     """A mesh of ``devices`` CPU devices; of the accelerators on another backend; None for a single device.

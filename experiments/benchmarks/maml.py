@@ -1,11 +1,13 @@
 """A second-order MAML step of jtl beside the same step in torch: batched by torch.func, and in the usual loop.
 
 One step is the mean query gradient of 32 tasks of 5-way 1-shot classification through 5 inner steps on all leaves of
-Conv4, batch statistics throughout; the outer update is Adam. ``functional_torch`` is ``torch.func``: a ``vmap`` over
-tasks of a function that calls ``grad`` at each inner step. ``loop_torch`` is what users of learn2learn write, which
-builds on no current Python: for one task after another, ``torch.autograd.grad(..., create_graph=True)`` at each inner
-step, the network called with the updated leaves, and one ``backward`` of the query loss. All three start from the same
-leaves and see the same tasks; the run stops if their meta-gradients differ.
+Conv4, batch statistics throughout; the outer update is Adam. Images are 28 x 28, and Conv4 takes strides of 2, as MAML
+does on Omniglot (Finn et al. 2017, section 5.2) and ``experiments.fewshot`` on glyphs; with ``--pooling`` it pools.
+``functional_torch`` is ``torch.func``: a ``vmap`` over tasks of a function that calls ``grad`` at each inner step.
+``loop_torch`` is what users of learn2learn write, which builds on no current Python: for one task after another,
+``torch.autograd.grad(..., create_graph=True)`` at each inner step, the network called with the updated leaves, and one
+``backward`` of the query loss. All three start from the same leaves and see the same tasks; the run stops if their
+meta-gradients differ.
 
     python -m experiments.benchmarks.maml --out runs/bench_maml
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +31,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from experiments.benchmarks.cores import over_cores
+from experiments.benchmarks.cores import ONE_THREAD, over_cores
 from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
 from jtl import heads, meta, tree
@@ -56,6 +59,8 @@ class BenchMaml(Config):
     """Query images a class."""
     width: int = 64
     """Filters of Conv4."""
+    pooling: bool = False
+    """Pool after each convolution, as on larger images, where MAML's network for Omniglot takes strides."""
     rate: float = 0.1
     """Rate of the inner steps."""
     devices: int = 2
@@ -80,7 +85,8 @@ def run(config: BenchMaml) -> Result:
     out = prepare(config, "bench_maml")
     torch.set_num_threads(config.threads)
     tasks, width = (4, 16) if config.quick else (config.tasks, config.width)
-    model, batch = _start(width, config.seed), _tasks(tasks, config.queries, config.seed)
+    model = _start(width, config.pooling, config.seed)
+    batch = _tasks(tasks, config.queries, config.seed)
 
     step = _step(config.inner_steps, config.rate, cores, chunk=1 if cores is None else cores.size)
     state = step.init(model, jax.random.key(config.seed))
@@ -138,11 +144,11 @@ def run(config: BenchMaml) -> Result:
 # --- jtl -------------------------------------------------------------------------------------------
 
 
-def _start(width: int, seed: int) -> Model:
+def _start(width: int, pooling: bool, seed: int) -> Model:
     key = jax.random.key(seed)
-    module = Conv4(width, patches=True)
+    module = Conv4(width, strided=not pooling, patches=True)
     model = linen(module, jax.jit(module.init)(key, jnp.zeros((2, SIDE, SIDE, 1))))
-    return heads.classifier(model, WAYS, key=key, on="features", width=width)
+    return heads.classifier(model, WAYS, key=key, on="features", width=width if pooling else 4 * width)
 
 
 def _tasks(tasks: int, queries: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
@@ -159,7 +165,10 @@ def _tasks(tasks: int, queries: int, seed: int) -> dict[str, dict[str, np.ndarra
 
 def _step(steps: int, rate: float, cores: Mesh | None = None, **options: Any) -> Step:
     gradient = meta.maml(steps=steps, rate=rate, **options)
-    return make_step(Classify(stats="batch"), optax.adam(1e-3), gradient=gradient, mesh=cores)
+    alone = ONE_THREAD if cores is not None and jax.default_backend() == "cpu" else None
+    return make_step(
+        Classify(stats="batch"), optax.adam(1e-3), gradient=gradient, mesh=cores, compiler_options=alone
+    )
 
 
 def _memory(model: Model, batch: Any, config: BenchMaml) -> list[dict[str, Any]]:
@@ -177,42 +186,54 @@ def _memory(model: Model, batch: Any, config: BenchMaml) -> list[dict[str, Any]]
 # --- torch -----------------------------------------------------------------------------------------
 
 
-def _leaves(model: Model) -> dict[str, Any]:
+def _torch_layout(path: str, leaf: Any, pooling: bool) -> np.ndarray:
+    """A leaf as torch has it, whose strided convolution pads an even side before it where "SAME" pads after it.
+
+    So with strides torch gets everything upside down and from right to left: images, kernels and the head's rows.
+    """
+    leaf = np.asarray(leaf)
+    turn = slice(None, None, None if pooling else -1)
+    if leaf.ndim == 4:
+        leaf = leaf[turn, turn].transpose(3, 2, 0, 1)
+    elif path == "head/out/kernel":
+        side = 1 if pooling else 2
+        maps = leaf.reshape(side, side, -1, WAYS)[turn, turn]
+        leaf = maps.transpose(3, 2, 0, 1).reshape(WAYS, -1)
+    return np.ascontiguousarray(leaf)
+
+
+def _leaves(model: Model, pooling: bool) -> dict[str, Any]:
     """The leaves of ``model`` in torch's layouts, by path."""
     import torch
 
     return {
-        path: torch.tensor(_torch_layout(leaf), requires_grad=True)
+        path: torch.tensor(_torch_layout(path, leaf, pooling), requires_grad=True)
         for path, leaf in tree.flatten(model.params).items()
     }
 
 
-def _torch_layout(leaf: Any) -> np.ndarray:
-    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
-    return np.ascontiguousarray(np.transpose(leaf, axes))
-
-
-def _torch_batch(batch: Any) -> dict[str, tuple[Any, Any]]:
+def _torch_batch(batch: Any, pooling: bool) -> dict[str, tuple[Any, Any]]:
     import torch
 
+    turn = slice(None, None, None if pooling else -1)
     return {
         name: (
-            torch.from_numpy(part["image"].transpose(0, 1, 4, 2, 3).copy()),
+            torch.from_numpy(part["image"][:, :, turn, turn].transpose(0, 1, 4, 2, 3).copy()),
             torch.from_numpy(part["label"]).long(),
         )
         for name, part in batch.items()
     }
 
 
-def _loss(leaves: dict[str, Any], image: Any, label: Any) -> Any:
+def _loss(leaves: dict[str, Any], image: Any, label: Any, *, pooling: bool) -> Any:
     """``Classify(stats="batch")`` of Conv4 and its head."""
     import torch.nn.functional as F
 
     x = image
     for i in range(4):
-        x = F.conv2d(x, leaves[f"conv_{i}/kernel"], padding=1)
+        x = F.conv2d(x, leaves[f"conv_{i}/kernel"], padding=1, stride=1 if pooling else 2)
         x = F.batch_norm(x, None, None, leaves[f"norm_{i}/scale"], leaves[f"norm_{i}/bias"], training=True)
-        x = F.max_pool2d(F.relu(x), 2)
+        x = F.max_pool2d(F.relu(x), 2) if pooling else F.relu(x)
     logits = F.linear(x.flatten(1), leaves["head/out/kernel"], leaves["head/out/bias"])
     return F.cross_entropy(logits, label)
 
@@ -223,7 +244,9 @@ class _Peer:
     def __init__(self, model: Model, batch: Any, config: BenchMaml) -> None:
         import torch
 
-        self.leaves, self.batch, self.config = _leaves(model), _torch_batch(batch), config
+        self.leaves, self.config = _leaves(model, config.pooling), config
+        self.batch = _torch_batch(batch, config.pooling)
+        self.loss = partial(_loss, pooling=config.pooling)
         self.optimizer = torch.optim.Adam(self.leaves.values(), lr=1e-3)
 
     def gradient(self) -> None:
@@ -244,9 +267,9 @@ class _Functional(_Peer):
 
         def task(leaves: Any, support: Any, known: Any, query: Any, asked: Any) -> Any:
             for _ in range(self.config.inner_steps):
-                slope = grad(_loss)(leaves, support, known)
+                slope = grad(self.loss)(leaves, support, known)
                 leaves = {name: leaf - self.config.rate * slope[name] for name, leaf in leaves.items()}
-            return _loss(leaves, query, asked)
+            return self.loss(leaves, query, asked)
 
         def mean(leaves: Any) -> Any:
             over = (None, 0, 0, 0, 0)
@@ -271,13 +294,13 @@ class _Loop(_Peer):
             adapted = dict(self.leaves)
             for _ in range(self.config.inner_steps):
                 slopes = torch.autograd.grad(
-                    _loss(adapted, support, known), list(adapted.values()), create_graph=True
+                    self.loss(adapted, support, known), list(adapted.values()), create_graph=True
                 )
                 adapted = {
                     name: leaf - self.config.rate * slope
                     for (name, leaf), slope in zip(adapted.items(), slopes, strict=True)
                 }
-            (_loss(adapted, query, asked) / tasks).backward()
+            (self.loss(adapted, query, asked) / tasks).backward()
 
 
 def _differences(model: Model, batch: Any, config: BenchMaml, peers: dict[str, _Peer]) -> dict[str, float]:
@@ -291,7 +314,7 @@ def _differences(model: Model, batch: Any, config: BenchMaml, peers: dict[str, _
     _, ours = jax.jit(lambda params, batch: gradient(on, params, batch, jax.random.key(0)))(
         model.params, batch
     )
-    own = {path: _torch_layout(leaf) for path, leaf in tree.flatten(ours).items()}
+    own = {path: _torch_layout(path, leaf, config.pooling) for path, leaf in tree.flatten(ours).items()}
     norm = np.sqrt(sum(float(np.sum(leaf**2)) for leaf in own.values()))
     found = {}
     for name, peer in peers.items():
