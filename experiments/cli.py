@@ -17,14 +17,14 @@ C = TypeVar("C", bound=Config)
 OURS = ("jtl", "experiments", "__main__")
 
 
-def cli(run: Callable[[C], Result], config: type[C], args: Sequence[str] | None = None) -> None:
+def cli(run: Callable[[C], Result | None], config: type[C], args: Sequence[str] | None = None) -> None:
     """Read ``config`` from the command line, run, and print the summary and where the report lies.
 
     An input that jtl refuses ends in one line on stderr and exit code 2, a training that diverged with 1, Ctrl-C
     with 130. ``JTL_TRACEBACK=1`` shows the traceback instead.
 
     Args:
-        run: the experiment.
+        run: the experiment; None where it has said all itself.
         config: its dataclass; the docstrings under its fields are the help of the flags.
         args: the words of the command line; left out, those of the process.
     """
@@ -50,7 +50,8 @@ def cli(run: Callable[[C], Result], config: type[C], args: Sequence[str] | None 
         _stop(error, 1)
     except KeyboardInterrupt as error:
         _stop(error, 130)
-    show(result, Path(settings.out))
+    if result is not None:
+        show(result, Path(settings.out))
 
 
 def _stop(error: BaseException, code: int) -> NoReturn:

@@ -14,8 +14,8 @@ from jtl.train.result import plain, to_json
 
 FILE = "config.json"
 USED = ("result.json", "rows.jsonl", "checkpoints/*", "*/checkpoints/*")
-# These say where and how to write; no number depends on them.
-OUTPUT_ONLY = ("out", "resume")
+# These say where and how to write, and what to use the result for; no number depends on them.
+OUTPUT_ONLY = ("out", "resume", "predict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Config:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """The fields of ``config`` that decide the numbers, in JSON's own types: all but ``out`` and ``resume``."""
+    """The fields of ``config`` that decide the numbers, in JSON's own types: all but ``OUTPUT_ONLY``."""
     return {name: value for name, value in plain(config).items() if name not in OUTPUT_ONLY}
 
 
@@ -101,7 +101,7 @@ def command(experiment: str, config: Config) -> str:
     words = [f"python -m experiments.{experiment}"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name == "resume" or value == field.default:
+        if field.name in ("resume", "predict") or value == field.default:
             continue
         if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
             continue

@@ -109,6 +109,31 @@ def _read(file: Path, text_column: str, label_column: str) -> Iterator[tuple[int
         raise DataError(f"{file}: is not UTF-8 ({error}); save it as UTF-8") from error
 
 
+def read_texts(path: Path, column: str = "text") -> list[str]:
+    """Texts without labels: the lines of a ``.txt`` file that are not blank, or a column of a CSV, TSV or JSONL file.
+
+    Raises DataError if there are none, the column is not there, or the file is none of these.
+    """
+    if path.suffix not in (*TABLES, ".txt"):
+        raise DataError(f"{path}: expected a file ending in {', '.join((*TABLES, '.txt'))}")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            if path.suffix == ".txt":
+                texts = [line.strip() for line in stream]
+            else:
+                rows = list((_read_jsonl if path.suffix == ".jsonl" else _read_csv)(path, stream))
+                if rows and column not in rows[0][1]:
+                    raise DataError(
+                        f"{path}: no column {column!r}; it has {', '.join(map(repr, rows[0][1]))}"
+                    )
+                texts = [str(row[column]).strip() for _, row in rows]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
+    if not (found := [text for text in texts if text]):
+        raise DataError(f"{path}: holds no texts")
+    return found
+
+
 def _read_csv(file: Path, stream) -> Iterator[tuple[int, dict]]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)

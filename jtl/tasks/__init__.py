@@ -4,11 +4,13 @@ from jtl.tasks import ctc
 from jtl.tasks.causal import CausalLM
 from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibration_error, macro_f1
 from jtl.tasks.ctc import CTC
+from jtl.tasks.erasure import erasure
 from jtl.tasks.generate import generate
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
 from jtl.tasks.transcribe import detect_language, transcribe
 
 __all__ = [
     "CTC", "CausalLM", "Classify", "MaskedLM", "accuracy", "confusion", "ctc", "detect_language",
-    "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "transcribe", "without_masked_head",
+    "erasure", "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "transcribe",
+    "without_masked_head",
 ]  # fmt: skip

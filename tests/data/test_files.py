@@ -299,3 +299,18 @@ def test_truncated_image_is_named_before_training(tmp_path):
         DataError, match=r"dog/2.jpg: not an image that can be decoded \(image file is truncated"
     ):
         prepare(one.splits["train"], Preprocess((8, 8), (0.5,), (0.5,)))
+
+
+def test_texts_without_labels(tmp_path):
+    lines = tmp_path / "new.txt"
+    lines.write_text(" one \n\ntwo\n")
+    table = write(tmp_path / "new.csv", [("one, two",), ("three",)], ("review",))
+    assert data.files.read_texts(lines) == ["one", "two"]
+    assert data.files.read_texts(table, "review") == ["one, two", "three"]
+    with pytest.raises(DataError, match="no column 'text'; it has 'review'"):
+        data.files.read_texts(table)
+    with pytest.raises(DataError, match=r"expected a file ending in .*\.txt"):
+        data.files.read_texts(tmp_path / "new.pdf")
+    lines.write_text("\n")
+    with pytest.raises(DataError, match="holds no texts"):
+        data.files.read_texts(lines)

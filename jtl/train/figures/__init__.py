@@ -13,11 +13,12 @@ from jtl.train.figures.curves import (
     over_tasks,
     over_weights,
 )
-from jtl.train.figures.examples import embeddings, images, principal_components, reliability
+from jtl.train.figures.examples import attributed, embeddings, images, principal_components, reliability
 from jtl.train.figures.matrices import confusion, heatmaps
 from jtl.train.figures.style import colours, png
 
 __all__ = [
+    "attributed",
     "colours",
     "confusion",
     "embeddings",

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from jtl.train.figures.style import BLACK, MANY, MARKER, MARKERS, PALETTE, VERMILLION, blank, colours
+from jtl.train.figures.style import BLACK, BLUE, MANY, MARKER, MARKERS, PALETTE, VERMILLION, blank, colours
 
 
 def reliability(found: Mapping[str, tuple[Any, Any]], bins: int = 10) -> Figure:
@@ -104,6 +106,56 @@ def images(pictures: Any, true: Sequence[str], predicted: Sequence[str], columns
             axes.imshow(np.squeeze(picture), cmap="gray")
             axes.set_title(f"true: {_short(label)}\npredicted: {_short(guess)}", fontsize=10, loc="left",
                            color=BLACK if label == guess else VERMILLION)  # fmt: skip
+    return figure
+
+
+def attributed(
+    words: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+    titles: Sequence[str],
+    width: float = 9.0,
+) -> Figure:
+    """Texts whose words are shaded by their scores: blue above 0, vermillion below, the largest of a text the darkest.
+
+    Args:
+        words: of each text.
+        scores: one a word.
+        titles: one a text.
+        width: of the figure in inches.
+    """
+    if not len(words):
+        raise ValueError("there are no texts to draw")
+    line, gap, size = 0.3, 0.06, 10.5
+    with blank(width, 1.0) as figure:
+        figure.set_layout_engine("none")
+        renderer = FigureCanvasAgg(figure).get_renderer()
+
+        def inches(word: str) -> float:
+            text = figure.text(0, 0, word, fontsize=size)
+            extent = text.get_window_extent(renderer).width / figure.dpi
+            text.remove()
+            return extent
+
+        placed: list[tuple[float, float, str, float | None]] = []
+        top = 0.1
+        for title, own, score in zip(titles, words, scores, strict=True):
+            placed.append((0.1, top, title, None))
+            x, top = 0.1, top + line
+            most = max(map(abs, score), default=0.0) or 1.0
+            for word, value in zip(own, score, strict=True):
+                extent = inches(word)
+                if x > 0.1 and x + extent > width - 0.1:
+                    x, top = 0.1, top + line
+                placed.append((x, top, word, value / most))
+                x += extent + gap
+            top += 1.7 * line
+        figure.set_size_inches(width, top)
+        for x, y, word, share in placed:
+            colour = "none" if share is None else to_rgba(BLUE if share > 0 else VERMILLION, 0.6 * abs(share))
+            figure.text(
+                x / width, 1 - y / top, word, fontsize=size, va="top", weight="bold" if share is None else None,
+                bbox={"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.12"},
+            )  # fmt: skip
     return figure
 
 
