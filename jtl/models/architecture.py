@@ -122,6 +122,14 @@ def norm(path: str, key: str) -> dict[str, Tensor]:
     return {f"params/{path}/scale": Tensor(f"{key}.weight"), f"params/{path}/bias": Tensor(f"{key}.bias")}
 
 
+def batch_norm(path: str, key: str) -> dict[str, Tensor]:
+    """The parameters and running statistics of a BatchNorm at `path`, stored as torch BatchNorm2d `key`."""
+    return norm(path, key) | {
+        f"batch_stats/{path}/mean": Tensor(f"{key}.running_mean"),
+        f"batch_stats/{path}/var": Tensor(f"{key}.running_var"),
+    }
+
+
 def from_hf(cls: type, config: Mapping[str, Any], *, model_type: str, only: Mapping[str, tuple] = {}) -> Any:
     """Build the configuration `cls` from the settings of a config.json that carry the names of its fields.
 

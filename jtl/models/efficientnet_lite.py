@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtl.models import architecture
-from jtl.models.architecture import CONV, DEPTHWISE, Architecture, HeadSpec, Tensor
+from jtl.models.architecture import CONV, DEPTHWISE, Architecture, HeadSpec, Tensor, batch_norm
 from jtl.models.depthwise import depthwise_conv
 
 HEAD = HeadSpec("pooled", {"out": "_fc"}, "EfficientNetLiteForImageClassification", dropout=("out",))
@@ -232,7 +232,7 @@ def _norm(config: EfficientNetLiteConfig, use_running_average: bool):
 
 def tensors(config: EfficientNetLiteConfig) -> dict[str, Tensor]:
     """Name map: our variable path to its tensor in the converted checkpoint."""
-    names = {"params/stem/kernel": Tensor("_conv_stem.weight", CONV)} | _norm_tensors("stem_norm", "_bn0")
+    names = {"params/stem/kernel": Tensor("_conv_stem.weight", CONV)} | batch_norm("stem_norm", "_bn0")
     for i, spec in enumerate(config.blocks):
         ours, theirs = f"layer_{i}", f"_blocks.{i}"
         parts = [
@@ -243,16 +243,9 @@ def tensors(config: EfficientNetLiteConfig) -> dict[str, Tensor]:
             parts.insert(0, ("expand", "_expand_conv", "_bn0", CONV))
         for name, conv, norm, layout in parts:
             names[f"params/{ours}/{name}/kernel"] = Tensor(f"{theirs}.{conv}.weight", layout)
-            names |= _norm_tensors(f"{ours}/{name}_norm", f"{theirs}.{norm}")
-    names |= {"params/last/kernel": Tensor("_conv_head.weight", CONV)} | _norm_tensors("last_norm", "_bn1")
+            names |= batch_norm(f"{ours}/{name}_norm", f"{theirs}.{norm}")
+    names |= {"params/last/kernel": Tensor("_conv_head.weight", CONV)} | batch_norm("last_norm", "_bn1")
     return names
-
-
-def _norm_tensors(path: str, key: str) -> dict[str, Tensor]:
-    return architecture.norm(path, key) | {
-        f"batch_stats/{path}/mean": Tensor(f"{key}.running_mean"),
-        f"batch_stats/{path}/var": Tensor(f"{key}.running_var"),
-    }
 
 
 def example(config: EfficientNetLiteConfig) -> dict[str, np.ndarray]:

@@ -119,13 +119,15 @@ def _head(model: Model, architecture: Architecture) -> heads.Head | None:
 
 
 def _to_file(model: Model, names: Mapping[str, Tensor], prefix: str) -> dict[str, np.ndarray]:
-    leaves = tree.flatten(model.variables)
-    return {
-        tensor.key if path.startswith("params/head/") else prefix + tensor.key: np.ascontiguousarray(
-            tensor.layout.to_file(np.asarray(leaves[path]))
-        )
-        for path, tensor in names.items()
-    }
+    leaves, written = tree.flatten(model.variables), {}
+    for path, tensor in names.items():
+        key = tensor.key if path.startswith("params/head/") else prefix + tensor.key
+        written[key] = np.ascontiguousarray(tensor.layout.to_file(np.asarray(leaves[path])))
+        if key.endswith(
+            ".running_mean"
+        ):  # torch's BatchNorm counts its batches; transformers wants to find the count
+            written[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
+    return written
 
 
 def _labels(classes: int, id2label: Mapping[int, str] | None) -> dict[str, Any]:

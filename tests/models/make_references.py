@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import speech
+import vision
 from speech import SPEECH
+from vision import CONVOLUTIONAL
 
 REFERENCES = Path(__file__).parent / "references"
 TEXT = ("bert", "roberta", "distilbert")
@@ -33,6 +35,8 @@ def settings(name, rng, small=False):
     width, inner = heads * per_head, int(rng.integers(5, 16))
     if name in DECODERS:
         return decoder_settings(name, rng, small) | dict(num_hidden_layers=layers, intermediate_size=inner)
+    if name in CONVOLUTIONAL:
+        return vision.settings(name, rng, act, small)
     if name == "distilbert":
         return dict(vocab_size=23, max_position_embeddings=17, dim=width, n_layers=layers, n_heads=heads,
                     hidden_dim=inner, activation=act)  # fmt: skip
@@ -103,6 +107,8 @@ def build(name, config):
         if value.is_floating_point():
             scale = 1.0 if "norm" in key.lower() and key.endswith("weight") else 0.0
             value.copy_(scale + 0.4 * torch.randn(value.shape, generator=generator))
+            if key.endswith("running_var"):
+                value.copy_(0.5 + value**2)
     return model
 
 
@@ -120,6 +126,8 @@ def batch(name, config, rng, padded=True):
     """Random inputs: texts of unequal length, or images whose size is not the native one."""
     if name in SPEECH:
         return speech.batch(name, config, rng, padded)
+    if name in CONVOLUTIONAL:
+        return vision.batch(name, config, rng)
     if name in IMAGE:
         patch, native = config["patch_size"], config["image_size"]
         size = [native, native] if not padded else [patch * int(rng.integers(2, 8)) for _ in range(2)]
@@ -148,6 +156,8 @@ def run(name, model, inputs):
 
     if name in SPEECH:
         return speech.run(name, model, inputs)
+    if name in CONVOLUTIONAL:
+        return vision.run(name, model, inputs)
     if name in IMAGE:
         kwargs = {"pixel_values": torch.tensor(inputs["image"].transpose(0, 3, 1, 2))}
         kwargs |= {} if name.startswith("dinov2") else {"interpolate_pos_encoding": True}
@@ -167,11 +177,14 @@ def run(name, model, inputs):
 
 def main():
     """Write one small file for each architecture, or for those named."""
-    for name in sys.argv[1:] or (*TEXT, *IMAGE, *DECODERS, *SPEECH):
+    for name in sys.argv[1:] or (*TEXT, *IMAGE, *DECODERS, *SPEECH, *CONVOLUTIONAL):
         rng = np.random.default_rng(0)
         config = settings(name, rng, small=True)
         model = build(name, config)
         written, weights = files(model)
+        weights = {
+            key: value for key, value in weights.items() if value.dtype.kind == "f"
+        }  # no batch counters
         inputs = batch(name, config, rng)
         arrays = {f"input/{key}": value for key, value in inputs.items()}
         arrays |= {f"output/{key}": value for key, value in run(name, model, inputs).items()}

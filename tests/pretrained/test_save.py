@@ -123,6 +123,7 @@ CONFIGS = {
     "vit": IMAGE,
     "deit": IMAGE,
     "dinov2": IMAGE | dict(mlp_ratio=2),
+    "resnet": dict(embedding_size=4, hidden_sizes=[8, 12], depths=[2, 1], layer_type="bottleneck"),
 } | {
     name: TEXT | dict(num_key_value_heads=1, pad_token_id=1, head_dim=4, tie_word_embeddings=True)
     for name in ("llama", "mistral", "qwen2", "qwen3")
@@ -131,7 +132,7 @@ CONFIGS = {
 
 def batches(name):
     rng = np.random.default_rng(0)
-    if name in ("vit", "deit", "dinov2"):
+    if name in ("vit", "deit", "dinov2", "resnet"):
         image = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
         return {"image": jnp.asarray(image)}, {"pixel_values": image.transpose(0, 3, 1, 2)}
     ids = rng.integers(3, 31, (2, 9))
@@ -152,6 +153,8 @@ def test_transformers_to_jtl_and_back(name, tmp_path):
     theirs = getattr(transformers, task)(config).eval()
     for parameter in theirs.parameters():  # zero biases and unit scales would hide a swapped tensor
         torch.nn.init.normal_(parameter, std=0.3)
+    for buffer in theirs.buffers():
+        buffer.copy_(torch.rand(buffer.shape) + 0.1 if buffer.is_floating_point() else buffer)
     theirs.save_pretrained(tmp_path / "theirs")
     ours, report = load_with_report(tmp_path / "theirs")
     batch, fields = batches(name)
