@@ -2,6 +2,7 @@
 
 from jtl.models import (
     bert,
+    convnext,
     deit,
     dinov2,
     distilbert,
@@ -27,6 +28,8 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
         dinov2.WITH_REGISTERS,
         efficientnet_lite.ARCHITECTURE,
         resnet.ARCHITECTURE,
+        convnext.ARCHITECTURE,
+        convnext.V2,
         *llama.ARCHITECTURES,
         whisper.ARCHITECTURE,
         *wav2vec2.ARCHITECTURES,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-CONVOLUTIONAL = ("resnet",)
+CONVOLUTIONAL = ("resnet", "convnext", "convnextv2")
 
 
 def settings(name, rng, act, small):
@@ -14,6 +14,18 @@ def settings(name, rng, act, small):
         widths, depths = (8, 12), (1, 2)
     coin = lambda: bool(rng.random() < 0.5)  # noqa: E731
     common = dict(num_channels=int(rng.choice([1, 3])), hidden_sizes=widths, depths=depths, hidden_act=act)
+    if name.startswith("convnext"):
+        scale = {} if name == "convnextv2" else dict(layer_scale_init_value=float(rng.choice([0, 0.1])))
+        return (
+            common
+            | scale
+            | dict(
+                num_stages=stages,
+                patch_size=int(rng.choice([2, 3])),
+                layer_norm_eps=float(rng.choice([1e-12, 1e-3])),
+                drop_path_rate=0.1,
+            )
+        )
     return common | dict(
         embedding_size=int(rng.choice([widths[0], 5])),
         layer_type="bottleneck" if small or coin() else "basic",
@@ -24,7 +36,8 @@ def settings(name, rng, act, small):
 
 def batch(name, config, rng):
     """Random images, of odd sizes too."""
-    size = [int(rng.integers(17, 34)) for _ in range(2)]
+    least = 14 if len(config["depths"]) < 3 else 24
+    size = [int(n) for n in rng.integers(least, least + 14, 2)]
     return {"image": rng.normal(size=(2, *size, config["num_channels"])).astype(np.float32)}
 
 

@@ -123,6 +123,8 @@ CONFIGS = {
     "vit": IMAGE,
     "deit": IMAGE,
     "dinov2": IMAGE | dict(mlp_ratio=2),
+    "convnext": dict(num_stages=2, hidden_sizes=[8, 12], depths=[1, 2]),
+    "convnextv2": dict(num_stages=2, hidden_sizes=[8, 12], depths=[1, 2]),
     "resnet": dict(embedding_size=4, hidden_sizes=[8, 12], depths=[2, 1], layer_type="bottleneck"),
 } | {
     name: TEXT | dict(num_key_value_heads=1, pad_token_id=1, head_dim=4, tie_word_embeddings=True)
@@ -132,7 +134,7 @@ CONFIGS = {
 
 def batches(name):
     rng = np.random.default_rng(0)
-    if name in ("vit", "deit", "dinov2", "resnet"):
+    if name in ("vit", "deit", "dinov2", "resnet", "convnext", "convnextv2"):
         image = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
         return {"image": jnp.asarray(image)}, {"pixel_values": image.transpose(0, 3, 1, 2)}
     ids = rng.integers(3, 31, (2, 9))

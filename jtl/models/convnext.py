@@ -1,0 +1,298 @@
+"""ConvNeXt and ConvNeXt V2: convolutional networks built like a hierarchical vision transformer.
+
+Liu et al.: "A ConvNet for the 2020s", 2022, https://arxiv.org/abs/2201.03545; Woo et al.: "ConvNeXt V2: Co-designing
+and Scaling ConvNets with Masked Autoencoders", 2023, https://arxiv.org/abs/2301.00808, whose blocks normalise responses
+where those of the first scale their output. Numerically those of `transformers`' ConvNextModel and ConvNextV2Model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jtl.models import architecture
+from jtl.models.architecture import CONV, DEPTHWISE, Architecture, HeadSpec, Tensor, linear, norm
+from jtl.models.depthwise import depthwise_conv
+from jtl.models.layers import Images, activation, dense
+from jtl.models.patches import pair
+
+HEAD = HeadSpec("pooled", {"out": "classifier"}, "ConvNextForImageClassification")
+V2_HEAD = HeadSpec("pooled", {"out": "classifier"}, "ConvNextV2ForImageClassification")
+
+EPSILON = 1e-6  # of every norm but the last, whose epsilon is in the configuration
+EXPANSION = 4  # how much wider a block is inside
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextConfig:
+    """The dimensions of a ConvNeXt, under their names and with their defaults (tiny) in config.json.
+
+    `drop_path_rate`: rate at which the last block is skipped in training; earlier ones less, linearly.
+    `layer_scale_init_value`: what the scales of the blocks' outputs begin with; there are none if it is 0.
+    """
+
+    model_type: ClassVar[str] = "convnext"
+    response_norm: ClassVar[bool] = False
+
+    num_channels: int = 3
+    patch_size: int | tuple[int, int] = 4
+    num_stages: int = 4
+    hidden_sizes: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    layer_scale_init_value: float = 1e-6
+    drop_path_rate: float = 0.0
+    image_size: int | tuple[int, int] = 224
+
+    def __post_init__(self):
+        activation(self.hidden_act)
+        if (
+            not self.num_stages == len(self.hidden_sizes) == len(self.depths)
+            or min(self.depths, default=0) < 1
+        ):
+            raise ValueError(
+                f"hidden_sizes={self.hidden_sizes} and depths={self.depths}: expected a width and a depth of at least "
+                f"1 for each of num_stages={self.num_stages}"
+            )
+
+    @property
+    def head(self) -> HeadSpec:
+        """The standard classification head: one linear layer on the pooled features."""
+        return HEAD
+
+    @property
+    def head_dropout(self) -> float:
+        """Rate of the dropout in front of the classifier: none."""
+        return 0.0
+
+    def width(self, output: str) -> int:
+        """Size of the last axis of an output."""
+        return self.hidden_sizes[-1]
+
+    def drop_rates(self) -> tuple[tuple[float, ...], ...]:
+        """Rate at which each block of each stage is skipped in training."""
+        rates = np.linspace(0, self.drop_path_rate, sum(self.depths))
+        return tuple(tuple(map(float, part)) for part in np.split(rates, np.cumsum(self.depths)[:-1]))
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> ConvNextConfig:
+        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        return architecture.from_hf(cls, config, model_type=cls.model_type)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dict of config.json, without `architectures`."""
+        return {"model_type": self.model_type, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextV2Config(ConvNextConfig):
+    """The dimensions of a ConvNeXt V2."""
+
+    model_type: ClassVar[str] = "convnextv2"
+    response_norm: ClassVar[bool] = True
+    layer_scale_init_value: ClassVar[float] = 0.0  # type: ignore[misc]
+
+    @property
+    def head(self) -> HeadSpec:
+        """The standard classification head: one linear layer on the pooled features."""
+        return V2_HEAD
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation (Woo et al. 2023, section 4), added to its input: (B, H, W, C) to (B, H, W, C).
+
+    Each channel is scaled by its norm over the image, relative to the mean of these norms.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Normalise, scale and shift."""
+        scale = self.param("scale", nn.initializers.zeros, (1, 1, 1, x.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (1, 1, 1, x.shape[-1]))
+        square = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
+        # The root has no gradient at 0, where torch takes 0.
+        size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        relative = (size / (size.mean(-1, keepdims=True) + EPSILON)).astype(x.dtype)
+        return scale * (x * relative) + bias + x
+
+
+class Embeddings(nn.Module):
+    """Patches, normed: (B, H, W, C) to (B, H / patch, W / patch, D), rounded down."""
+
+    config: ConvNextConfig
+
+    @nn.compact
+    def __call__(self, image: Images) -> Float[Array, "B h w D"]:
+        """Embed normalised images. Raises ValueError for other channels, or an image of which nothing is left."""
+        c = self.config
+        patch, shrink = pair(c.patch_size), 2 ** (c.num_stages - 1)
+        least = (patch[0] * shrink, patch[1] * shrink)
+        if image.shape[-1] != c.num_channels or image.shape[1] < least[0] or image.shape[2] < least[1]:
+            raise ValueError(
+                f"image: expected shape (B, H, W, {c.num_channels}), found {tuple(image.shape)}, with H and W of at "
+                f"least {least[0]} and {least[1]}; repeat a grey image along the last axis"
+            )
+        x = _conv(c, c.hidden_sizes[0], patch, "patch")(image)
+        return nn.LayerNorm(EPSILON, name="norm")(x)
+
+
+class Block(nn.Module):
+    """Filter each channel (7 x 7), norm, widen, narrow; added to the input: (B, H, W, D) to (B, H, W, D).
+
+    `drop` is the rate at which an example skips the block in training (stochastic depth, Huang 2016,
+    https://arxiv.org/abs/1603.09382).
+    """
+
+    drop: float
+    config: ConvNextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W D"], *, train: bool = False) -> Float[Array, "B H W D"]:
+        """Transform a feature map."""
+        c, D = self.config, x.shape[-1]
+        y = nn.Conv(
+            D,
+            (7, 7),
+            padding=3,
+            feature_group_count=D,
+            conv_general_dilated=depthwise_conv,
+            kernel_init=nn.initializers.normal(c.initializer_range),
+            name="depthwise",
+        )(x)
+        y = nn.LayerNorm(EPSILON, name="norm")(y)
+        y = activation(c.hidden_act)(dense(EXPANSION * D, "intermediate", c.initializer_range)(y))
+        if c.response_norm:
+            y = ResponseNorm(name="response_norm")(y)
+        y = dense(D, "output", c.initializer_range)(y)
+        if c.layer_scale_init_value > 0:
+            scale = self.param("output_scale", nn.initializers.constant(c.layer_scale_init_value), (D,))
+            y *= scale.reshape(1, 1, 1, D)
+        return x + nn.Dropout(self.drop, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
+
+
+class Stage(nn.Module):
+    """Blocks of one width, behind a norm and a 2 x 2 convolution of stride 2 in all stages but the first.
+
+    (B, H, W, C) to (B, h, w, D).
+    """
+
+    channels: int
+    first: bool
+    drop: tuple[float, ...]
+    config: ConvNextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
+        """Shrink and apply every block."""
+        if not self.first:
+            x = nn.LayerNorm(EPSILON, name="downsample_norm")(x)
+            x = _conv(self.config, self.channels, (2, 2), "downsample")(x)
+        for i, drop in enumerate(self.drop):
+            x = Block(drop, self.config, name=f"block_{i}")(x, train=train)
+        return x
+
+
+class Encoder(nn.Module):
+    """The stages: (B, H, W, C) to (B, h, w, D)."""
+
+    config: ConvNextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
+        """Apply every stage."""
+        c = self.config
+        for i, (channels, drop) in enumerate(zip(c.hidden_sizes, c.drop_rates(), strict=True)):
+            x = Stage(channels, i == 0, drop, c, name=f"stage_{i}")(x, train=train)
+        return x
+
+
+class ConvNext(nn.Module):
+    """ConvNeXt without its classifier.
+
+    Returns `map` (B, H / 32, W / 32, D) for four stages and patches of 4, rounded down, the last feature map;
+    `features` and `pooled` (B, D), its average over space, normed. A feature pyramid is its taps:
+    `model(batch, taps=("encoder/stage_0", ...))`; blocks are at `encoder/stage_0/block_0`.
+    """
+
+    config: ConvNextConfig
+
+    @nn.compact
+    def __call__(self, image: Images, *, train: bool = False) -> dict[str, Array]:
+        """Encode normalised images, of any size."""
+        x = Embeddings(self.config, name="embeddings")(image)
+        x = Encoder(self.config, name="encoder")(x, train=train)
+        pooled = nn.LayerNorm(self.config.layer_norm_eps, name="norm")(x.mean((1, 2)))
+        return {"map": x, "features": pooled, "pooled": pooled}
+
+
+def _conv(config: ConvNextConfig, channels: int, size: tuple[int, int], name: str) -> nn.Conv:
+    init = nn.initializers.normal(config.initializer_range)
+    return nn.Conv(channels, size, size, "VALID", kernel_init=init, name=name)
+
+
+def tensors(config: ConvNextConfig) -> dict[str, Tensor]:
+    """Name map: our variable path to its tensor in a Hugging Face file."""
+    names = _convolution("embeddings/patch", "embeddings.patch_embeddings")
+    names |= norm("embeddings/norm", "embeddings.layernorm") | norm("norm", "layernorm")
+    for i, depth in enumerate(config.depths):
+        stage, key = f"encoder/stage_{i}", f"encoder.stages.{i}"
+        if i > 0:
+            names |= norm(f"{stage}/downsample_norm", f"{key}.downsampling_layer.0")
+            names |= _convolution(f"{stage}/downsample", f"{key}.downsampling_layer.1")
+        for j in range(depth):
+            ours, theirs = f"{stage}/block_{j}", f"{key}.layers.{j}"
+            names |= _convolution(f"{ours}/depthwise", f"{theirs}.dwconv", DEPTHWISE)
+            names |= norm(f"{ours}/norm", f"{theirs}.layernorm")
+            names |= linear(f"{ours}/intermediate", f"{theirs}.pwconv1")
+            names |= linear(f"{ours}/output", f"{theirs}.pwconv2")
+            if config.response_norm:
+                names |= norm(f"{ours}/response_norm", f"{theirs}.grn")
+            if config.layer_scale_init_value > 0:
+                names[f"params/{ours}/output_scale"] = Tensor(f"{theirs}.layer_scale_parameter")
+    return names
+
+
+def _convolution(path: str, key: str, layout: architecture.Layout = CONV) -> dict[str, Tensor]:
+    return {
+        f"params/{path}/kernel": Tensor(f"{key}.weight", layout),
+        f"params/{path}/bias": Tensor(f"{key}.bias"),
+    }
+
+
+def example(config: ConvNextConfig) -> dict[str, np.ndarray]:
+    """A batch of one image of one feature-map cell."""
+    shrink = 2 ** (config.num_stages - 1)
+    height, width = pair(config.patch_size)
+    return {"image": np.zeros((1, height * shrink, width * shrink, config.num_channels), np.float32)}
+
+
+# Checkpoints (hub id: blocks of the stages; widths, doubled from stage to stage, begin with):
+#   facebook/convnext-tiny-224, -small, -base, -large: 3, 3, 9, 3; 96; 3, 3, 27, 3; 96, 128, 192
+#   facebook/convnext-base-224-22k, -large-224-22k, -xlarge-224-22k (256)                https://arxiv.org/abs/2201.03545
+#   facebook/convnextv2-atto-1k-224, -femto, -pico, -nano, -tiny, -base, -large, -huge   https://arxiv.org/abs/2301.00808
+ARCHITECTURE = Architecture(
+    name="convnext",
+    config=ConvNextConfig,
+    module=ConvNext,
+    tensors=tensors,
+    prefix="convnext.",
+    head=HEAD,
+    example=example,
+    base_class="ConvNextModel",
+)
+V2 = dataclasses.replace(
+    ARCHITECTURE,
+    name="convnextv2",
+    config=ConvNextV2Config,
+    prefix="convnextv2.",
+    head=V2_HEAD,
+    base_class="ConvNextV2Model",
+)
