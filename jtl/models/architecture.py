@@ -84,6 +84,7 @@ class Architecture:
     `base_class`: the `transformers` class of the bare encoder.
     `ignored`: regexes (full match, canonical key) of file keys left out on purpose, if no variable uses them.
     `renames`: regexes and replacements that turn other spellings of a key into the one of `tensors`.
+    `aliases(config)`: spellings that depend on the dimensions, to the key of `tensors`.
     `in_memory`: those that turn the path of a module into the one that transformers v5 holds in memory.
     """
 
@@ -98,6 +99,7 @@ class Architecture:
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     in_memory: tuple[tuple[str, str], ...] = ()
+    aliases: Callable[[Any], dict[str, str]] = lambda config: {}
 
     def canonical(self, key: str) -> str:
         """The key as `tensors` and `ignored` spell it: task prefix removed, other spellings renamed."""

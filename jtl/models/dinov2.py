@@ -219,8 +219,8 @@ ARCHITECTURE = Architecture(
     head=HEAD,
     example=vit.example,
     base_class="Dinov2Model",
-    ignored=(r"embeddings\.mask_token",),
-    renames=vit.V5_ATTENTION,
+    ignored=(r"embeddings\.mask_token", r"decoder\..*"),  # the latter beside jtl.load("dinov2-small-focus")
+    renames=((r"^backbone\.", ""), *vit.V5_ATTENTION),
     in_memory=vit.IN_MEMORY_ATTENTION,
 )
 WITH_REGISTERS = dataclasses.replace(

@@ -89,7 +89,7 @@ def load_with_report(
     module = architecture.module(config)
     tensors = read_tensors(folder)
 
-    keys = _canonical(architecture, tensors)
+    keys = _canonical(architecture, config, tensors)
     body = architecture.tensors(config)
     head, foreign = _head_tensors(architecture, config.head, settings, keys)
     shapes = {path: leaf.shape for path, leaf in expected(module, architecture, config).items()}
@@ -186,11 +186,11 @@ def _assemble(module, config, variables: dict[str, Any], spec: HeadSpec | None) 
     return heads.attach(model, heads.standard(config, classes), on=spec.on, params=params)
 
 
-def _canonical(architecture: Architecture, tensors: Tensors) -> dict[str, str]:
+def _canonical(architecture: Architecture, config, tensors: Tensors) -> dict[str, str]:
     """Key as the architecture spells it → key in the file."""
-    keys: dict[str, str] = {}
+    aliases, keys = architecture.aliases(config), dict[str, str]()
     for name in tensors:
-        canonical = architecture.canonical(name)
+        canonical = aliases.get(name) or architecture.canonical(name)
         if canonical in keys:
             raise WeightsError(f"tensors {keys[canonical]!r} and {name!r} are one variable under two names.")
         keys[canonical] = name

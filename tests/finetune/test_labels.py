@@ -74,7 +74,10 @@ def test_freeze_is_the_complement_of_train_only(model):
     ("rule", "torch_key"),
     [
         (".*/bias|head/.*", r".*\.bias"),
-        (".*norm/(scale|bias)|head/.*", r"(?i)(.*\.)?\w*(norm|bn)\w*\.(weight|bias)"),
+        (
+            ".*norm/(scale|bias)|head/.*",
+            r"(?i)(.*\.)?(\w*(norm|bn|grn)\w*|downsampling_layer\.0)\.(weight|bias)",
+        ),
     ],
 )
 def test_the_rules_of_bitfit_and_norm_tuning_fit_every_architecture(name, rule, torch_key):
@@ -89,7 +92,8 @@ def test_the_rules_of_bitfit_and_norm_tuning_fit_every_architecture(name, rule, 
     assert labels.pop("head/out/kernel") == 1.0
     met = {path for path, rate in labels.items() if rate}
     assert met == {path for path, key in keys.items() if re.fullmatch(torch_key, key)}
-    assert bool(met) != (name in ("llama", "mistral", "qwen3") and rule == ".*/bias|head/.*")
+    lacking = ("llama", "mistral", "qwen3") if rule == ".*/bias|head/.*" else ("vgg",)
+    assert bool(met) != (name in lacking)
 
 
 LORA_PLUS = [(".*/lora/b", 16.0), (".*/lora/.*|head/.*", 1.0), (".*", 0.0)]

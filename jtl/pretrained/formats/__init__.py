@@ -8,14 +8,16 @@ from pathlib import Path
 
 from jtl.pretrained.formats.ctranslate2 import is_ctranslate2, read_ctranslate2
 from jtl.pretrained.formats.gguf import read_gguf
+from jtl.pretrained.formats.keras import read_keras
 from jtl.pretrained.formats.npz import read_npz
+from jtl.pretrained.formats.onnx import read_onnx
 from jtl.pretrained.formats.pth import CodeInFile, read_pth
 from jtl.pretrained.formats.safetensors import read_safetensors
 from jtl.pretrained.formats.tensors import FormatError, Tensors
 
 __all__ = [
-    "CodeInFile", "FormatError", "Tensors", "read_ctranslate2", "read_gguf", "read_npz", "read_pth", "read_safetensors",
-    "read_tensors",
+    "CodeInFile", "FormatError", "Tensors", "read_ctranslate2", "read_gguf", "read_keras", "read_npz", "read_onnx",
+    "read_pth", "read_safetensors", "read_tensors",
 ]  # fmt: skip
 
 
@@ -31,6 +33,8 @@ _READERS = {
     ".pth": read_pth,
     ".pt": read_pth,
     ".bin": _read_bin,
+    ".h5": read_keras,
+    ".onnx": read_onnx,
 }
 # Hugging Face's names come first, safetensors before pickles.
 _FILES = (

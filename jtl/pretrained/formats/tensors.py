@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,3 +31,13 @@ class Tensors(Mapping):  # not Mapping[str, ndarray]: checkers of types would re
 
     def __len__(self) -> int:
         return len(self._readers)
+
+
+def required(module: str, file: Path) -> Any:
+    """The module that reads a file of this kind, which is not installed with jtl unless its extra is asked for."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{file} is read with {module}, which is not installed: pip install 'jtl[formats]', or {module} alone."
+        ) from error
