@@ -126,7 +126,8 @@ def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
     ``stage_1/block_0``) follow in order; what embeds the input (outside the layers, a name with ``embed``,
     ``patch``, ``stem``, ``token`` or ``position``) lies below them; all else (final norm, pooler) belongs to
     the last layer; heads added by ``jtl.heads`` are the top. The layers of a ``decoder`` follow those of its
-    ``encoder``, as in Whisper.
+    ``encoder``, as in Whisper. Those of the towers ``text`` and ``vision`` stand side by side, as in CLIP: both end at
+    the same depth.
 
     Args:
         model: any model.
@@ -149,6 +150,9 @@ def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
     paths = list(tree.flatten(model.params))
     places = {path: _place(path) for path in paths if path.split("/")[0] not in heads}
     stacks = {place[0] for place in places.values() if place}
+    towers = {stack.split("/")[0]: stack for stack in stacks}
+    if len(stacks) == 2 and set(towers) == {"text", "vision"}:
+        return _side_by_side(model, places)
     if len(stacks) != 1 and stacks != {"encoder", "decoder"}:
         found = (
             f"numbered layers under {sorted(stacks)}" if stacks else f"no numbered layers in {paths[:3]}..."
@@ -169,6 +173,26 @@ def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
     found_depths = tree.map_with_path(depth, model.params)
     lowest = min(jax.tree.leaves(found_depths))
     return jax.tree.map(lambda d: d - lowest, found_depths)
+
+
+def _side_by_side(model: Model, places: dict[str, tuple[str, tuple[int, ...]] | None]) -> PyTree:
+    """The depths of a model of two towers: what lies in neither of them belongs to their last layers."""
+    numbers: dict[str, list[tuple[int, ...]]] = {}
+    for place in places.values():
+        if place:
+            numbers.setdefault(place[0].split("/")[0], []).append(place[1])
+    orders = {tower: sorted({*found}) for tower, found in numbers.items()}
+    top = max(map(len, orders.values()))
+
+    def depth(path: str, _: object) -> int:
+        if path not in places:
+            return top + 1
+        tower = path.split("/")[0]
+        if place := places[path]:
+            return top - len(orders[tower]) + 1 + orders[tower].index(place[1])
+        return top - len(orders[tower]) if tower in orders and _INPUT.search(path) else top
+
+    return tree.map_with_path(depth, model.params)
 
 
 def _place(path: str) -> tuple[str, tuple[int, ...]] | None:

@@ -2,6 +2,7 @@
 
 from jtl.models import (
     bert,
+    clip,
     convnext,
     deit,
     dinov2,
@@ -32,6 +33,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
         convnext.ARCHITECTURE,
         convnext.V2,
         vgg.ARCHITECTURE,
+        clip.ARCHITECTURE,
         *llama.ARCHITECTURES,
         whisper.ARCHITECTURE,
         *wav2vec2.ARCHITECTURES,

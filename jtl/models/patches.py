@@ -44,6 +44,16 @@ def bicubic(old: int, new: int, antialias: bool = False) -> Float[np.ndarray, "n
     return matrix.astype(np.float32)
 
 
+def resample(
+    positions: Float[Array, "N D"], old: tuple[int, int], new: tuple[int, int], antialias: bool = False
+) -> Float[Array, "M D"]:
+    """Positions of a grid of `old` rows and columns, made into those of a `new` one: see `bicubic`."""
+    rows, columns = (bicubic(o, n, antialias) for o, n in zip(old, new, strict=True))
+    table = positions.reshape(*old, -1).astype(jnp.float32)
+    table = jnp.einsum("hi,wj,ijd->hwd", rows, columns, table).astype(positions.dtype)
+    return table.reshape(-1, positions.shape[-1])
+
+
 class PatchEmbeddings(nn.Module):
     """Special tokens, then patches row by row, with positions added: image (B, H, W, C) to (B, N, D).
 
@@ -73,10 +83,8 @@ class PatchEmbeddings(nn.Module):
         """Embed images of any size that holds at least one patch. Raises ValueError for other channels."""
         B, H, W, C = image.shape
         D, T = self.hidden, len(self.tokens)
-        grid, native = (
-            (H // self.patch[0], W // self.patch[1]),
-            tuple(map(int.__floordiv__, self.image, self.patch)),
-        )
+        (h, w), native = self.patch, (self.image[0] // self.patch[0], self.image[1] // self.patch[1])
+        grid = (H // h, W // w)
         if C != self.channels or 0 in grid:
             raise ValueError(
                 f"image: shape {image.shape} does not hold {self.channels} channels, patches {self.patch}"
@@ -86,10 +94,8 @@ class PatchEmbeddings(nn.Module):
         tokens = [self.param(name, normal, (1, 1, D)) for name in self.tokens]
         position = self.param("position", normal, (1, T + native[0] * native[1], D))
         if grid != native:
-            rows, columns = (bicubic(o, n, self.antialias) for o, n in zip(native, grid, strict=True))
-            table = position[:, T:].reshape(*native, D).astype(jnp.float32)
-            table = jnp.einsum("hi,wj,ijd->hwd", rows, columns, table).astype(position.dtype)
-            position = jnp.concatenate([position[:, :T], table.reshape(1, -1, D)], 1)
+            table = resample(position[0, T:], native, grid, self.antialias)
+            position = jnp.concatenate([position[:, :T], table[None]], 1)
         tokens = [jnp.broadcast_to(token, (B, 1, D)) for token in tokens]
         x = jnp.concatenate([*tokens, patches.astype(position.dtype).reshape(B, -1, D)], 1) + position
         if self.registers:

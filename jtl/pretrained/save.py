@@ -122,7 +122,7 @@ def _to_file(model: Model, names: Mapping[str, Tensor], prefix: str) -> dict[str
     leaves, written = tree.flatten(model.variables), {}
     for path, tensor in names.items():
         key = tensor.key if path.startswith("params/head/") else prefix + tensor.key
-        written[key] = np.ascontiguousarray(tensor.layout.to_file(np.asarray(leaves[path])))
+        written[key] = np.asarray(tensor.layout.to_file(np.asarray(leaves[path])), order="C")
         if key.endswith(
             ".running_mean"
         ):  # torch's BatchNorm counts its batches; transformers wants to find the count

@@ -37,6 +37,8 @@ def settings(name, rng, small=False):
         return decoder_settings(name, rng, small) | dict(num_hidden_layers=layers, intermediate_size=inner)
     if name in CONVOLUTIONAL:
         return vision.settings(name, rng, act, small)
+    if name == "clip":
+        return vision.clip_settings(rng, act, small)
     if name == "distilbert":
         return dict(vocab_size=23, max_position_embeddings=17, dim=width, n_layers=layers, n_heads=heads,
                     hidden_dim=inner, activation=act)  # fmt: skip
@@ -128,6 +130,8 @@ def batch(name, config, rng, padded=True):
         return speech.batch(name, config, rng, padded)
     if name in CONVOLUTIONAL:
         return vision.batch(name, config, rng)
+    if name == "clip":
+        return vision.clip_batch(config, rng, padded)
     if name in IMAGE:
         patch, native = config["patch_size"], config["image_size"]
         size = [native, native] if not padded else [patch * int(rng.integers(2, 8)) for _ in range(2)]
@@ -158,6 +162,8 @@ def run(name, model, inputs):
         return speech.run(name, model, inputs)
     if name in CONVOLUTIONAL:
         return vision.run(name, model, inputs)
+    if name == "clip":
+        return vision.clip_run(model, inputs)
     if name in IMAGE:
         kwargs = {"pixel_values": torch.tensor(inputs["image"].transpose(0, 3, 1, 2))}
         kwargs |= {} if name.startswith("dinov2") else {"interpolate_pos_encoding": True}
@@ -177,7 +183,7 @@ def run(name, model, inputs):
 
 def main():
     """Write one small file for each architecture, or for those named."""
-    for name in sys.argv[1:] or (*TEXT, *IMAGE, *DECODERS, *SPEECH, *CONVOLUTIONAL):
+    for name in sys.argv[1:] or (*TEXT, *IMAGE, *DECODERS, *SPEECH, *CONVOLUTIONAL, "clip"):
         rng = np.random.default_rng(0)
         config = settings(name, rng, small=True)
         model = build(name, config)

@@ -38,7 +38,9 @@ def shapes(architecture, config):
 
 def outputs(model, inputs, names):
     """The named outputs and taps of the model."""
-    taps = tuple(name for name in names if name.startswith(("embeddings", "encoder", "decoder")))
+    taps = tuple(
+        name for name in names if name.startswith(("embeddings", "encoder", "decoder", "text/", "vision/"))
+    )
     found = jax.jit(lambda model, inputs: model(inputs, taps=taps))(model, inputs)
     return {name: found["taps"][name] if name in taps else found[name] for name in names}
 

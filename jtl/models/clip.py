@@ -1,0 +1,274 @@
+"""CLIP: a tower for images and one for texts, whose outputs lie close together where the two belong together.
+
+Radford et al.: "Learning Transferable Visual Models From Natural Language Supervision", 2021,
+https://arxiv.org/abs/2103.00020. Numerically that of `transformers`' CLIPModel; with its tower of images alone, that of
+CLIPForImageClassification. `jtl.tasks.zero_shot` makes a classifier out of the names of classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jtl.model import Linen, Model, with_base
+from jtl.models.architecture import CONV, Architecture, Tensor, linear, norm
+from jtl.models.clip_config import HEAD, LEGACY_EOS, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TowerConfig
+from jtl.models.layers import Attention, Ids, Images, Mlp, dense
+from jtl.models.patches import pair, resample
+
+Texts = Int[Array | np.ndarray, "T L"]  # beside images, of which there may be another number
+
+
+class Layer(nn.Module):
+    """Attention, then MLP; each reads the normed input and is added to it: (B, L, D) to (B, L, D)."""
+
+    config: TowerConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 L L"] | None = None, *, train: bool = False
+    ) -> Float[Array, "B L D"]:
+        """Transform hidden states."""
+        c = self.config
+        attention = Attention(
+            c.num_attention_heads, c.attention_dropout, std=c.initializer_range, name="attention"
+        )
+        x += attention(nn.LayerNorm(c.layer_norm_eps, name="attention_norm")(x), bias, train=train)
+        mlp = Mlp(c.intermediate_size, c.hidden_act, c.initializer_range, name="mlp")
+        return x + mlp(nn.LayerNorm(c.layer_norm_eps, name="mlp_norm")(x))
+
+
+class Encoder(nn.Module):
+    """The stack of layers: (B, L, D) to (B, L, D)."""
+
+    config: TowerConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 L L"] | None = None, *, train: bool = False
+    ) -> Float[Array, "B L D"]:
+        """Apply every layer."""
+        for i in range(self.config.num_hidden_layers):
+            x = Layer(self.config, name=f"layer_{i}")(x, bias, train=train)
+        return x
+
+
+class PatchEmbeddings(nn.Module):
+    """A class token, then patches row by row, with positions: (B, H, W, C) to (B, 1 + N, D).
+
+    Positions are resampled for images of another size, as by `interpolate_pos_encoding=True` in `transformers`.
+    """
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(self, image: Images) -> Float[Array, "B N D"]:
+        """Embed images of any size that holds at least one patch. Raises ValueError for other channels."""
+        c = self.config
+        normal, patch, native = nn.initializers.normal(c.initializer_range), pair(c.patch_size), c.grid()
+        grid = (image.shape[1] // patch[0], image.shape[2] // patch[1])
+        if image.shape[-1] != c.num_channels or 0 in grid:
+            raise ValueError(
+                f"image: shape {tuple(image.shape)} does not hold {c.num_channels} channels, patches {patch}"
+            )
+        conv = nn.Conv(c.hidden_size, patch, patch, "VALID", use_bias=False, kernel_init=normal, name="patch")
+        patches = conv(image).reshape(len(image), -1, c.hidden_size)
+        token = self.param("cls_token", normal, (c.hidden_size,)).reshape(1, 1, -1)
+        table = self.param("position", normal, (1 + native[0] * native[1], c.hidden_size))
+        if grid != native:
+            table = jnp.concatenate([table[:1], resample(table[1:], native, grid)])
+        tokens = jnp.broadcast_to(token, (len(image), 1, c.hidden_size))
+        return jnp.concatenate([tokens, patches.astype(token.dtype)], 1) + table[None]
+
+
+class Vision(nn.Module):
+    """The tower of images: (B, H, W, C) to the last hidden states (B, 1 + N, D), and the class token's, normed."""
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(
+        self, image: Images, *, train: bool = False
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
+        """Encode normalised images."""
+        c = self.config
+        x = nn.LayerNorm(c.layer_norm_eps, name="embeddings_norm")(
+            PatchEmbeddings(c, name="embeddings")(image)
+        )
+        x = Encoder(c, name="encoder")(x, train=train)
+        return x, nn.LayerNorm(c.layer_norm_eps, name="norm")(x[:, 0])
+
+
+class TokenEmbeddings(nn.Module):
+    """Embeddings of tokens and of their positions, added: (B, L) to (B, L, D)."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(self, ids: Ids) -> Float[Array, "B L D"]:
+        """Look up. Raises ValueError for a text that is too long."""
+        c, normal = self.config, nn.initializers.normal(self.config.initializer_range)
+        if ids.shape[1] > c.max_position_embeddings:
+            raise ValueError(
+                f"input_ids: length {ids.shape[1]} exceeds max_position_embeddings={c.max_position_embeddings}"
+            )
+        word = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=normal, name="word")(ids)
+        position = nn.Embed(c.max_position_embeddings, c.hidden_size, embedding_init=normal, name="position")
+        return word + position(jnp.arange(ids.shape[1]))[None]
+
+
+class Text(nn.Module):
+    """The tower of texts: (B, L) to the normed last hidden states (B, L, D), and that at the end of each text (B, D).
+
+    A token sees itself and those before it; padding belongs behind a text.
+    """
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(
+        self, ids: Ids, mask: Ids | None, *, train: bool = False
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
+        """Encode texts."""
+        c, ids = self.config, jnp.asarray(ids)
+        seen = jnp.tril(jnp.ones((len(ids), 1, ids.shape[1], ids.shape[1]), bool))
+        if mask is not None:
+            seen = seen & (jnp.asarray(mask) != 0)[:, None, None]
+        bias = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)
+        x = Encoder(c, name="encoder")(TokenEmbeddings(c, name="embeddings")(ids), bias, train=train)
+        x = nn.LayerNorm(c.layer_norm_eps, name="norm")(x)
+        return x, jnp.take_along_axis(x, self._ends(ids)[:, None, None], 1)[:, 0]
+
+    def _ends(self, ids: Int[Array, "B L"]) -> Int[Array, " B"]:
+        eos = self.config.eos_token_id
+        return jnp.argmax(ids if eos == LEGACY_EOS else ids == eos, 1)
+
+
+class CLIP(nn.Module):
+    """CLIP.
+
+    Given images, returns `image_sequence` (B, 1 + N, D), their last hidden states; `pooled` (B, D), the mean of the
+    patches'; `image_embeds` (B, P), projected and of length 1. Given texts, `text_sequence` (T, L, E), the normed last
+    hidden states, and `text_embeds` (T, P). Given both, `logits_per_image` (B, T): the cosines of all pairs times
+    exp(`logit_scale`). `features` (B, P) are the embeddings of the images, or else of the texts. The tower of images
+    alone gives `image_sequence`, `pooled` and `features` (B, D), the normed state of the class token.
+    """
+
+    config: CLIPConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Images | None = None,
+        input_ids: Texts | None = None,
+        attention_mask: Texts | None = None,
+        *,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """Encode what is given; without `attention_mask` every token is real. Raises ValueError without either."""
+        c = self.config
+        outputs: dict[str, Array] = {}
+        if c.towers == "vision" and input_ids is not None:
+            raise ValueError("input_ids: this CLIP has its tower of images alone")
+        if image is None and input_ids is None:
+            raise ValueError("CLIP needs image or input_ids: the batch has neither")
+        if image is not None:
+            x, state = Vision(c.vision, name="vision")(image, train=train)
+            outputs |= {"image_sequence": x, "pooled": x[:, 1:].mean(1), "features": state}
+            if c.towers == "vision":
+                return outputs
+            outputs["image_embeds"] = outputs["features"] = self._embed(state, "image")
+        if input_ids is not None:
+            outputs["text_sequence"], state = Text(c.text, name="text")(
+                input_ids, attention_mask, train=train
+            )
+            outputs["text_embeds"] = self._embed(state, "text")
+            outputs.setdefault("features", outputs["text_embeds"])
+        scale = self.param("logit_scale", nn.initializers.constant(c.logit_scale_init_value), ())
+        if image is not None and input_ids is not None:
+            cosines = outputs["image_embeds"] @ outputs["text_embeds"].T
+            outputs["logits_per_image"] = jnp.exp(scale) * cosines
+        return outputs
+
+    def _embed(self, state: Float[Array, "B D"], kind: str) -> Float[Array, "B P"]:
+        width = self.config.vision.hidden_size if kind == "image" else self.config.text.hidden_size
+        x = dense(self.config.projection_dim, f"{kind}_projection", width**-0.5, bias=False)(state)
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def vision_tower(model: Model) -> Model:
+    """The tower of images of a CLIP, without its projection: what CLIPForImageClassification is made of.
+
+    The leaves are the model's own arrays. Raises ValueError for another model, or one with techniques in it.
+    """
+    if not isinstance(model.config, CLIPConfig) or not isinstance(model.base, Linen) or model.techniques:
+        raise ValueError(
+            f"vision_tower takes a bare CLIP: found config {type(model.config).__name__}, "
+            f"{len(model.techniques)} techniques"
+        )
+    config = dataclasses.replace(model.config, towers="vision")
+    tower = model.with_params({"vision": model.params["vision"]}).replace(config=config)
+    return with_base(tower, module=CLIP(config))
+
+
+def tensors(config: CLIPConfig) -> dict[str, Tensor]:
+    """Name map: our variable path to its tensor in a Hugging Face file."""
+    names = {
+        "params/vision/embeddings/cls_token": Tensor("vision_model.embeddings.class_embedding"),
+        "params/vision/embeddings/patch/kernel": Tensor(
+            "vision_model.embeddings.patch_embedding.weight", CONV
+        ),
+        "params/vision/embeddings/position": Tensor("vision_model.embeddings.position_embedding.weight"),
+    }
+    names |= norm("vision/embeddings_norm", "vision_model.pre_layrnorm")  # so in the files
+    names |= norm("vision/norm", "vision_model.post_layernorm")
+    names |= _layers("vision", config.vision)
+    if config.towers == "vision":
+        return names
+    for name, key in (("word", "token"), ("position", "position")):
+        path = f"params/text/embeddings/{name}/embedding"
+        names[path] = Tensor(f"text_model.embeddings.{key}_embedding.weight")
+    names |= norm("text/norm", "text_model.final_layer_norm") | _layers("text", config.text)
+    names |= linear("image_projection", "visual_projection", bias=False)
+    names |= linear("text_projection", "text_projection", bias=False)
+    return names | {"params/logit_scale": Tensor("logit_scale")}
+
+
+def _layers(tower: str, config: TowerConfig) -> dict[str, Tensor]:
+    names: dict[str, Tensor] = {}
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"{tower}/encoder/layer_{i}", f"{tower}_model.encoder.layers.{i}"
+        for part, proj in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
+            names |= linear(f"{ours}/attention/{part}", f"{theirs}.self_attn.{proj}_proj")
+        names |= norm(f"{ours}/attention_norm", f"{theirs}.layer_norm1")
+        names |= norm(f"{ours}/mlp_norm", f"{theirs}.layer_norm2")
+        names |= linear(f"{ours}/mlp/intermediate", f"{theirs}.mlp.fc1")
+        names |= linear(f"{ours}/mlp/output", f"{theirs}.mlp.fc2")
+    return names
+
+
+def example(config: CLIPConfig) -> dict[str, np.ndarray]:
+    """A batch of one black image of the native size and, for both towers, a text of one token."""
+    image = np.zeros((1, *pair(config.vision.image_size), config.vision.num_channels), np.float32)
+    text = {"input_ids": np.zeros((1, 1), np.int32)} if config.towers == "both" else {}
+    return {"image": image, **text}
+
+
+# Checkpoints (hub id: layers of images and texts x width), https://arxiv.org/abs/2103.00020:
+#   openai/clip-vit-base-patch32, -patch16: 12 x 768, 12 x 512; clip-vit-large-patch14: 24 x 1024, 12 x 768
+#   laion/CLIP-ViT-B-32-laion2B-s34B-b79K and others                                  https://arxiv.org/abs/2212.07143
+ARCHITECTURE = Architecture(
+    name="clip",
+    config=CLIPConfig,
+    module=CLIP,
+    tensors=tensors,
+    prefix="",
+    head=HEAD,
+    example=example,
+    base_class="CLIPModel",
+    ignored=(r"(text|vision)_model\.embeddings\.position_ids",),
+)
