@@ -10,7 +10,11 @@ and Rush).
 
     python -m experiments.distill_lm --out runs/distill_lm
 
-Expected: not yet run in full.
+Expected (``experiments/results/distill_lm.json``, SmolLM2-135M from 30 layers to 6, 80 updates of 4 snippets of Rotten
+Tomatoes, three seeds, an hour of one shared core): ``teacher`` 139, ``student_alone`` 1,031 ± 90, ``forward_kl`` 788 ±
+67 and ``top_k`` 819 ± 101, in nats a token below ``student_alone`` by 0.269 ± 0.148 and 0.231 ± 0.197; ``reverse_kl``
+and ``jsd`` are undecided; ``gkd`` and ``sequence_level``, which never see the texts' own words, are worse by 0.473 ±
+0.217 and 0.406 ± 0.103. Such a student is far from done: it writes no sentences. It is 3.4 times as fast.
 
 ``perplexity`` is that of held-out texts of the domain.
 """
