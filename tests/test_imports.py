@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # except as EDGES says: so a technique never imports another, and they meet only in a user's own code.
 LAYERS = (
     {"tree", "files", "wheel"},
+    {"layout"},
     {"model"},
     {"loss", "heads", "wrap"},
     {"pretrained", "models", "tasks", "data"},
@@ -21,7 +22,7 @@ LAYERS = (
 )
 EDGES = {"pretrained": {"models"}}
 # The step and its loop run any loss, model and labels: they know the core, and no data, task or technique.
-TRAIN = {"tree", "files", "wheel", "model", "loss"}
+TRAIN = {"tree", "files", "wheel", "layout", "model", "loss"}
 
 
 def allowed(part: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array
 
-from jtl import heads, tree
+from jtl import heads, layout, tree
 from jtl.model import Linen, Model, arguments
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import LINEAR, PLAIN, Architecture, HeadSpec, Tensor
@@ -54,10 +56,15 @@ def load(
     revision: str | None = None,
     dtype: Any = jnp.float32,
     key: Array | None = None,
+    mesh: Mesh | None = None,
+    sharding: tree.Rules = layout.REPLICATED,
 ) -> Model:
     """A pretrained model, with its classification head if the files have one.
 
     >>> model = load("minilm")  # doctest: +SKIP
+
+    A leaf is put on its devices as soon as it is read, the largest first, so that the memory of the host never holds
+    more than a leaf (of safetensors on a mesh: a shard of one) beside what lies on devices of its own.
 
     Args:
         name: a short name (``"minilm"``), a folder, or a hub id ``"org/name[@revision]"``: see ``resolve``.
@@ -65,13 +72,17 @@ def load(
         dtype: type of the floating-point parameters; None keeps that of the file.
         key: initialises leaves that the files lack (say BERT's pooler in a masked language model); without
             it a lacking leaf raises.
+        mesh: of which devices; None for the default one. Each process reads what its own devices hold.
+        sharding: rules from parameter paths to how a leaf is laid out on the mesh, as ``jtl.train.make_step`` takes
+            them: say ``jtl.layout.FULLY_SHARDED``. Running statistics are on every device.
 
     Raises:
         UnknownModelError: the name, or the architecture in config.json, is unknown; near misses are listed.
         WeightsError: tensors are missing, left over or of another shape; path, expected, found are named.
         FormatError: a weight file is damaged, unknown or carries code.
+        RuleError: ``sharding`` does not fit the parameters.
     """
-    return load_with_report(name, revision=revision, dtype=dtype, key=key)[0]
+    return load_with_report(name, revision=revision, dtype=dtype, key=key, mesh=mesh, sharding=sharding)[0]
 
 
 def load_with_report(
@@ -80,6 +91,8 @@ def load_with_report(
     revision: str | None = None,
     dtype: Any = jnp.float32,
     key: Array | None = None,
+    mesh: Mesh | None = None,
+    sharding: tree.Rules = layout.REPLICATED,
 ) -> tuple[Model, Report]:
     """What ``load`` gives, and the account of every tensor."""
     folder = resolve(name, revision)
@@ -95,16 +108,18 @@ def load_with_report(
     shapes = {path: leaf.shape for path, leaf in expected(module, architecture, config).items()}
     shapes |= _head_shapes(config, head, keys, tensors)
     wanted = body | head
+    places = _places(shapes, mesh, sharding)
 
     read, problems = {}, []
-    for path, tensor in wanted.items():
+    for path, tensor in sorted(wanted.items(), key=lambda item: -math.prod(shapes.get(item[0], ()))):
         if tensor.key not in keys:
             continue
         array = tensors[keys[tensor.key]]
         if problem := _misfit(path, tensor, array, shapes.get(path)):
             problems.append(problem)
         else:
-            read[path] = _cast(tensor.layout.to_jax(array), dtype if path.startswith("params/") else None)
+            to = dtype if path.startswith("params/") else None
+            read[path] = _placed(tensor.layout.to_jax(array), to, places[path])
     used = {tensor.key for tensor in wanted.values()}
     spare = [name for name in keys if name not in used and name not in foreign]
     left_over = [keys[name] for name in spare if not architecture.is_ignored(name)]
@@ -121,9 +136,9 @@ def load_with_report(
         raise WeightsError(where + "; ".join(problems))
     if missing:
         fresh = _initialise(module, architecture, config, tuple(missing))(key)
-        read |= {path: _cast(array, dtype) for path, array in fresh.items()}
+        read |= {path: _placed(np.asarray(array), dtype, places[path]) for path, array in fresh.items()}
 
-    variables = tree.nest({path: jnp.asarray(read[path]) for path in shapes})
+    variables = tree.nest({path: read[path] for path in shapes})
     model = _assemble(module, config, variables, config.head if head else None)
     report = Report(
         folder,
@@ -238,8 +253,34 @@ def _misfit(path: str, tensor: Tensor, array: np.ndarray, shape: tuple[int, ...]
     return None
 
 
-def _cast(array, dtype):
-    return array.astype(dtype) if dtype is not None and jnp.issubdtype(array.dtype, jnp.floating) else array
+def _places(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None, rules: tree.Rules) -> dict[str, Any]:
+    """Where each variable is put; None is the default device."""
+    if mesh is None:
+        return dict.fromkeys(shapes)
+    params = {path.removeprefix("params/"): 0 for path in shapes if path.startswith("params/")}
+    found = tree.assign(rules, params)
+    return {
+        path: layout.layout(shape, found.get(path.removeprefix("params/"), layout.REPLICATE), mesh)
+        for path, shape in shapes.items()
+    }
+
+
+def _placed(array: np.ndarray, dtype: Any, sharding: Sharding | None) -> Array:
+    """The array on its devices, floating-point numbers as ``dtype``; what of it is not wanted there is not read."""
+    if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
+        dtype = array.dtype
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+
+    def read(index: Any) -> np.ndarray:
+        return np.array(
+            array[index], dtype, order="C"
+        )  # a copy: a CPU device may keep it, and files can change
+
+    if sharding is None:
+        placed = jnp.asarray(read(...))
+    else:
+        placed = jax.make_array_from_callback(array.shape, sharding, read)
+    return jax.block_until_ready(placed)  # otherwise copies wait for their transfer, more and more of them
 
 
 def _some(names: list[str]) -> str:

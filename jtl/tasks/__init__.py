@@ -8,10 +8,11 @@ from jtl.tasks.erasure import erasure
 from jtl.tasks.generate import generate
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
 from jtl.tasks.transcribe import detect_language, transcribe
+from jtl.tasks.words import word_error_rate
 from jtl.tasks.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
     "CTC", "CausalLM", "Classify", "MaskedLM", "accuracy", "class_embeddings", "confusion", "ctc", "detect_language",
     "erasure", "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "transcribe",
-    "without_masked_head", "zero_shot",
+    "without_masked_head", "word_error_rate", "zero_shot",
 ]  # fmt: skip

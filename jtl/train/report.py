@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 FILE = "report.md"
+_NUMBER = r"[\d.,]+(e-\d+)?"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [[escape(_text(cell)) for cell in row] for row in rows]
     numeric = [
         bool(cells)
-        and all(re.fullmatch(r"-?[\d.,]+( ± [\d.,]+)?( \(n = \d+\))?|–?", row[column]) for row in cells)
+        and all(re.fullmatch(rf"-?{_NUMBER}( ± {_NUMBER})?( \(n = \d+\))?|–?", row[column]) for row in cells)
         for column in range(len(header))
     ]
     lines = [[escape(name) for name in header], ["---:" if right else "---" for right in numeric], *cells]
@@ -158,12 +159,14 @@ def format_estimate(own: Estimate) -> str:
 
     >>> format_estimate({"mean": 0.84167, "ci95": 0.00612, "n": 3})
     '0.842 ± 0.006'
+    >>> format_estimate({"mean": 3.21e-7, "ci95": 4.8e-8, "n": 6})
+    '3.2e-07 ± 4.8e-08'
     """
     if own["mean"] is None:
         return "undefined"
-    digits = _digits(max(abs(own["mean"]), abs(own["ci95"] or 0.0)))
-    mean = f"{own['mean']:,.{digits}f}"
-    return mean if own["ci95"] is None else f"{mean} ± {own['ci95']:,.{digits}f}"
+    form = _form(max(abs(own["mean"]), abs(own["ci95"] or 0.0)))
+    mean = format(own["mean"], form)
+    return mean if own["ci95"] is None else f"{mean} ± {format(own['ci95'], form)}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -210,10 +213,13 @@ def confident_errors(
     return table(["probability", "predicted", "true", "text"], rows)
 
 
-def _digits(magnitude: float) -> int:
+def _form(magnitude: float) -> str:
+    """How a number of this size is written."""
     if magnitude == 0 or magnitude >= 1000:
-        return 0
-    return 1 if magnitude >= 10 else 3 if magnitude >= 0.01 else 5
+        return ",.0f"
+    if magnitude < 1e-5:
+        return ".1e"
+    return ",.1f" if magnitude >= 10 else ",.3f" if magnitude >= 0.01 else ",.5f"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[list[Any]]:
@@ -233,4 +239,4 @@ def _text(cell: Any) -> str:
         return "yes" if cell else "no"
     if isinstance(cell, (list, tuple)):
         return ", ".join(_text(item) for item in cell)
-    return f"{cell:,.{_digits(abs(cell))}f}" if isinstance(cell, float) else str(cell)
+    return format(cell, _form(abs(cell))) if isinstance(cell, float) else str(cell)

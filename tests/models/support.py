@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from experiments.parity.compare import error, outputs
 from jtl.model import linen
 from jtl.models import ARCHITECTURES
 from jtl.tree import flatten, nest
+
+__all__ = ["error", "from_files", "outputs", "shapes"]
 
 
 def from_files(name, config, weights):
@@ -34,17 +36,3 @@ def shapes(architecture, config):
     example = {name: jnp.asarray(value) for name, value in architecture.example(config).items()}
     variables = jax.eval_shape(lambda: architecture.module(config).init(jax.random.key(0), **example))
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
-
-
-def outputs(model, inputs, names):
-    """The named outputs and taps of the model."""
-    taps = tuple(
-        name for name in names if name.startswith(("embeddings", "encoder", "decoder", "text/", "vision/"))
-    )
-    found = jax.jit(lambda model, inputs: model(inputs, taps=taps))(model, inputs)
-    return {name: found["taps"][name] if name in taps else found[name] for name in names}
-
-
-def error(ours, theirs):
-    """Largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())

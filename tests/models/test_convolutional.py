@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from make_references import batch, build, files, read, run, settings
+from references import read
 from support import error, from_files, outputs, shapes
-from vision import CONVOLUTIONAL
 
+from experiments.parity.draw import batch, build, files, run, settings
+from experiments.parity.vision import CONVOLUTIONAL
 from jtl import adapters, finetune, heads
 from jtl.model import cast, modules
 from jtl.models import ARCHITECTURES

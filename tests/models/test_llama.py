@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from make_references import DECODERS, batch, build, files, read, run, settings
+from references import read
 from support import error, from_files, outputs, shapes
 
+from experiments.parity.draw import DECODERS, batch, build, files, run, settings
 from jtl import adapters, distill, finetune, heads
 from jtl.model import Mode, cast, with_base
 from jtl.models import ARCHITECTURES

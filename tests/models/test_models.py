@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from make_references import IMAGE, TEXT, read, settings
+from references import read
 from support import error, from_files, outputs, shapes
 
+from experiments.parity.draw import IMAGE, TEXT, settings
 from jtl.model import cast
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import CONV, DEPTHWISE, LINEAR, PLAIN

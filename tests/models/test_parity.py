@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from make_references import IMAGE, TEXT, batch, build, files, run, settings
 from support import error, from_files, outputs
 
+from experiments.parity.draw import IMAGE, TEXT, batch, build, files, run, settings
 from jtl.models import ARCHITECTURES
 from jtl.models.patches import bicubic
 from jtl.tree import flatten

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from make_references import read
+from references import read
 from support import error, from_files
 
 from jtl.model import Mode

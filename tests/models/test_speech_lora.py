@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from make_references import read, run
-from speech import SPEECH
+from references import read
 from support import error, from_files
 
+from experiments.parity.draw import run
+from experiments.parity.speech import SPEECH
 from jtl import adapters, tree
 from jtl.pretrained import save
 

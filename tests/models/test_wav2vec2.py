@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from make_references import batch, build, files, read, run, settings
-from speech import CTC
+from references import read
 from support import error, from_files, outputs, shapes
 
+from experiments.parity.draw import batch, build, files, run, settings
+from experiments.parity.speech import CTC
 from jtl import adapters, distill, finetune, heads
 from jtl.model import cast
 from jtl.models import ARCHITECTURES

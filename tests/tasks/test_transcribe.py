@@ -1,7 +1,6 @@
 """Transcripts: the rules on a small vocabulary, the loop on a small Whisper, and Whisper base on synthesised speech."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +8,19 @@ import numpy as np
 import pytest
 
 import jtl
+from experiments.models_check import SENTENCES, plain
 from jtl import adapters, tree
 from jtl.data import audio, speech
 from jtl.model import cast, linen
 from jtl.models.whisper import Whisper
 from jtl.models.whisper_config import WhisperConfig
-from jtl.tasks import detect_language, generate, transcribe
+from jtl.tasks import detect_language, generate, transcribe, word_error_rate
 from jtl.tasks.transcribe import Rules, Segment, _transcript
 from jtl.wrap import function
 
 SIZES = dict(vocab_size=19, num_mel_bins=3, d_model=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=9,
              decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=9, max_source_positions=5,
              max_target_positions=12, init_std=0.8)  # fmt: skip
-SENTENCES = [
-    "The quick brown fox jumps over the lazy dog.",
-    "She opened the window and looked at the garden.",
-    "My brother bought three apples and a loaf of bread this morning.",
-    "The train to London leaves at half past nine.",
-    "We walked along the river until the sun went down.",
-    "Please close the door when you leave the room.",
-]
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +120,7 @@ def test_segments():
 
 def wer(texts):
     """Word error rate against SENTENCES; case and points do not count."""
-    import jiwer
-
-    plain = [[re.sub(r"[^a-z ]", "", text.lower()) for text in side] for side in (SENTENCES, texts)]
-    return jiwer.wer(*plain)
+    return word_error_rate(plain(SENTENCES), plain(texts))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from jtl.pretrained.formats.tensors import FormatError, Tensors
+from jtl.pretrained.formats.tensors import FormatError, Tensors, mapped
 
 VERSION = 6
 TYPES = {
@@ -44,10 +44,12 @@ class CTranslate2:
     Attributes:
         kind: the name of the model's kind, such as ``"WhisperSpec"``.
         variables: every variable by its name, mapped from the file; those of rank 0 are settings.
+        offsets: where in the file each begins.
     """
 
     kind: str
     variables: Mapping[str, np.ndarray]
+    offsets: Mapping[str, int]
 
 
 def is_ctranslate2(file: Path) -> bool:
@@ -87,7 +89,7 @@ def open_ctranslate2(file: Path) -> CTranslate2:
     if (version := number("I")) != VERSION:
         raise FormatError(f"{file}: expected version {VERSION} of CTranslate2's format, found {version}.")
     kind, _ = name(), number("I")
-    variables = {}
+    variables, offsets = {}, {}
     for _ in range(number("I")):
         variable = name()
         shape = [number("I") for _ in range(number("B"))]
@@ -97,22 +99,23 @@ def open_ctranslate2(file: Path) -> CTranslate2:
                 f"{file}: variable {variable!r} of shape {shape} has type {code} and {size} bytes, which do not fit; "
                 f"types are {', '.join(f'{code}: {dtype}' for code, dtype in TYPES.items())}."
             )
+        offsets[variable] = place
         variables[variable] = take(size).view(TYPES[code]).reshape(shape)
     for _ in range(2 * number("I")):
         name()  # an alias, or what it stands for: read for the file to be whole
-    return CTranslate2(kind, variables)
+    return CTranslate2(kind, variables, offsets)
 
 
 def read_ctranslate2(file: Path) -> Tensors:
-    """Tensors under their names in the file, each read when asked for, but projections that lie in one matrix apart.
+    """Tensors under their names in the file, each mapped when asked for, but projections that lie in one matrix apart.
 
     ``.../self_attention/linear_0/weight`` becomes ``.../self_attention/q_proj/weight``, ``k_proj`` and ``v_proj``. The
     keys' bias, which is zero in Whisper, is left out. Aliases, a second name of a variable, are not read.
 
     Raises FormatError as ``open_ctranslate2`` does, and for integers (quantised weights) or keys with a bias.
     """
-    readers = {}
-    for name, array in open_ctranslate2(file).variables.items():
+    found, readers = open_ctranslate2(file), {}
+    for name, array in found.variables.items():
         if array.ndim == 0:
             continue
         if array.dtype.kind == "i":
@@ -121,13 +124,15 @@ def read_ctranslate2(file: Path) -> Tensors:
                 "`--quantization float16`."
             )
         fused = re.fullmatch(r"(.*?(self_attention|attention))/(linear_\d)/(weight|bias)", name)
-        if fused is None:
-            readers[name] = partial(np.array, array)
-            continue
-        projections = FUSED[f"{fused[2]}/{fused[3]}"]
-        for projection, rows in zip(projections, np.split(array, len(projections)), strict=True):
-            if (projection, fused[4]) != ("k_proj", "bias"):
-                readers[f"{fused[1]}/{projection}/{fused[4]}"] = partial(np.array, rows)
-            elif rows.any():
-                raise FormatError(f"{file}: the keys of {name!r} have a bias, which Whisper's have not.")
+        projections = FUSED[f"{fused[2]}/{fused[3]}"] if fused else (None,)
+        for i, (projection, rows) in enumerate(
+            zip(projections, np.split(array, len(projections)), strict=True)
+        ):
+            if fused and (projection, fused[4]) == ("k_proj", "bias"):
+                if rows.any():
+                    raise FormatError(f"{file}: the keys of {name!r} have a bias, which Whisper's have not.")
+                continue
+            key = f"{fused[1]}/{projection}/{fused[4]}" if fused else name
+            place = found.offsets[name] + i * rows.nbytes
+            readers[key] = partial(mapped, file, rows.dtype, rows.shape, place)
     return Tensors(readers)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jtl.pretrained.formats.tensors import FormatError, Tensors
+from jtl.pretrained.formats.tensors import FormatError, Tensors, mapped
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def _read(file: Path, tensor: Any, heads: Mapping[str, int]) -> np.ndarray:
     from gguf import dequantize
 
     try:
-        array = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        blocks = mapped(file, tensor.data.dtype, tensor.data.shape, int(tensor.data_offset))
+        array = np.array(dequantize(blocks, tensor.tensor_type), np.float32)
     except NotImplementedError as error:
         raise FormatError(
             f"{file}: tensor {tensor.name!r} is of type {tensor.tensor_type.name}, which is not read."

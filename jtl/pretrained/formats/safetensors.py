@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
+import json
+import struct
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors looks up)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jtl.pretrained.formats.tensors import FormatError, Tensors
+from jtl.pretrained.formats.tensors import FormatError, Tensors, mapped
+
+TYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 
 
 def read_safetensors(file: Path) -> Tensors:
-    """Tensors of one file, each read when asked for; bf16 comes as ``ml_dtypes.bfloat16``.
+    """Tensors of one file, each mapped when asked for; bf16 comes as ``ml_dtypes.bfloat16``.
 
     Raises:
-        FormatError: the file is truncated or corrupted, or holds a number format NumPy has no name for.
+        FormatError: the file is truncated or corrupted, or holds a number format that is not read here.
     """
+    file = Path(file)
     try:
-        handle = safe_open(file, framework="np")
-        names = list(handle.keys())
+        with safe_open(file, framework="np"):  # it checks sizes and places, down to the last byte
+            pass
     except (SafetensorError, OSError) as error:
-        if not Path(file).is_file():
+        if not file.is_file():
             raise FileNotFoundError(f"No weight file {file}.") from error
         raise FormatError(
             f"{file} ({file.stat().st_size} bytes) is not a complete safetensors file: {error}. "
             "It was cut or damaged: fetch it again."
         ) from error
-    return Tensors({name: partial(_read, handle, file, name) for name in names})
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return Tensors({name: partial(_map, file, 8 + length, name, entry) for name, entry in header.items()})
 
 
-def _read(handle, file: Path, name: str) -> np.ndarray:
-    try:
-        return handle.get_tensor(name)
-    except (AttributeError, TypeError, KeyError, SafetensorError) as error:
-        stored = handle.get_slice(name).get_dtype()
+def _map(file: Path, start: int, name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    if entry["dtype"] not in TYPES:
         raise FormatError(
-            f"{file}: tensor {name!r} is stored as {stored}, which is not read here: expected "
+            f"{file}: tensor {name!r} is stored as {entry['dtype']}, which is not read here: expected "
             "F64, F32, F16, BF16, an integer or a boolean type."
-        ) from error
+        )
+    return mapped(file, TYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ class FormatError(ValueError):
 
 
 class Tensors(Mapping):  # not Mapping[str, ndarray]: checkers of types would read a tensor at every call
-    """Name → array; an array is read from its file each time it is asked for, and is the caller's own."""
+    """Name → array, which is read from its file each time it is asked for, or ``mapped`` where the file is plain."""
 
     def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
         self._readers = dict(readers)
@@ -41,3 +42,23 @@ def required(module: str, file: Path) -> Any:
         raise ImportError(
             f"{file} is read with {module}, which is not installed: pip install 'jtl[formats]', or {module} alone."
         ) from error
+
+
+def mapped(file: str | os.PathLike, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """The array that lies in ``file`` from byte ``offset`` on, read-only; only what is looked at is read from the disk.
+
+    Each call maps the file anew: once nobody holds the array, what was read of it leaves the memory.
+
+    Raises FormatError if the file ends before.
+    """
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not size:
+        return np.zeros(shape, dtype)
+    try:
+        content = np.memmap(file, np.uint8, "r", offset, (size,))
+    except ValueError as error:  # it was whole when it was opened
+        raise FormatError(
+            f"{file} has become shorter than its {offset + size} bytes: fetch it again."
+        ) from error
+    return np.asarray(content).view(dtype).reshape(shape)

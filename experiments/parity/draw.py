@@ -1,28 +1,23 @@
-"""Small random models of `transformers`, and what they compute; run to write references/*.npz.
+"""Small random models of `transformers`, inputs for them, and what they compute under our names.
 
-    python tests/models/make_references.py [NAME ...]
-
-Each file holds one model: `settings` (JSON: the config, and the shape of each weight by its key, as
-`save_pretrained` writes them), `weights` (all of them, flat), `input/NAME` and `output/NAME`.
-test_models.py compares with the files, test_parity.py with live models of other seeds.
-Needs torch (the `parity` extra).
+The oracle of the tests of architectures and of `python -m experiments.models check`. A new architecture joins with its
+`settings` and its name in one of the tuples. Building and running a model needs torch (the `parity` extra).
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import speech
-import vision
-from speech import SPEECH
-from vision import CONVOLUTIONAL
 
-REFERENCES = Path(__file__).parent / "references"
+from experiments.parity import speech, vision
+from experiments.parity.speech import SPEECH
+from experiments.parity.vision import CONVOLUTIONAL
+
 TEXT = ("bert", "roberta", "distilbert")
 IMAGE = ("vit", "deit", "dinov2", "dinov2_with_registers")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+NAMES = (*TEXT, *IMAGE, *DECODERS, *SPEECH, *CONVOLUTIONAL, "clip")  # all of them
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "gelu_pytorch_tanh")
 
 
@@ -179,41 +174,3 @@ def run(name, model, inputs):
     outputs |= {f"encoder/layer_{i}": state for i, state in enumerate(states[1:])}
     pooler = {"bert": "pooled", "vit": "pooler", "deit": "pooler"}.get(name)
     return outputs | ({pooler: out.pooler_output.numpy()} if pooler else {})
-
-
-def main():
-    """Write one small file for each architecture, or for those named."""
-    for name in sys.argv[1:] or (*TEXT, *IMAGE, *DECODERS, *SPEECH, *CONVOLUTIONAL, "clip"):
-        rng = np.random.default_rng(0)
-        config = settings(name, rng, small=True)
-        model = build(name, config)
-        written, weights = files(model)
-        weights = {
-            key: value for key, value in weights.items() if value.dtype.kind == "f"
-        }  # no batch counters
-        inputs = batch(name, config, rng)
-        arrays = {f"input/{key}": value for key, value in inputs.items()}
-        arrays |= {f"output/{key}": value for key, value in run(name, model, inputs).items()}
-        settled = {"config": written, "shapes": {key: value.shape for key, value in weights.items()}}
-        flat = np.concatenate([value.ravel() for value in weights.values()])
-        np.savez_compressed(REFERENCES / f"{name}.npz", settings=json.dumps(settled), weights=flat, **arrays)
-
-
-def read(name):
-    """The config, weights, inputs and outputs of a file that `main` wrote."""
-    with np.load(REFERENCES / f"{name}.npz", allow_pickle=False) as file:
-        settled, arrays = json.loads(str(file["settings"])), dict(file)
-    shapes = {key: tuple(shape) for key, shape in settled["shapes"].items()}
-    parts = np.split(
-        arrays["weights"], np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])[:-1]
-    )
-    weights = {key: part.reshape(shape) for part, (key, shape) in zip(parts, shapes.items(), strict=True)}
-    inputs, outputs = (
-        {key.removeprefix(kind): value for key, value in arrays.items() if key.startswith(kind)}
-        for kind in ("input/", "output/")
-    )
-    return settled["config"], weights, inputs, outputs
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The part of make_references.py that is about convolutional networks: their settings, batches and outputs."""
+"""The part of `draw` that is about convolutional networks: their settings, batches and outputs."""
 
 import numpy as np
 

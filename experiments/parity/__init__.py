@@ -1,0 +1,1 @@
+"""Small random models of `transformers` to compare with."""
