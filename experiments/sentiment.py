@@ -20,8 +20,6 @@ undecided, and no accuracy near 1 can be had. Public data: ``--data tfds:imdb_re
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import arms
+from experiments import application, arms
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
@@ -49,10 +47,7 @@ from jtl.train.report import (
     Section,
     confident_errors,
     environment,
-    format_estimate,
-    paired_difference,
     summarise,
-    table,
     write_report,
     write_result,
 )
@@ -141,10 +136,7 @@ def trained(config: Sentiment, few: Task, arm: str, seed: int) -> tuple[dict[str
     budget = arms.Budget(config.epochs, min_steps=1, batch_size=config.batch_size, validations=config.epochs)
     found = arms.run_arm(few, {"transfer": "full"}.get(arm, arm), seed=seed, budget=budget)
     if arm == "transfer" and seed == config.seed:
-        names = dict(enumerate(few.dataset.classes))
-        out = Path(config.out)
-        pretrained.save(found.model, out / "model", tokenizer=config.model, id2label=names, overwrite=True)
-        np.savez(out / "test.npz", **{name: found.test[name] for name in ("logits", "label", "index")})
+        application.keep(Path(config.out), found.model, few, found.test)
     return found.row, found.history
 
 
@@ -202,97 +194,72 @@ def _words(config: Sentiment, task: Task) -> tuple[str, ...]:
 # --- use again -------------------------------------------------------------------------------------
 
 
-def label(config: Sentiment) -> list[dict[str, Any]]:
-    """Label the texts of ``config.predict`` by the model in ``config.out``; writes them to predictions.csv there."""
-    folder, path = Path(config.out) / "model", config.predict
-    assert path is not None
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"--predict needs a trained model, and {folder} is none: run without --predict first"
-        )
+def label(config: Sentiment, path: Path) -> None:
+    """Label the texts of a file by the model in ``config.out``; writes predictions.csv there."""
+    out = Path(config.out)
+    names = application.kept_classes(out)
     texts = read_texts(path, config.text_column or "text")
-    model, tokenizer = pretrained.load(folder), pretrained.tokenizer(folder)
-    names = json.loads((folder / "config.json").read_text())["id2label"]
+    model, tokenizer = pretrained.load(out / application.MODEL), pretrained.tokenizer(out / application.MODEL)
     split = text.encode([{"text": t, "label": i} for i, t in enumerate(texts)], tokenizer, config.max_length)
     said = outputs(model, Batches(split, min(32, len(texts)), train=False), ("logits", "label"))
     chances = np.asarray(jax.nn.softmax(said["logits"][np.argsort(said["label"])]))
-    rows = [
-        {"text": t, "label": names[str(int(own.argmax()))], "probability": round(float(own.max()), 4)}
-        for t, own in zip(texts, chances, strict=True)
-    ]
-    with (Path(config.out) / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return rows
+    application.write_predictions(out, "text", texts, chances, names)
 
 
 # --- report ----------------------------------------------------------------------------------------
 
 
 def _sections(task: Task, out: Path, ledger: Ledger) -> list[Section]:
-    with np.load(out / "test.npz") as stored:
-        test = dict(stored)
-    names = task.dataset.classes
+    test, names = application.kept_test(out), task.dataset.classes
     chances = np.asarray(jax.nn.softmax(test["logits"]))
     texts = [task.dataset.splits["test"][int(i)]["text"] for i in test["index"]]
-    sections = [
-        Section("Transferred or from scratch", _difference(ledger.rows)),
-        Section("Learning curves", "Training loss and validation accuracy.", figures.learning_curves(ledger.curves)),
-        Section("Confusion", "True against predicted, transfer, the first seed.",
-                figures.confusion(test["label"], test["logits"].argmax(-1), names)),
-        Section("What it leans on", "Words whose absence costs the predicted class probability, blue, and gains it "
-                "some, orange, in the texts of which the model was surest, rightly and wrongly.",
-                _shaded(out / "model", texts, test["label"], chances, names)),
+    chosen, titles = application.surest(test["label"], chances, names, SHOWN)
+    words, scores = _leans_on(out / application.MODEL, [texts[i] for i in chosen])
+    return [
+        application.transferred_or_scratch(ledger.rows, ("accuracy", "macro_f1")),
+        Section(
+            "Learning curves",
+            "Training loss and validation accuracy.",
+            figures.learning_curves(ledger.curves),
+        ),
+        Section(
+            "Confusion",
+            "True against predicted, transfer, the first seed.",
+            figures.confusion(test["label"], test["logits"].argmax(-1), names),
+        ),
+        Section(
+            "What it leans on",
+            "Words whose absence costs the predicted class probability, blue, and gains it some, orange, in the texts "
+            "of which the model was surest, rightly and wrongly.",
+            figures.attributed(words, scores, titles),
+        ),
         Section("Surest errors", confident_errors(texts, test["label"], chances, names)),
-    ]  # fmt: skip
-    return sections
+    ]
 
 
-def _difference(rows: list[dict[str, Any]]) -> str:
-    lines = []
-    for metric in ("accuracy", "macro_f1"):
-        own = paired_difference(rows, metric, "transfer", "scratch")
-        sure = own["ci95"] is not None and abs(own["mean"]) > own["ci95"]
-        verdict = ("better" if own["mean"] > 0 else "worse") if sure else "undecided"
-        lines.append([metric, format_estimate(own), verdict])
-    return table(["metric", "transfer less scratch", "transfer is"], lines)
-
-
-def _shaded(
-    folder: Path, texts: list[str], labels: np.ndarray, chances: np.ndarray, names: tuple[str, ...]
-) -> Any:
-    """The texts that the model was surest of, right and wrong by halves, their words shaded by erasure."""
-    predicted, sure = chances.argmax(-1), chances.max(-1)
-    order = np.argsort(-sure, kind="stable")
-    chosen = [i for hit in (True, False) for i in order[(predicted == labels)[order] == hit][: SHOWN // 2]]
+def _leans_on(folder: Path, texts: list[str]) -> tuple[list[list[str]], list[list[float]]]:
+    """The words of each text and what the model would lose without them."""
     model, tokenizer = pretrained.load(folder), pretrained.tokenizer(folder)
-    encoded = tokenizer(
-        [texts[i] for i in chosen], truncation=True, max_length=64, padding=True, return_tensors="np"
-    )
+    encoded = tokenizer(texts, truncation=True, max_length=64, padding=True, return_tensors="np")
     batch = {name: encoded[name].astype(np.int32) for name in ("input_ids", "attention_mask")}
     found = np.asarray(jax.jit(erasure)(model, batch))
     words, scores = [], []
-    for place, i in enumerate(chosen):
+    for place, whole in enumerate(texts):
         parts: dict[int, float] = {}
         for word, score in zip(encoded.word_ids(place), found[place], strict=True):
             if word is not None:
                 parts[word] = parts.get(word, 0.0) + float(score)
         spans = [encoded.word_to_chars(place, word) for word in parts]
-        words.append([texts[i][span.start : span.end] for span in spans])
+        words.append([whole[span.start : span.end] for span in spans])
         scores.append(list(parts.values()))
-    titles = [f"{names[predicted[i]]} ({sure[i]:.2f}), truly {names[labels[i]]}" for i in chosen]
-    return figures.attributed(words, scores, titles)
+    return words, scores
 
 
 def main(config: Sentiment) -> Result | None:
     """Train; or label with what was trained."""
     if config.predict is None:
         return run(config)
-    rows = label(config)
-    for row in rows[:20]:
-        print(f"{row['label']:>12}  {row['probability']:.2f}  {row['text'][:100]}")
-    print(f"{len(rows)} texts labelled: {Path(config.out) / 'predictions.csv'}")
+    label(config, config.predict)
     return None
 
 

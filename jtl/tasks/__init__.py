@@ -4,7 +4,7 @@ from jtl.tasks import ctc
 from jtl.tasks.causal import CausalLM
 from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibration_error, macro_f1
 from jtl.tasks.ctc import CTC
-from jtl.tasks.erasure import erasure
+from jtl.tasks.erasure import erasure, occlusion
 from jtl.tasks.generate import generate
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
 from jtl.tasks.transcribe import detect_language, transcribe
@@ -13,6 +13,6 @@ from jtl.tasks.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
     "CTC", "CausalLM", "Classify", "MaskedLM", "accuracy", "class_embeddings", "confusion", "ctc", "detect_language",
-    "erasure", "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "transcribe",
+    "erasure", "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "occlusion", "transcribe",
     "without_masked_head", "word_error_rate", "zero_shot",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which tokens a classifier leans on: what changes where one is hidden from it."""
+"""What a classifier leans on: what changes where a token, or a part of an image, is hidden from it."""
 
 from __future__ import annotations
 
@@ -35,3 +35,41 @@ def erasure(model: Model, batch: Batch) -> Float[Array, "B L"]:
         return jnp.where(own_mask > 0, whole[predicted] - without[:, predicted], 0.0)
 
     return jax.lax.map(of_text, (ids, mask))
+
+
+def occlusion(model: Model, batch: Batch, *, patch: int, stride: int | None = None) -> Float[Array, "B h w"]:
+    """How much of its log-probability the predicted class loses when a square of the image is grey, in nats.
+
+    The square takes the value 0, the mean of normalised images. Zeiler and Fergus 2014, "Visualizing and Understanding
+    Convolutional Networks", https://arxiv.org/abs/1311.2901, section 4.2.
+
+    Args:
+        model: a classifier of images; one forward of the batch for each of the h · w places.
+        batch: ``image`` (B, H, W, C); other fields are not read.
+        patch: side of the square in pixels.
+        stride: pixels between two places; by default half of ``patch``.
+
+    Raises ValueError if the square is larger than the images.
+    """
+    image = jnp.asarray(batch["image"])
+    _, H, W, _ = image.shape
+    if not 1 <= patch <= min(H, W):
+        raise ValueError(f"patch must be 1 to {min(H, W)}, the shorter side of the images, got {patch}")
+    step = max(1, patch // 2) if stride is None else stride
+    tops, lefts = jnp.arange(0, H - patch + 1, step), jnp.arange(0, W - patch + 1, step)
+    whole = jax.nn.log_softmax(model({"image": image})["logits"])
+    predicted = jnp.argmax(whole, -1)
+
+    def said(logits: Array) -> Array:
+        return jnp.take_along_axis(logits, predicted[:, None], 1)[:, 0]
+
+    def lost(corner: tuple[Array, Array]) -> Array:
+        top, left = corner
+        rows, columns = jnp.arange(H)[:, None] - top, jnp.arange(W)[None] - left
+        grey = (rows >= 0) & (rows < patch) & (columns >= 0) & (columns < patch)
+        hidden = jnp.where(grey[None, :, :, None], 0.0, image)
+        return said(whole) - said(jax.nn.log_softmax(model({"image": hidden})["logits"]))
+
+    places = jnp.meshgrid(tops, lefts, indexing="ij")
+    found = jax.lax.map(lost, (places[0].ravel(), places[1].ravel()))
+    return found.T.reshape(image.shape[0], len(tops), len(lefts))

@@ -13,7 +13,14 @@ from jtl.train.figures.curves import (
     over_tasks,
     over_weights,
 )
-from jtl.train.figures.examples import attributed, embeddings, images, principal_components, reliability
+from jtl.train.figures.examples import (
+    attributed,
+    embeddings,
+    images,
+    principal_components,
+    reliability,
+    saliency,
+)
 from jtl.train.figures.matrices import confusion, heatmaps
 from jtl.train.figures.style import colours, png
 
@@ -35,6 +42,7 @@ __all__ = [
     "png",
     "principal_components",
     "reliability",
+    "saliency",
     "score_scatter",
     "trade_off",
 ]

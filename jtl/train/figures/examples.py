@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from jtl.train.figures.style import BLACK, BLUE, MANY, MARKER, MARKERS, PALETTE, VERMILLION, blank, colours
@@ -156,6 +156,40 @@ def attributed(
                 x / width, 1 - y / top, word, fontsize=size, va="top", weight="bold" if share is None else None,
                 bbox={"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.12"},
             )  # fmt: skip
+    return figure
+
+
+def saliency(pictures: Sequence[Any], maps: Sequence[Any], titles: Sequence[str], columns: int = 6) -> Figure:
+    """Images, and over each again what a model leans on in it: blue above 0, vermillion below.
+
+    Args:
+        pictures: N images, as for ``images``.
+        maps: N maps (h, w) of any resolution, stretched over the image; the largest value of each is the darkest.
+        titles: one an image.
+        columns: of the grid.
+    """
+    if not len(pictures):
+        raise ValueError("there are no images to draw")
+    shades = LinearSegmentedColormap.from_list(
+        "leans", [to_rgba(VERMILLION), to_rgba("white"), to_rgba(BLUE)]
+    )
+    columns = min(columns, len(pictures))
+    lines = -(-len(pictures) // columns)
+    with blank(2.1 * columns, 4.4 * lines) as figure:
+        grid = figure.subplots(2 * lines, columns, squeeze=False)
+        for axes in grid.ravel():
+            axes.set_axis_off()
+        for i, (picture, own, title) in enumerate(zip(pictures, maps, titles, strict=True)):
+            top, below = grid[2 * (i // columns), i % columns], grid[2 * (i // columns) + 1, i % columns]
+            picture, own = np.squeeze(np.asarray(picture)), np.asarray(own)
+            extent = (0, picture.shape[1], picture.shape[0], 0)
+            most = float(np.abs(own).max()) or 1.0
+            for axes in (top, below):
+                axes.imshow(picture, cmap="gray", extent=extent)
+            below.imshow(
+                own, cmap=shades, vmin=-most, vmax=most, alpha=0.6, extent=extent, interpolation="bilinear"
+            )
+            top.set_title(title, fontsize=10, loc="left")
     return figure
 
 
