@@ -6,6 +6,7 @@ from jtl.models import (
     dinov2,
     distilbert,
     efficientnet_lite,
+    gpt2,
     llama,
     roberta,
     vit,
@@ -26,6 +27,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
         dinov2.WITH_REGISTERS,
         efficientnet_lite.ARCHITECTURE,
         *llama.ARCHITECTURES,
+        gpt2.ARCHITECTURE,
         whisper.ARCHITECTURE,
         *wav2vec2.ARCHITECTURES,
     )

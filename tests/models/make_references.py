@@ -21,6 +21,7 @@ REFERENCES = Path(__file__).parent / "references"
 TEXT = ("bert", "roberta", "distilbert")
 IMAGE = ("vit", "deit", "dinov2", "dinov2_with_registers")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+CAUSAL = (*DECODERS, "gpt2")
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "gelu_pytorch_tanh")
 
 
@@ -33,6 +34,12 @@ def settings(name, rng, small=False):
     width, inner = heads * per_head, int(rng.integers(5, 16))
     if name in DECODERS:
         return decoder_settings(name, rng, small) | dict(num_hidden_layers=layers, intermediate_size=inner)
+    if name == "gpt2":
+        return dict(vocab_size=23, n_positions=19, n_embd=width, n_layer=layers, n_head=heads, n_inner=inner,
+                    activation_function=act, layer_norm_epsilon=float(rng.choice([1e-5, 1e-3])),
+                    scale_attn_weights=bool(rng.random() < 0.5), bos_token_id=1, eos_token_id=2,
+                    scale_attn_by_inverse_layer_idx=bool(rng.random() < 0.5),
+                    tie_word_embeddings=bool(small or rng.random() < 0.5))  # fmt: skip
     if name == "distilbert":
         return dict(vocab_size=23, max_position_embeddings=17, dim=width, n_layers=layers, n_heads=heads,
                     hidden_dim=inner, activation=act)  # fmt: skip
@@ -96,7 +103,7 @@ def build(name, config):
     if name in SPEECH:
         model = speech.build(name, config)
     else:
-        kind = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
+        kind = transformers.AutoModelForCausalLM if name in CAUSAL else transformers.AutoModel
         model = kind.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     for key, value in model.state_dict().items():
@@ -126,7 +133,7 @@ def batch(name, config, rng, padded=True):
         return {"image": rng.normal(size=(2, *size, config["num_channels"])).astype(np.float32)}
     B, L = 3, int(rng.integers(4, 10))
     inputs = {"input_ids": rng.integers(3, 23, (B, L)).astype(np.int32)}
-    if name in DECODERS:
+    if name in CAUSAL:
         mask = np.ones((B, L), np.int32)
         mask[0, -2:] = mask[1, :2] = 0  # padding on the right, on the left, and none
         return inputs | ({"attention_mask": mask} if padded else {})
@@ -153,10 +160,13 @@ def run(name, model, inputs):
         kwargs |= {} if name.startswith("dinov2") else {"interpolate_pos_encoding": True}
     else:
         kwargs = {key: torch.tensor(value).long() for key, value in inputs.items()}
+    if name == "gpt2":  # its generate counts real tokens alone, its forward does not
+        mask = kwargs.get("attention_mask", torch.ones_like(kwargs["input_ids"]))
+        kwargs["position_ids"] = (mask.cumsum(1) - 1).clip(min=0)
     with torch.no_grad():
         out = model(**kwargs, output_hidden_states=True)
     states = [state.numpy() for state in out.hidden_states]
-    if name in DECODERS:
+    if name in CAUSAL:
         outputs = {"token_logits": out.logits.numpy(), "sequence": states[-1], "embeddings": states[0]}
         return outputs | {f"decoder/layer_{i}": state for i, state in enumerate(states[1:-1])}
     outputs = {"sequence": out.last_hidden_state.numpy(), "embeddings": states[0]}
@@ -167,7 +177,7 @@ def run(name, model, inputs):
 
 def main():
     """Write one small file for each architecture, or for those named."""
-    for name in sys.argv[1:] or (*TEXT, *IMAGE, *DECODERS, *SPEECH):
+    for name in sys.argv[1:] or (*TEXT, *IMAGE, *CAUSAL, *SPEECH):
         rng = np.random.default_rng(0)
         config = settings(name, rng, small=True)
         model = build(name, config)
