@@ -1,14 +1,16 @@
 """Tasks: for each its loss, metrics and decoding."""
 
 from jtl.tasks import ctc
+from jtl.tasks.beams import Beams, beam_search
 from jtl.tasks.causal import CausalLM
 from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibration_error, macro_f1
 from jtl.tasks.ctc import CTC
-from jtl.tasks.generate import generate
+from jtl.tasks.generate import generate, stream, written
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
 from jtl.tasks.transcribe import detect_language, transcribe
 
 __all__ = [
-    "CTC", "CausalLM", "Classify", "MaskedLM", "accuracy", "confusion", "ctc", "detect_language",
-    "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "transcribe", "without_masked_head",
+    "CTC", "Beams", "CausalLM", "Classify", "MaskedLM", "accuracy", "beam_search", "confusion", "ctc",
+    "detect_language", "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "stream",
+    "transcribe", "without_masked_head", "written",
 ]  # fmt: skip
