@@ -9,6 +9,7 @@ from jtl.models import (
     gpt2,
     llama,
     roberta,
+    t5,
     vit,
     wav2vec2,
     whisper,
@@ -28,6 +29,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
         efficientnet_lite.ARCHITECTURE,
         *llama.ARCHITECTURES,
         gpt2.ARCHITECTURE,
+        t5.ARCHITECTURE,
         whisper.ARCHITECTURE,
         *wav2vec2.ARCHITECTURES,
     )

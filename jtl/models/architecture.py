@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -85,6 +85,8 @@ class Architecture:
     `ignored`: regexes (full match, canonical key) of file keys left out on purpose, if no variable uses them.
     `renames`: regexes and replacements that turn other spellings of a key into the one of `tensors`.
     `in_memory`: those that turn the path of a module into the one that transformers v5 holds in memory.
+    `settle`: makes of a configuration and the canonical keys of a file the configuration of that file, where
+    config.json does not tell all.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Architecture:
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     in_memory: tuple[tuple[str, str], ...] = ()
+    settle: Callable[[Any, Collection[str]], Any] = lambda config, keys: config
 
     def canonical(self, key: str) -> str:
         """The key as `tensors` and `ignored` spell it: task prefix removed, other spellings renamed."""

@@ -95,11 +95,12 @@ def test_positions_count_real_tokens(reference):
     """A text gives the same wherever its padding stands, and the last of its states are its features."""
     model, inputs, _ = reference
     text = inputs["input_ids"][2:, :4]
-    alone = model({"input_ids": text})
+    forward = jax.jit(lambda model, batch: model(batch))
+    alone = forward(model, {"input_ids": text})
     for left in range(3):
         wide = [(0, 0), (left, 2 - left)]
         padded = {"input_ids": np.pad(text, wide), "attention_mask": np.pad(np.ones_like(text), wide)}
-        out = model(padded)
+        out = forward(model, padded)
         np.testing.assert_allclose(out["token_logits"][:, left : left + 4], alone["token_logits"], atol=1e-4)
         np.testing.assert_allclose(out["features"], alone["sequence"][:, -1], atol=1e-4)
 
