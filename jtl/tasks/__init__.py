@@ -7,10 +7,11 @@ from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibrati
 from jtl.tasks.ctc import CTC
 from jtl.tasks.generate import generate, stream, written
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
+from jtl.tasks.seq2seq import Seq2Seq, teacher_forcing
 from jtl.tasks.transcribe import detect_language, transcribe
 
 __all__ = [
-    "CTC", "Beams", "CausalLM", "Classify", "MaskedLM", "accuracy", "beam_search", "confusion", "ctc",
+    "CTC", "Beams", "CausalLM", "Classify", "MaskedLM", "Seq2Seq", "accuracy", "beam_search", "confusion", "ctc",
     "detect_language", "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "stream",
-    "transcribe", "without_masked_head", "written",
+    "teacher_forcing", "transcribe", "without_masked_head", "written",
 ]  # fmt: skip
