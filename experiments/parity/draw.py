@@ -17,7 +17,9 @@ from experiments.parity.vision import CONVOLUTIONAL
 TEXT = ("bert", "roberta", "distilbert")
 IMAGE = ("vit", "deit", "dinov2", "dinov2_with_registers")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
-NAMES = (*TEXT, *IMAGE, *DECODERS, *SPEECH, *CONVOLUTIONAL, "clip")  # all of them
+CAUSAL = (*DECODERS, "gpt2")
+SEQ2SEQ = ("t5",)
+NAMES = (*TEXT, *IMAGE, *CAUSAL, *SEQ2SEQ, *SPEECH, *CONVOLUTIONAL, "clip")  # all of them
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "gelu_pytorch_tanh")
 
 
@@ -34,6 +36,19 @@ def settings(name, rng, small=False):
         return vision.settings(name, rng, act, small)
     if name == "clip":
         return vision.clip_settings(rng, act, small)
+    if name == "gpt2":
+        return dict(vocab_size=23, n_positions=19, n_embd=width, n_layer=layers, n_head=heads, n_inner=inner,
+                    activation_function=act, layer_norm_epsilon=float(rng.choice([1e-5, 1e-3])),
+                    scale_attn_weights=bool(rng.random() < 0.5), bos_token_id=1, eos_token_id=2,
+                    scale_attn_by_inverse_layer_idx=bool(rng.random() < 0.5),
+                    tie_word_embeddings=bool(small or rng.random() < 0.5))  # fmt: skip
+    if name == "t5":
+        return dict(vocab_size=23, d_model=2 * width, d_kv=per_head, d_ff=inner, num_layers=layers, num_heads=heads,
+                    num_decoder_layers=2 if small else int(rng.integers(1, 4)),
+                    relative_attention_num_buckets=int(rng.choice([4, 6, 8])),
+                    relative_attention_max_distance=int(rng.choice([5, 7, 12])),
+                    feed_forward_proj="gated-gelu" if small else str(rng.choice(["relu", "gated-gelu", "gated-silu"])),
+                    tie_word_embeddings=bool(not small and rng.random() < 0.5), decoder_start_token_id=0)  # fmt: skip
     if name == "distilbert":
         return dict(vocab_size=23, max_position_embeddings=17, dim=width, n_layers=layers, n_heads=heads,
                     hidden_dim=inner, activation=act)  # fmt: skip
@@ -96,8 +111,14 @@ def build(name, config):
     config = transformers.AutoConfig.for_model(name, **config)
     if name in SPEECH:
         model = speech.build(name, config)
+    elif name in SEQ2SEQ:
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+        if (
+            not config.scale_decoder_outputs
+        ):  # T5 1.1, whose last layer is not tied, which no configuration says
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     else:
-        kind = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
+        kind = transformers.AutoModelForCausalLM if name in CAUSAL else transformers.AutoModel
         model = kind.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     for key, value in model.state_dict().items():
@@ -133,7 +154,17 @@ def batch(name, config, rng, padded=True):
         return {"image": rng.normal(size=(2, *size, config["num_channels"])).astype(np.float32)}
     B, L = 3, int(rng.integers(4, 10))
     inputs = {"input_ids": rng.integers(3, 23, (B, L)).astype(np.int32)}
-    if name in DECODERS:
+    if name in SEQ2SEQ:
+        N = int(rng.integers(3, 8))
+        inputs["decoder_input_ids"] = rng.integers(3, 23, (B, N)).astype(np.int32)
+        masks = {
+            "attention_mask": np.ones((B, L), np.int32),
+            "decoder_attention_mask": np.ones((B, N), np.int32),
+        }
+        for mask in masks.values():
+            mask[0, -2:] = mask[1, :2] = 0
+        return inputs | (masks if padded else {})
+    if name in CAUSAL:
         mask = np.ones((B, L), np.int32)
         mask[0, -2:] = mask[1, :2] = 0  # padding on the right, on the left, and none
         return inputs | ({"attention_mask": mask} if padded else {})
@@ -164,13 +195,28 @@ def run(name, model, inputs):
         kwargs |= {} if name.startswith("dinov2") else {"interpolate_pos_encoding": True}
     else:
         kwargs = {key: torch.tensor(value).long() for key, value in inputs.items()}
+    if name == "gpt2":  # its generate counts real tokens alone, its forward does not
+        mask = kwargs.get("attention_mask", torch.ones_like(kwargs["input_ids"]))
+        kwargs["position_ids"] = (mask.cumsum(1) - 1).clip(min=0)
     with torch.no_grad():
         out = model(**kwargs, output_hidden_states=True)
+    if name in SEQ2SEQ:
+        return {"token_logits": out.logits.numpy()} | two_sides(out)
     states = [state.numpy() for state in out.hidden_states]
-    if name in DECODERS:
+    if name in CAUSAL:
         outputs = {"token_logits": out.logits.numpy(), "sequence": states[-1], "embeddings": states[0]}
         return outputs | {f"decoder/layer_{i}": state for i, state in enumerate(states[1:-1])}
     outputs = {"sequence": out.last_hidden_state.numpy(), "embeddings": states[0]}
     outputs |= {f"encoder/layer_{i}": state for i, state in enumerate(states[1:])}
     pooler = {"bert": "pooled", "vit": "pooler", "deit": "pooler"}.get(name)
     return outputs | ({pooler: out.pooler_output.numpy()} if pooler else {})
+
+
+def two_sides(out):
+    """Hidden states of an encoder and its decoder: embeddings, what each layer but the last gives, the last norm."""
+    outputs = {}
+    for side in ("encoder", "decoder"):
+        states = [state.numpy() for state in out[f"{side}_hidden_states"]]
+        outputs[("encoded", "sequence")[side == "decoder"]] = states[-1]
+        outputs |= {f"{side}/layer_{i}": state for i, state in enumerate(states[1:-1])}
+    return outputs

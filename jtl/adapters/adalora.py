@@ -18,7 +18,7 @@ from jtl import tree
 from jtl.adapters.insert import Adapter, insert, place
 from jtl.adapters.lora import check_rank
 from jtl.adapters.method import Leaves, LowRank, Matrix
-from jtl.adapters.site import Site
+from jtl.adapters.site import QUERIES_AND_VALUES, Site
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
 
@@ -51,7 +51,7 @@ def adalora(
     *,
     rank: int = 12,
     alpha: float | None = None,
-    where: str = ".*/(query|value)",
+    where: str = QUERIES_AND_VALUES,
     key: Array,
     dropout: float = 0.0,
     name: str = "adalora",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jtl.adapters.insert import insert
 from jtl.adapters.lora import LoRA, rules
 from jtl.adapters.method import Leaves, Matrix, Pattern
-from jtl.adapters.site import Site
+from jtl.adapters.site import QUERIES_AND_VALUES, Site
 from jtl.model import Batch, Model
 
 
@@ -46,7 +46,7 @@ def dora(
     *,
     rank: int | Pattern = 8,
     alpha: float | Pattern | None = None,
-    where: str = ".*/(query|value)",
+    where: str = QUERIES_AND_VALUES,
     key: Array,
     stabilised: bool = False,
     dropout: float = 0.0,

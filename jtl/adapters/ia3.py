@@ -48,7 +48,7 @@ class IA3(Scaling):
 def ia3(
     model: Model,
     *,
-    where: str = ".*/(key|value|mlp/output)",
+    where: str = ".*/(key|value|query_key_value|mlp/output)",
     feedforward: str = ".*/mlp/output",
     key: Array,
     name: str = "ia3",

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jtl.adapters.insert import insert
 from jtl.adapters.method import Leaves, LowRank, Matrix, Pattern, at
-from jtl.adapters.site import Site, SiteError
+from jtl.adapters.site import QUERIES_AND_VALUES, Site, SiteError
 from jtl.model import Batch, Model
 
 Start = Literal["kaiming", "pissa", "olora"]
@@ -89,7 +89,7 @@ def lora(
     *,
     rank: int | Pattern = 8,
     alpha: float | Pattern | None = None,
-    where: str = ".*/(query|value)",
+    where: str = QUERIES_AND_VALUES,
     key: Array,
     stabilised: bool = False,
     dropout: float = 0.0,
@@ -103,7 +103,8 @@ def lora(
         model: a Linen model.
         rank: r; or rules ``((regex of module paths, r), ...)``.
         alpha: the scale's numerator, or rules likewise; by default 2 r.
-        where: regular expression of module paths: Dense, DenseGeneral, Conv or Embed layers.
+        where: regular expression of module paths: Dense, DenseGeneral, Conv or Embed layers; by default queries and
+            values.
         key: for A.
         stabilised: rsLoRA: scale by alpha / sqrt(r).
         dropout: of the input of A, while training.

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from jtl.adapters.insert import insert
 from jtl.adapters.lora import check_rank, rules
 from jtl.adapters.method import Leaves, Matrix, Method, Pattern, at
-from jtl.adapters.site import Site, SiteError
+from jtl.adapters.site import QUERIES_AND_VALUES, Site, SiteError
 from jtl.model import Batch, Model
 
 
@@ -84,7 +84,7 @@ def loha(
     *,
     rank: int | Pattern = 8,
     alpha: float | Pattern | None = None,
-    where: str = ".*/(query|value)",
+    where: str = QUERIES_AND_VALUES,
     key: Array,
     name: str = "loha",
     batch: Batch | None = None,
@@ -98,7 +98,7 @@ def lokr(
     *,
     rank: int | Pattern = 8,
     alpha: float | Pattern | None = None,
-    where: str = ".*/(query|value)",
+    where: str = QUERIES_AND_VALUES,
     key: Array,
     name: str = "lokr",
     batch: Batch | None = None,

@@ -19,6 +19,9 @@ from jtl.model import Batch, Linen, Mode, Model
 from jtl.models import ARCHITECTURES
 
 Kind = Literal["dense", "conv", "embed"]
+QUERIES_AND_VALUES = (
+    ".*/(query|value|query_key_value)"  # of every attention; GPT-2 has one layer for all three
+)
 
 
 class SiteError(ValueError):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jtl.adapters.insert import insert
 from jtl.adapters.method import Leaves, LowRank, Matrix
-from jtl.adapters.site import Site
+from jtl.adapters.site import QUERIES_AND_VALUES, Site
 from jtl.model import Batch, Model
 
 
@@ -56,7 +56,7 @@ def vera(
     *,
     rank: int = 256,
     initial: float = 0.1,
-    where: str = ".*/(query|value)",
+    where: str = QUERIES_AND_VALUES,
     key: Array,
     dropout: float = 0.0,
     name: str = "vera",

@@ -11,7 +11,12 @@ from jtl import tree
 from jtl.heads import Head
 from jtl.model import Cast, Linen, Model, with_base
 
-DEPTHS = ("num_hidden_layers", "n_layers")  # what configurations call the number of layers
+DEPTHS = (
+    "num_hidden_layers",
+    "n_layers",
+    "n_layer",
+    "num_layers",
+)  # what configurations call the number of layers
 
 
 def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encoder/layer_") -> Model:
@@ -23,13 +28,18 @@ def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encode
     Args:
         teacher: a model of ``jtl.models`` whose layers are all alike, such as BERT, RoBERTa, DistilBERT, ViT, DINOv2.
         layers: numbers of the layers to keep, ascending from 0.
-        stack: what the paths of layers start with, before the number; ``"decoder/layer_"`` for Llama and, to make a
-            Distil-Whisper (https://arxiv.org/abs/2311.00430), for Whisper.
+        stack: what the paths of layers start with, before the number; ``"decoder/layer_"`` for Llama and GPT-2 and, to
+            make a Distil-Whisper (https://arxiv.org/abs/2311.00430), for Whisper and T5.
 
     Raises:
         ValueError: no such layers, a model that cannot be rebuilt with fewer, or techniques that name layers.
     """
-    names = (f"{stack.split('/')[0]}_layers", *DEPTHS)  # an encoder and a decoder have depths of their own
+    side = stack.split("/")[0]
+    names = (
+        f"{side}_layers",
+        f"num_{side}_layers",
+        *DEPTHS,
+    )  # an encoder and a decoder have depths of their own
     field = next((name for name in names if hasattr(teacher.config, name)), None)
     if field is None or not isinstance(teacher.base, Linen):
         raise ValueError(

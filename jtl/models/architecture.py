@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -86,6 +86,8 @@ class Architecture:
     `renames`: regexes and replacements that turn other spellings of a key into the one of `tensors`.
     `aliases(config)`: spellings that depend on the dimensions, to the key of `tensors`.
     `in_memory`: those that turn the path of a module into the one that transformers v5 holds in memory.
+    `settle`: makes of a configuration and the canonical keys of a file the configuration of that file, where
+    config.json does not tell all.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Architecture:
     renames: tuple[tuple[str, str], ...] = ()
     in_memory: tuple[tuple[str, str], ...] = ()
     aliases: Callable[[Any], dict[str, str]] = lambda config: {}
+    settle: Callable[[Any, Collection[str]], Any] = lambda config, keys: config
 
     def canonical(self, key: str) -> str:
         """The key as `tensors` and `ignored` spell it: task prefix removed, other spellings renamed."""

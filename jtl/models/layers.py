@@ -6,12 +6,13 @@ Parameters may be bfloat16: products then run in bfloat16, softmax and layer nor
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jtl import tree
 from jtl.models.dropout import Dropout
@@ -75,14 +76,17 @@ def dense(features: int, name: str, std: float, bias: bool = True) -> nn.Dense:
     return nn.Dense(features, use_bias=bias, kernel_init=nn.initializers.normal(std), name=name)
 
 
-def mask_bias(mask: Ids | None) -> Float[Array, "B 1 1 L"] | None:
-    """What attention adds to its logits: 0 where the mask is set, the lowest float32 where it is not.
+def bias_where(seen: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """What attention adds to its logits: 0 where a position is seen, the lowest float32 where it is not.
 
-    After the softmax a masked position weighs exactly 0, and a row without any real position stays finite.
+    After the softmax a position that is not seen weighs exactly 0, and a row that sees none stays finite.
     """
-    if mask is None:
-        return None
-    return jnp.where(mask != 0, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+    return jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)
+
+
+def mask_bias(mask: Ids | None) -> Float[Array, "B 1 1 L"] | None:
+    """`bias_where` the mask is set, for every query alike."""
+    return None if mask is None else bias_where(mask != 0)[:, None, None, :]
 
 
 def mean_over(sequence: Float[Array, "B L D"], mask: Ids | None) -> Float[Array, "B D"]:
@@ -91,6 +95,31 @@ def mean_over(sequence: Float[Array, "B L D"], mask: Ids | None) -> Float[Array,
         return sequence.mean(1)
     weight = mask.astype(sequence.dtype)
     return jnp.einsum("bld,bl->bd", sequence, weight) / jnp.maximum(weight.sum(1, keepdims=True), 1)
+
+
+def last_over(sequence: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B D"]:
+    """What stands at the last real position of each row; at the last of all where none is."""
+    last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], 1)
+    return jnp.take_along_axis(sequence, last[:, None, None], 1)[:, 0]
+
+
+def attend(
+    q_BxHxQxE: Float[Array, "B H Q E"],
+    k_BxHxKxE: Float[Array, "B H K E"],
+    v_BxHxKxE: Float[Array, "B H K E"],
+    bias: Float[Array, "#B #H #Q K"] | None,
+    drop: Callable[[Array], Array],
+) -> Float[Array, "B H Q E"]:
+    """``drop(softmax(q k' + bias)) v``, the softmax in float32; scale the queries first."""
+    logits_BxHxQxK = jnp.einsum("bhqe,bhke->bhqk", q_BxHxQxE, k_BxHxKxE, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits_BxHxQxK += bias
+    # Softmax that divides after the product with the values: K / E fewer divisions, forward and backward.
+    weights_BxHxQxK = jnp.exp(logits_BxHxQxK - jax.lax.stop_gradient(logits_BxHxQxK.max(-1, keepdims=True)))
+    total_BxHxQx1 = weights_BxHxQxK.sum(-1, keepdims=True)
+    weights_BxHxQxK = drop(weights_BxHxQxK).astype(v_BxHxKxE.dtype)
+    y_BxHxQxE = jnp.einsum("bhqk,bhke->bhqe", weights_BxHxQxK, v_BxHxKxE, preferred_element_type=jnp.float32)
+    return (y_BxHxQxE / total_BxHxQx1).astype(v_BxHxKxE.dtype)
 
 
 class Attention(nn.Module):
@@ -113,22 +142,9 @@ class Attention(nn.Module):
             return dense(D, name, self.std, self.bias)(x).reshape(B, L, H, D // H).transpose(0, 2, 1, 3)
 
         q_BxHxLxE, k_BxHxLxE, v_BxHxLxE = heads_first("query"), heads_first("key"), heads_first("value")
-        q_BxHxLxE *= (D // H) ** -0.5
-        logits_BxHxQxK = jnp.einsum(
-            "bhqe,bhke->bhqk", q_BxHxLxE, k_BxHxLxE, preferred_element_type=jnp.float32
-        )
-        if bias is not None:
-            logits_BxHxQxK += bias
-        # Softmax that divides after the product with the values: L / E fewer divisions, forward and backward.
-        weights_BxHxQxK = jnp.exp(
-            logits_BxHxQxK - jax.lax.stop_gradient(logits_BxHxQxK.max(-1, keepdims=True))
-        )
-        total_BxHxQx1 = weights_BxHxQxK.sum(-1, keepdims=True)
-        weights_BxHxQxK = Dropout(self.dropout)(weights_BxHxQxK, train=train).astype(x.dtype)
-        y_BxHxLxE = jnp.einsum(
-            "bhqk,bhke->bhqe", weights_BxHxQxK, v_BxHxLxE, preferred_element_type=jnp.float32
-        )
-        y = (y_BxHxLxE / total_BxHxQx1).astype(x.dtype).transpose(0, 2, 1, 3)
+        drop = partial(Dropout(self.dropout), train=train)
+        y_BxHxLxE = attend(q_BxHxLxE * (D // H) ** -0.5, k_BxHxLxE, v_BxHxLxE, bias, drop)
+        y = y_BxHxLxE.transpose(0, 2, 1, 3)
         return dense(D, "output", self.std)(y.reshape(B, L, D))
 
 
@@ -138,9 +154,10 @@ class Mlp(nn.Module):
     hidden: int
     act: str
     std: float = 0.02
+    output_std: float | None = None  # None: std
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Apply both layers."""
         h = activation(self.act)(dense(self.hidden, "intermediate", self.std)(x))
-        return dense(x.shape[-1], "output", self.std)(h)
+        return dense(x.shape[-1], "output", self.std if self.output_std is None else self.output_std)(h)

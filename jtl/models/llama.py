@@ -19,18 +19,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jtl.models import rope
+from jtl.models import cache, rope
 from jtl.models.architecture import Architecture, Tensor, linear
 from jtl.models.bert import example
-from jtl.models.layers import Ids, activation, dense
+from jtl.models.layers import Ids, activation, dense, last_over
 from jtl.models.llama_config import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 
 class Place(NamedTuple):
-    """Where the tokens of a forward stand among all T that attention sees: those of the cache, or their own L.
+    """Where the L tokens of a forward stand among all T that attention sees: see `jtl.models.cache.Place`.
 
-    `start`: the place of the first. `position`: of each of the T, counted over real tokens. `angles`: of the L.
-    `seen`: whether token q may look at token k: real, and not after it.
+    `position`: of each of the T, counted over real tokens. `angles`: of the L.
     """
 
     start: Int[Array, ""]
@@ -72,17 +71,10 @@ class Attention(nn.Module):
             q_BxLxNxE = nn.RMSNorm(c.rms_norm_eps, name="query_norm")(q_BxLxNxE)
             k_BxLxKxE = nn.RMSNorm(c.rms_norm_eps, name="key_norm")(k_BxLxKxE)
         q_BxLxNxE, k_BxLxKxE = (rope.rotate(t, place.angles) for t in (q_BxLxNxE, k_BxLxKxE))
-        k_BxTxKxE = self._extended("keys", k_BxLxKxE, place.start)
-        v_BxTxKxE = self._extended("values", v_BxLxKxE, place.start)
+        k_BxTxKxE = cache.remembered(self, "keys", k_BxLxKxE, place.start)
+        v_BxTxKxE = cache.remembered(self, "values", v_BxLxKxE, place.start)
         y = jax.nn.dot_product_attention(q_BxLxNxE, k_BxTxKxE, v_BxTxKxE, mask=place.mask(self.window))
         return dense(D, "output", std, outer)(y.reshape(B, L, -1))
-
-    def _extended(self, name: str, new: Array, start: Array) -> Array:
-        if not self.has_variable("cache", name):
-            return new
-        kept: nn.Variable = self.variable("cache", name)
-        kept.value = lax.dynamic_update_slice_in_dim(kept.value, new.astype(kept.value.dtype), start, 1)
-        return kept.value.astype(new.dtype)
 
 
 class Mlp(nn.Module):
@@ -173,26 +165,11 @@ class Llama(nn.Module):
         return {"token_logits": logits, "sequence": x, "features": last_over(x, real)}
 
     def _place(self, new: Bool[Array, "B L"]) -> Place:
-        """Put tokens after those of the cache, which from then on knows them."""
-        L, start, real = new.shape[1], jnp.zeros((), jnp.int32), new
-        if self.has_variable("cache", "filled"):
-            filled: nn.Variable = self.variable("cache", "filled")
-            kept: nn.Variable = self.variable("cache", "real")
-            start, real = filled.value, lax.dynamic_update_slice_in_dim(kept.value, new, filled.value, 1)
-            filled.value, kept.value = start + L, real
-        position = rope.positions(real)
+        at = cache.place(self, new)
+        position = cache.positions(at.real)
         turns = rope.frequencies(self.config.per_head, self.config.rope_theta, self.config.rope_scaling)
-        own = lax.dynamic_slice_in_dim(position, start, L, 1)
-        before = jnp.arange(real.shape[1])[None] <= start + jnp.arange(L)[:, None]
-        return Place(
-            start, position, own[..., None] * turns[None, None], (real[:, None] & before[None])[:, None]
-        )
-
-
-def last_over(sequence: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B D"]:
-    """What stands at the last real position of each row; at the last of all where none is."""
-    last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], 1)
-    return jnp.take_along_axis(sequence, last[:, None, None], 1)[:, 0]
+        own = lax.dynamic_slice_in_dim(position, at.start, new.shape[1], 1)
+        return Place(at.start, position, own[..., None] * turns[None, None], at.seen)
 
 
 def tensors(config: LlamaConfig) -> dict[str, Tensor]:

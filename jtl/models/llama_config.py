@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
-from jtl.models import architecture, rope
+from jtl.models import architecture, cache, rope
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
 
@@ -105,14 +103,10 @@ class LlamaConfig:
         """
         shape = (rows, length, self.groups, self.per_head)
         layers = {
-            f"layer_{i}": {"attention": {name: jnp.zeros(shape, dtype) for name in ("keys", "values")}}
+            f"layer_{i}": {"attention": cache.keys_and_values(*shape, dtype=dtype)}
             for i in range(self.num_hidden_layers)
         }
-        return {
-            "filled": jnp.zeros((), jnp.int32),
-            "real": jnp.zeros((rows, length), bool),
-            "decoder": layers,
-        }
+        return cache.empty(rows, length, decoder=layers)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +94,3 @@ def rotate(x: Float[Array, "B L N E"], angles: Float[Array, "B L R"]) -> Float[A
     first, second = jnp.split(x, 2, -1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
     return turned.astype(x.dtype)
-
-
-def positions(real: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """0, 1, 2, ... along the real tokens of each row; padding takes the position of the token before it, at least 0.
-
-    >>> positions(jnp.array([[0, 1, 1, 0]]) != 0).tolist()
-    [[0, 0, 1, 1]]
-    """
-    return jnp.maximum(jnp.cumsum(real, 1) - 1, 0)

@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jtl.models import cache
 from jtl.models.architecture import CONV_1D, Architecture, Tensor, linear, norm
 from jtl.models.dropout import Dropout
 from jtl.models.layers import Ids, Mlp, activation, dense
@@ -62,20 +62,10 @@ class Attention(nn.Module):
             k_BxTxHxE: Array = self.get_variable("cache", "keys").astype(x.dtype)
             v_BxTxHxE: Array = self.get_variable("cache", "values").astype(x.dtype)
         else:
-            k_BxTxHxE = self._kept("keys", heads("key", source, bias=False), start)
-            v_BxTxHxE = self._kept("values", heads("value", source), start)
+            k_BxTxHxE = cache.remembered(self, "keys", heads("key", source, bias=False), start)
+            v_BxTxHxE = cache.remembered(self, "values", heads("value", source), start)
         y = jax.nn.dot_product_attention(q_BxLxHxE, k_BxTxHxE, v_BxTxHxE, mask=mask)
         return dense(D, "output", self.std)(y.reshape(B, L, D))
-
-    def _kept(self, name: str, new: Array, start: Array | None) -> Array:
-        if not self.has_variable("cache", name):
-            return new
-        kept: nn.Variable = self.variable("cache", name)
-        new_kept = new.astype(kept.value.dtype)
-        if start is not None:
-            new_kept = lax.dynamic_update_slice_in_dim(kept.value, new_kept, start, 1)
-        kept.value = new_kept
-        return new_kept.astype(new.dtype)
 
 
 class Layer(nn.Module):
@@ -236,21 +226,10 @@ class Whisper(nn.Module):
         if decoder_input_ids is None:
             return outputs
         real = jnp.ones(decoder_input_ids.shape, bool)
-        start, mask = self._place(real if decoder_attention_mask is None else decoder_attention_mask != 0)
+        at = cache.place(self, real if decoder_attention_mask is None else decoder_attention_mask != 0)
         decoder = Decoder(self.config, name="decoder")
-        logits, x = decoder(decoder_input_ids, encoded, mask, start, train=train)
+        logits, x = decoder(decoder_input_ids, encoded, at.seen, at.start, train=train)
         return {**outputs, "token_logits": logits, "sequence": x}
-
-    def _place(self, new: Bool[Array, "B L"]) -> tuple[Int[Array, ""], Bool[Array, "B 1 L T"]]:
-        """Where the first token stands, and who may look at whom; the cache knows the tokens from then on."""
-        L, start, real = new.shape[1], jnp.zeros((), jnp.int32), new
-        if self.has_variable("cache", "filled"):
-            filled: nn.Variable = self.variable("cache", "filled")
-            kept: nn.Variable = self.variable("cache", "real")
-            start, real = filled.value, lax.dynamic_update_slice_in_dim(kept.value, new, filled.value, 1)
-            filled.value, kept.value = start + L, real
-        before = jnp.arange(real.shape[1])[None] <= start + jnp.arange(L)[:, None]
-        return start, (real[:, None] & before[None])[:, None]
 
 
 def tensors(config: WhisperConfig) -> dict[str, Tensor]:

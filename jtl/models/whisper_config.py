@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
-from jtl.models import architecture
+from jtl.models import architecture, cache
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
 
@@ -71,21 +69,16 @@ class WhisperConfig:
         In `Model.variables` it makes every forward read its tokens as what follows those in the cache. A forward with
         `log_mel` keeps what the decoder's layers look up in it; later ones come without.
         """
-        heads = self.decoder_attention_heads
+        heads, size = self.decoder_attention_heads, self.d_model // self.decoder_attention_heads
 
-        def empty(positions: int) -> dict[str, Any]:
-            shape = (rows, positions, heads, self.d_model // heads)
-            return {name: jnp.zeros(shape, dtype) for name in ("keys", "values")}
+        def kept(positions: int) -> dict[str, Any]:
+            return cache.keys_and_values(rows, positions, heads, size, dtype=dtype)
 
         layers = {
-            f"layer_{i}": {"attention": empty(length), "cross_attention": empty(self.max_source_positions)}
+            f"layer_{i}": {"attention": kept(length), "cross_attention": kept(self.max_source_positions)}
             for i in range(self.decoder_layers)
         }
-        return {
-            "filled": jnp.zeros((), jnp.int32),
-            "real": jnp.zeros((rows, length), bool),
-            "decoder": layers,
-        }
+        return cache.empty(rows, length, decoder=layers)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> WhisperConfig:

@@ -99,10 +99,11 @@ def load_with_report(
     settings = read_config(name, folder)
     architecture = find_architecture(settings.get("model_type"))
     config = architecture.config.from_hf(settings)
-    module = architecture.module(config)
     tensors = read_tensors(folder)
-
     keys = _canonical(architecture, config, tensors)
+    config = architecture.settle(config, keys)
+    module = architecture.module(config)
+
     body = architecture.tensors(config)
     head, foreign = _head_tensors(architecture, config.head, settings, keys)
     shapes = {path: leaf.shape for path, leaf in expected(module, architecture, config).items()}

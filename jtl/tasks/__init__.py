@@ -1,18 +1,21 @@
 """Tasks: for each its loss, metrics and decoding."""
 
 from jtl.tasks import ctc
+from jtl.tasks.beams import Beams, beam_search
 from jtl.tasks.causal import CausalLM
 from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibration_error, macro_f1
 from jtl.tasks.ctc import CTC
 from jtl.tasks.erasure import erasure, occlusion
-from jtl.tasks.generate import generate
+from jtl.tasks.generate import generate, stream, written
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
+from jtl.tasks.seq2seq import Seq2Seq, teacher_forcing
 from jtl.tasks.transcribe import detect_language, transcribe
 from jtl.tasks.words import word_error_rate
 from jtl.tasks.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
-    "CTC", "CausalLM", "Classify", "MaskedLM", "accuracy", "class_embeddings", "confusion", "ctc", "detect_language",
-    "erasure", "expected_calibration_error", "generate", "macro_f1", "mask", "masked_head", "occlusion", "transcribe",
-    "without_masked_head", "word_error_rate", "zero_shot",
+    "CTC", "Beams", "CausalLM", "Classify", "MaskedLM", "Seq2Seq", "accuracy", "beam_search", "class_embeddings",
+    "confusion", "ctc", "detect_language", "erasure", "expected_calibration_error", "generate", "macro_f1", "mask",
+    "masked_head", "occlusion", "stream", "teacher_forcing", "transcribe", "without_masked_head", "word_error_rate",
+    "written", "zero_shot",
 ]  # fmt: skip

@@ -6,12 +6,12 @@ Generative Pre-Training", eq. 1.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
+from jtl.tasks.tokens import mean_cross_entropy
 
 
 class CausalLM(Loss):
@@ -40,21 +40,11 @@ class CausalLM(Loss):
             raise ValueError(
                 f"CausalLM needs token_logits (B, L, V) for input_ids {ids.shape}, got {logits.shape}"
             )
-        logits, target = logits[:, :-1].astype(jnp.float32), ids[:, 1:]
+        logits, target = logits[:, :-1], ids[:, 1:]
         weight = jnp.ones(target.shape)
         if "attention_mask" in batch:
             real = jnp.asarray(batch["attention_mask"]) != 0  # type: ignore[index]
             weight = (real[:, 1:] & real[:, :-1]).astype(jnp.float32)
         if "weight" in batch:
             weight = weight * jnp.asarray(batch["weight"])[:, None]  # type: ignore[index]
-        # JAX would take the last token for an id that is too large, and would count backwards from one below 0.
-        known = (target >= 0) & (target < logits.shape[-1])
-        losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
-        losses = jnp.where(weight > 0, jnp.where(known, losses, jnp.nan), 0.0)
-        tokens = weight.sum()
-        total = jnp.maximum(tokens, 1.0)
-        hits = jnp.argmax(logits, -1) == target
-        return jnp.sum(weight * losses) / total, {
-            "tokens": tokens,
-            "token_accuracy": jnp.sum(weight * hits) / total,
-        }
+        return mean_cross_entropy(logits, target, weight)

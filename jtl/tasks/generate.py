@@ -10,28 +10,32 @@ Curious Case of Neural Text Degeneration", https://arxiv.org/abs/1904.09751).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jtl.model import Cast, Mode, Model
-
-Rule = Callable[[Array, Array, Array], Array]
+from jtl.model import Model
+from jtl.tasks.beams import beam_search
+from jtl.tasks.decode import Cache, Rule, begin, prompts, read
 
 
 def generate(
     model: Model,
-    input_ids: Int[Array | np.ndarray, "B L"],
+    input_ids: Int[Array | np.ndarray, "B L"] | None,
     attention_mask: Int[Array | np.ndarray, "B L"] | None = None,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    beams: int = 1,
+    length_penalty: float = 1.0,
     eos_id: int | None = None,
     key: Array | None = None,
     encoder: Mapping[str, Array | np.ndarray] | None = None,
@@ -44,14 +48,17 @@ def generate(
     >>> tokenizer.batch_decode(new, skip_special_tokens=True)  # doctest: +SKIP
 
     Args:
-        model: gives ``token_logits``, and its configuration makes a ``cache``, as those of ``jtl.models.llama`` and
-            ``jtl.models.whisper`` do.
-        input_ids: the texts, at least a token each; with ``encoder``, how the decoder's texts begin.
+        model: gives ``token_logits``, and its configuration makes a ``cache``, as those of ``jtl.models.llama``,
+            ``gpt2``, ``whisper`` and ``t5`` do.
+        input_ids: the texts, at least a token each; with ``encoder``, how the decoder's texts begin: None for the
+            configuration's ``decoder_start_token_id``.
         attention_mask: 0 at padding, which may stand on either side; None if there is none.
         max_new_tokens: N. Each N, and each shape of ``input_ids``, is a compilation.
         temperature: 0 takes the most likely token; above 0 logits are divided by it and a token is drawn.
         top_k: draw among the k most likely tokens, after ``temperature``.
         top_p: draw among the most likely tokens, as few as have this much probability together, after ``top_k``.
+        beams: above 1 the best text of a beam search of that width: see ``jtl.tasks.beam_search``.
+        length_penalty: of beams.
         eos_id: the token that ends a text; an ended text repeats it. Once all have ended, the loop stops.
         key: for drawing.
         encoder: the fields of a batch that the encoder reads, such as ``log_mel``. They come with the first forward,
@@ -63,17 +70,97 @@ def generate(
     Raises:
         ValueError: a model without a cache, or settings that mean nothing.
     """
-    if not hasattr(model.config, "cache"):
-        kind = getattr(model.config, "model_type", type(model.base).__name__)
-        raise ValueError(
-            f"generate needs a causal model whose configuration makes a cache, as those of jtl.models.llama do; this "
-            f"model is {kind}"
+    if beams > 1:
+        if key is not None or temperature != 0:
+            raise ValueError("beams search, they draw no tokens: leave out temperature and key")
+        found = beam_search(
+            model,
+            input_ids,
+            attention_mask,
+            beams=beams,
+            max_new_tokens=max_new_tokens,
+            length_penalty=length_penalty,
+            eos_id=eos_id,
+            encoder=encoder,
+            rule=rule,
         )
-    if max_new_tokens < 1 or not input_ids.shape[1]:
-        raise ValueError(
-            f"generate continues texts of a token or more by one or more: got input_ids {input_ids.shape}, "
-            f"max_new_tokens={max_new_tokens}"
-        )
+        return found.tokens[:, 0]
+    ids, mask = prompts(model, input_ids, attention_mask, encoder, max_new_tokens)
+    draws = _draws(temperature, top_k, top_p, key)
+    settings = _Settings(max_new_tokens, top_k, top_p, eos_id, rule, encoder is not None)
+    return _generate(model, ids, mask, draws, None if encoder is None else dict(encoder), settings)
+
+
+def stream(
+    model: Model,
+    input_ids: Int[Array | np.ndarray, "B L"] | None,
+    attention_mask: Int[Array | np.ndarray, "B L"] | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    key: Array | None = None,
+    encoder: Mapping[str, Array | np.ndarray] | None = None,
+    rule: Rule | None = None,
+) -> Iterator[Int[np.ndarray, " B"]]:
+    """The tokens of ``generate``, those of each step as soon as they are there; it ends when all texts have.
+
+    >>> for text in written(tokenizer, stream(model, **tokens, max_new_tokens=20)):  # doctest: +SKIP
+    ...     print(text, end="", flush=True)
+
+    A step is a program of its own, so that a token costs a call more than in ``generate``. Arguments and errors are
+    those of ``generate``.
+    """
+    ids, mask = prompts(model, input_ids, attention_mask, encoder, max_new_tokens)
+    draws = _draws(temperature, top_k, top_p, key)
+    settings = _Settings(max_new_tokens, top_k, top_p, eos_id, rule, encoder is not None)
+    return _stream(model, ids, mask, draws, None if encoder is None else dict(encoder), settings)
+
+
+def written(tokenizer: Any, tokens: Iterator[Int[np.ndarray, " B"]]) -> Iterator[str]:
+    """What each step of ``stream`` adds to the first text; a character of several tokens comes with its last.
+
+    Args:
+        tokenizer: has ``decode``.
+        tokens: of ``stream``.
+    """
+    ids: list[int] = []
+    text = said = ""
+    for step in tokens:
+        ids.append(int(step[0]))
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character
+            yield text[len(said) :]
+            said = text
+    if len(text) > len(said):
+        yield text[len(said) :]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What is compiled into the programs."""
+
+    length: int
+    top_k: int | None
+    top_p: float | None
+    eos_id: int | None
+    rule: Rule | None
+    decoder: bool
+
+
+class _Carry(NamedTuple):
+    """Of the loop: how many tokens are written, the last of them, which texts have ended, all of them, the cache."""
+
+    i: Int[Array, ""]
+    last: Int[Array, " B"]
+    ended: Bool[Array, " B"]
+    new: Int[Array, "B N"]
+    cache: Cache
+
+
+def _draws(temperature: float, top_k: int | None, top_p: float | None, key: Array | None) -> Any:
     if temperature < 0 or (temperature > 0) != (key is not None):
         raise ValueError(
             f"a temperature above 0 draws tokens and needs a key, 0 draws none: got temperature={temperature}, "
@@ -83,58 +170,52 @@ def generate(
         raise ValueError("top_k and top_p say among which tokens to draw: they need a temperature above 0")
     if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"top_k is at least 1 and top_p in (0, 1], got top_k={top_k}, top_p={top_p}")
-    ids = jnp.asarray(input_ids)
-    mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
-    draws = None if key is None else (jnp.float32(temperature), key)
-    heard = None if encoder is None else dict(encoder)
-    return _generate(model, ids, mask, draws, max_new_tokens, top_k, top_p, eos_id, heard, rule)
+    return None if key is None else (jnp.float32(temperature), key)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7, 9))
-def _generate(model, ids, mask, draws, length, top_k, top_p, eos_id, encoder=None, rule=None):
-    B, L = ids.shape
-    left = jnp.argsort(
-        mask != 0, axis=1, stable=True
-    )  # all padding to the left, so that each row ends in a token
-    ids, mask = (jnp.take_along_axis(x, left, 1) for x in (ids, mask))
-    cache = model.config.cache(B, L - 1 + length, _dtype(model))
-
-    side = "" if encoder is None else "decoder_"
-
-    def read(ids, mask, cache, more=None):
-        known = model.replace(variables={**model.variables, "cache": cache})
-        batch = {f"{side}input_ids": ids, f"{side}attention_mask": mask, **(more or {})}
-        outputs, state = known.run(batch, Mode())
-        return outputs["token_logits"], state["cache"]
-
-    if L > 1 or encoder is not None:  # XLA drops the logits, which are most of what a long prompt would take
-        _, cache = read(ids[:, :-1], mask[:, :-1], cache, encoder)
-
+@partial(jax.jit, static_argnames="settings")
+def _generate(model, ids, mask, draws, encoder, settings: _Settings):
     def going(carry):
-        i, _, ended, _, _ = carry
-        return (i < length) & ~ended.all()
+        return (carry.i < settings.length) & ~carry.ended.all()
 
-    def step(carry):
-        i, last, ended, new, cache = carry
-        logits, cache = read(last[:, None], jnp.ones((B, 1), mask.dtype), cache)
-        logits = logits[:, -1].astype(jnp.float32)
-        logits = logits if rule is None else rule(logits, new, i)
-        token = _next(logits, i, draws, top_k, top_p).astype(ids.dtype)
-        if eos_id is not None:
-            token = jnp.where(ended, eos_id, token)
-            ended |= token == eos_id
-        return i + 1, token, ended, new.at[:, i].set(token), cache
-
-    new = jnp.full((B, length), 0 if eos_id is None else eos_id, ids.dtype)
-    start = (jnp.int32(0), ids[:, -1], jnp.zeros(B, bool), new, cache)
-    return jax.lax.while_loop(going, step, start)[3]
+    start = _begin(model, ids, mask, encoder, settings)
+    return jax.lax.while_loop(going, lambda carry: _step(model, carry, draws, settings), start).new
 
 
-def _next(logits: Float[Array, "B V"], i, draws, top_k: int | None, top_p: float | None) -> Int[Array, " B"]:
+def _stream(model, ids, mask, draws, encoder, settings):
+    carry = _first(model, ids, mask, encoder, settings)
+    for _ in range(settings.length):
+        carry = _next(model, carry, draws, settings)
+        yield np.asarray(carry.last)
+        if settings.eos_id is not None and np.asarray(carry.ended).all():
+            return
+
+
+def _begin(model, ids, mask, encoder, settings: _Settings) -> _Carry:
+    last, cache = begin(model, ids, mask, settings.length, encoder)
+    fill = 0 if settings.eos_id is None else settings.eos_id
+    new = jnp.full((len(ids), settings.length), fill, ids.dtype)
+    return _Carry(jnp.int32(0), last, jnp.zeros(len(ids), bool), new, cache)
+
+
+def _step(model, carry: _Carry, draws, settings: _Settings) -> _Carry:
+    i, last, ended, new, cache = carry
+    logits, cache = read(model, last, cache, decoder=settings.decoder)
+    logits = logits if settings.rule is None else settings.rule(logits, new, i)
     if draws is None:
-        return jnp.argmax(logits, -1)
-    temperature, key = draws
-    return jax.random.categorical(jax.random.fold_in(key, i), kept(logits / temperature, top_k, top_p))
+        token = jnp.argmax(logits, -1).astype(last.dtype)
+    else:
+        temperature, key = draws
+        among = kept(logits / temperature, settings.top_k, settings.top_p)
+        token = jax.random.categorical(jax.random.fold_in(key, i), among).astype(last.dtype)
+    if settings.eos_id is not None:
+        token = jnp.where(ended, settings.eos_id, token)
+        ended |= token == settings.eos_id
+    return _Carry(i + 1, token, ended, new.at[:, i].set(token), cache)
+
+
+_first = jax.jit(_begin, static_argnames="settings")
+_next = jax.jit(_step, static_argnames="settings", donate_argnames="carry")
 
 
 def kept(
@@ -155,9 +236,3 @@ def kept(
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
-
-
-def _dtype(model: Model):
-    """The type that the model computes in."""
-    casts = [technique.dtype for technique in model.techniques if isinstance(technique, Cast)]
-    return casts[-1] if casts else jnp.result_type(*jax.tree.leaves(model.params))

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from jtl import tree
 from jtl.loss import Loss
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables, run_linen
+from jtl.tasks.tokens import mean_cross_entropy
 
 NAME = "mlm"  # where the head's leaves lie in params
 WORDS = "embeddings/word/embedding"  # of BERT, RoBERTa and DistilBERT
@@ -251,12 +252,4 @@ class MaskedLM(Loss):
         target, weight = outputs["masked"]["target"], outputs["masked"]["weight"]
         if "weight" in batch:
             weight = weight * batch["weight"][:, None]  # type: ignore[index]
-        logits = outputs["token_logits"].astype(jnp.float32)
-        losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
-        tokens = weight.sum()
-        total = jnp.maximum(tokens, 1.0)
-        hits = jnp.argmax(logits, -1) == target
-        return jnp.sum(weight * losses) / total, {
-            "tokens": tokens,
-            "token_accuracy": jnp.sum(weight * hits) / total,
-        }
+        return mean_cross_entropy(outputs["token_logits"], target, weight)

@@ -18,6 +18,7 @@ def from_files(name, config, weights):
     architecture = ARCHITECTURES[name]
     ours = architecture.config.from_hf(config)
     weights = {architecture.canonical(key): value for key, value in weights.items()}
+    ours = architecture.settle(ours, weights)
     if hasattr(ours, "pooler"):
         ours = dataclasses.replace(ours, pooler="pooler.dense.weight" in weights)
     tensors = architecture.tensors(ours)

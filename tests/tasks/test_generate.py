@@ -10,8 +10,8 @@ from jtl.model import Model, cast, linen
 from jtl.models.bert import Bert, BertConfig
 from jtl.models.llama import Llama
 from jtl.models.llama_config import LlamaConfig, MistralConfig
-from jtl.tasks import generate
-from jtl.tasks.generate import _generate, kept
+from jtl.tasks import generate, stream, written
+from jtl.tasks.generate import _generate, _Settings, kept
 
 V, L = 31, 6
 SIZES = dict(vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -83,7 +83,7 @@ def test_an_ended_text_repeats_its_end(model):
 
 def test_bfloat16_keeps_its_cache_in_bfloat16(model):
     low = cast(model, jnp.bfloat16)
-    program = _generate.lower(low, IDS, LEFT, None, 3, None, None, None)
+    program = _generate.lower(low, IDS, LEFT, None, None, _Settings(3, None, None, None, None, False))
     assert f"tensor<3x{L + 2}x2x4xbf16>" in program.as_text()
     assert f"tensor<3x{L + 2}x2x4xf32>" not in program.as_text()
     assert generate(low, IDS, LEFT, max_new_tokens=3).shape == (3, 3)
@@ -102,6 +102,32 @@ def test_samples_follow_the_distribution(model):
     assert np.abs(shares - expected).max() < 4 * 0.5 / rows**0.5
     np.testing.assert_array_equal(draw(0), draw(0))
     assert (draw(0) != draw(1)).any()
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 2.0, "top_k": 5}])
+def test_a_stream_is_what_generate_gives(drawn, model):
+    """Token by token; it ends when all texts have."""
+    options = drawn | ({"key": jax.random.key(3)} if drawn else {})
+    whole = np.asarray(generate(model, IDS, LEFT, max_new_tokens=7, **options))
+    tokens = stream(model, IDS, LEFT, max_new_tokens=7, **options)
+    np.testing.assert_array_equal(np.stack(list(tokens), 1), whole)
+    one = np.asarray(generate(model, IDS[:1], LEFT[:1], max_new_tokens=7, **options))[0]
+    end = int(one[2])
+    few = list(stream(model, IDS[:1], LEFT[:1], max_new_tokens=7, eos_id=end, **options))
+    assert [int(token[0]) for token in few] == [*one[: list(one).index(end) + 1]]
+    with pytest.raises(ValueError, match="max_new_tokens=0"):  # at once, not at the first token
+        stream(model, IDS, max_new_tokens=0)
+
+
+def test_written_waits_for_whole_characters():
+    class Bytes:
+        def decode(self, ids, skip_special_tokens):
+            return bytes(i for i in ids if i or not skip_special_tokens).decode(errors="replace")
+
+    text = "aé€b".encode()
+    steps = [np.array([byte, 99]) for byte in (*text, 0)]
+    assert list(written(Bytes(), iter(steps))) == ["a", "é", "€", "b", ""]
+    assert list(written(Bytes(), iter(steps[:2]))) == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
 def test_what_the_filters_keep():
@@ -133,6 +159,10 @@ def test_errors(model, key):
         generate(model, IDS, max_new_tokens=1, key=key)
     with pytest.raises(ValueError, match="need a temperature above 0"):
         generate(model, IDS, max_new_tokens=1, top_k=3)
+    with pytest.raises(ValueError, match="beams search, they draw no tokens"):
+        generate(model, IDS, max_new_tokens=1, beams=2, temperature=1.0, key=key)
+    with pytest.raises(ValueError, match="without input_ids generate needs encoder="):
+        generate(model, None, max_new_tokens=1)
     with pytest.raises(ValueError, match="top_p=1.5"):
         generate(model, IDS, max_new_tokens=1, temperature=1.0, top_p=1.5, key=key)
 

@@ -21,6 +21,7 @@ from jtl.adapters.peft.methods import from_config, to_config
 from jtl.adapters.site import find
 from jtl.adapters.vera import VeRA
 from jtl.model import Model
+from jtl.models.architecture import PLAIN
 
 SHARED = {"shared_a": "base_model.vera_A", "shared_b": "base_model.vera_B"}
 SUFFIX = r"(?:lora|ia3|vera)_\w+(?:\.weight)?"
@@ -64,7 +65,14 @@ def write(
     if isinstance(method, VeRA):
         shared = model.variables[adapter.name]
         tensors |= {key: np.asarray(shared[leaf]).T for leaf, key in SHARED.items()}
-    return tensors, to_config(adapter, [task + modules[site.path] for site in adapter.sites], ranks)
+    of_torch = names.architecture(model).tensors(model.config)
+    kernels = [of_torch[f"params/{place(site)}"] for site in adapter.sites if site.kind == "dense"]
+    return tensors, to_config(
+        adapter,
+        [task + modules[site.path] for site in adapter.sites],
+        ranks,
+        transposed=any(kernel.layout == PLAIN for kernel in kernels),
+    )
 
 
 def read(

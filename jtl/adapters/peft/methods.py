@@ -26,10 +26,15 @@ UNSUPPORTED = (
 STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 
 
-def to_config(adapter: Adapter, modules: list[str], ranks: list[int]) -> dict[str, Any]:
-    """The configuration of ``adapter``, whose sites torch calls ``modules`` and whose leaves there have ``ranks``."""
+def to_config(
+    adapter: Adapter, modules: list[str], ranks: list[int], *, transposed: bool = False
+) -> dict[str, Any]:
+    """The configuration of ``adapter``, whose sites torch calls ``modules`` and whose leaves there have ``ranks``.
+
+    ``transposed``: whether torch has these layers' weights (in, out), as GPT-2's are.
+    """
     method = adapter.method
-    common = {"target_modules": modules, "fan_in_fan_out": False, "inference_mode": True}
+    common = {"target_modules": modules, "fan_in_fan_out": transposed, "inference_mode": True}
     if isinstance(method, IA3):
         inputs = [
             module for module, site in zip(modules, adapter.sites, strict=True) if method.on_inputs(site)

@@ -1,0 +1,120 @@
+"""The dimensions of a T5: what its config.json says, and the cache of its decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from jtl.models import architecture, cache
+from jtl.models.architecture import HeadSpec
+from jtl.models.layers import activation
+
+# The head that transformers has, an MLP on the decoder's last state, is not the linear one on `features`.
+HEAD = HeadSpec("features", {}, "T5ForSequenceClassification")
+ONLY = {"is_decoder": (False, None), "is_encoder_decoder": (True, None), "quantization_config": (None,)}
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The dimensions of a T5, under their names and with their defaults in config.json.
+
+    T5 of the paper ties its last layer to the embeddings and scales what goes into it; T5 1.1 and Flan-T5 do neither.
+    Files of `transformers` v4 say both by `tie_word_embeddings`, those of v5 the second alone, by another name.
+    """
+
+    model_type: ClassVar[str] = "t5"
+    head: ClassVar[HeadSpec] = HEAD
+    head_dropout: ClassVar[float] = 0.0
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int | None = None  # None: num_layers
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: str = "relu"
+    scale_decoder_outputs: bool = True
+    tie_word_embeddings: bool = True
+    decoder_start_token_id: int = 0
+    eos_token_id: int | tuple[int, ...] | None = 1
+    pad_token_id: int | None = 0
+
+    def __post_init__(self):
+        if self.num_decoder_layers is None:
+            object.__setattr__(self, "num_decoder_layers", self.num_layers)
+        count, furthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if count < 4 or furthest <= count // 2:
+            raise ValueError(
+                f"relative_attention_num_buckets={count} must be at least 4, and relative_attention_max_distance="
+                f"{furthest} more than half of that"
+            )
+        kind = self.feed_forward_proj.removeprefix("gated-")
+        if "-" in kind:
+            raise ValueError(
+                f"feed_forward_proj={self.feed_forward_proj!r} is unknown: expected an activation, or gated- and one"
+            )
+        activation(kind)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def activation(self) -> str:
+        """That of the MLP; `gated-gelu` is the approximate one."""
+        kind = self.feed_forward_proj.removeprefix("gated-")
+        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else kind
+
+    def width(self, output: str) -> int:
+        """Size of the last axis of an output."""
+        return self.vocab_size if output == "token_logits" else self.d_model
+
+    def cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
+        """An empty `cache` collection: keys and values of up to `length` tokens of `rows` texts, and of what was read.
+
+        In `Model.variables` it makes every forward read its `decoder_input_ids` as what follows the tokens in the
+        cache. A forward with `input_ids` keeps what the decoder's layers look up in them; later ones come without.
+        """
+
+        def kept(positions: int) -> dict[str, Any]:
+            return cache.keys_and_values(rows, positions, self.num_heads, self.d_kv, dtype=dtype)
+
+        layers = {
+            f"layer_{i}": {
+                "attention": kept(length),
+                "cross_attention": kept(0),
+            }  # as long as the text, once there is one
+            for i in range(self.num_decoder_layers or 0)
+        }
+        return cache.empty(rows, length, heard=jnp.zeros((rows, 0), bool), decoder=layers)
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> T5Config:
+        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        tied = config.get("tie_word_embeddings") is not False
+        settings = {"scale_decoder_outputs": tied, **config, "tie_word_embeddings": tied}
+        return architecture.from_hf(cls, settings, model_type=cls.model_type, only=ONLY)
+
+    def settled(self, keys: Collection[str]) -> T5Config:
+        """The configuration of a file that has these tensors: a last layer of its own is one that is not tied.
+
+        The files of a T5 of the paper may have it too, a copy of the embeddings.
+        """
+        if self.scale_decoder_outputs:
+            return self
+        return dataclasses.replace(self, tie_word_embeddings="lm_head.weight" not in keys)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dict of config.json, without `architectures`."""
+        fields = dataclasses.asdict(self) | {"tie_word_embeddings": self.scale_decoder_outputs}
+        return {"model_type": self.model_type, "is_encoder_decoder": True, **fields}

@@ -1,0 +1,104 @@
+"""What every way of generating shares: reading a prompt into a cache, then a token after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jtl import tree
+from jtl.model import Cast, Mode, Model
+
+Cache = dict[str, Any]
+Rule = Callable[[Array, Array, Array], Array]
+
+
+def prompts(
+    model: Model,
+    input_ids: Int[Array | np.ndarray, "B L"] | None,
+    attention_mask: Int[Array | np.ndarray, "B L"] | None,
+    encoder: Mapping[str, Any] | None,
+    length: int,
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+    """The texts to continue by ``length`` tokens, and their mask; without them the token that starts a decoder's.
+
+    Raises ValueError for a model without a cache, and if there is nothing to continue or to write.
+    """
+    if not hasattr(model.config, "cache"):
+        kind = getattr(model.config, "model_type", type(model.base).__name__)
+        raise ValueError(
+            f"generate needs a causal model whose configuration makes a cache, as those of jtl.models.llama do; this "
+            f"model is {kind}"
+        )
+    if input_ids is None:
+        start = getattr(model.config, "decoder_start_token_id", None)
+        if encoder is None or start is None:
+            raise ValueError(
+                "without input_ids generate needs encoder=, and decoder_start_token_id in the configuration"
+            )
+        input_ids = np.full((len(next(iter(encoder.values()))), 1), start, np.int32)
+    if length < 1 or not input_ids.shape[1]:
+        raise ValueError(
+            f"generate continues texts of a token or more by one or more: got input_ids {input_ids.shape}, "
+            f"max_new_tokens={length}"
+        )
+    ids = jnp.asarray(input_ids)
+    return ids, jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
+
+
+def begin(
+    model: Model,
+    ids: Int[Array, "B L"],
+    mask: Int[Array, "B L"],
+    length: int,
+    encoder: Mapping[str, Array] | None,
+) -> tuple[Int[Array, " B"], Cache]:
+    """The last token of each text, and a cache of all before it with room for ``length`` tokens more."""
+    # All padding to the left, so that each row ends in a token.
+    left = jnp.argsort(mask != 0, axis=1, stable=True)
+    ids, mask = (jnp.take_along_axis(x, left, 1) for x in (ids, mask))
+    B, L = ids.shape
+    cache = model.config.cache(B, L - 1 + length, _dtype(model))
+    if L > 1 or encoder is not None:  # XLA drops the logits, which are most of what a long prompt would take
+        _, cache = _forward(model, ids[:, :-1], mask[:, :-1], cache, encoder is not None, encoder or {})
+    return ids[:, -1], cache
+
+
+def read(
+    model: Model, last: Int[Array, " B"], cache: Cache, *, decoder: bool
+) -> tuple[Float[Array, "B V"], Cache]:
+    """The logits after one more token of each text, in float32. ``decoder``: whether an encoder comes before it."""
+    logits, cache = _forward(model, last[:, None], jnp.ones((len(last), 1), last.dtype), cache, decoder, {})
+    return logits[:, -1].astype(jnp.float32), cache
+
+
+def _forward(
+    model: Model, ids: Array, mask: Array, cache: Cache, decoder: bool, more: Mapping[str, Array]
+) -> tuple[Array, Cache]:
+    known, side = model.replace(variables={**model.variables, "cache": cache}), "decoder_" if decoder else ""
+    outputs, state = known.run({f"{side}input_ids": ids, f"{side}attention_mask": mask, **more}, Mode())
+    return outputs["token_logits"], state["cache"]
+
+
+def take_rows(cache: Cache, rows: Int[Array, " C"], *, heard: bool = True) -> Cache:
+    """The cache of those ``rows`` of texts. Without ``heard`` what an encoder gave them stays as it is.
+
+    Keys and values end in the axes rows, length, heads, size; other leaves start with rows, but for ``filled``.
+    """
+
+    def take(path: str, leaf: Array) -> Array:
+        if path == "filled" or ("cross_attention" in path and not heard):
+            return leaf
+        return jnp.take(leaf, rows, axis=max(leaf.ndim - 4, 0))
+
+    return tree.map_with_path(take, cache)
+
+
+def _dtype(model: Model) -> Any:
+    """The type that the model computes in."""
+    casts = [technique.dtype for technique in model.techniques if isinstance(technique, Cast)]
+    return casts[-1] if casts else jnp.result_type(*jax.tree.leaves(model.params))

@@ -1,0 +1,86 @@
+"""Sequence to sequence: write the text that answers another, or a sound, each token given those before it.
+
+Sutskever, Vinyals, Le 2014: "Sequence to Sequence Learning with Neural Networks", https://arxiv.org/abs/1409.3215,
+section 2. In training the tokens before are those of the right answer (Williams and Zipser 1989, "A Learning Algorithm
+for Continually Running Fully Recurrent Neural Networks", section 3: teacher forcing).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jtl.loss import Loss
+from jtl.model import Batch, Model, Outputs
+from jtl.tasks.tokens import mean_cross_entropy
+
+IGNORED = -100  # a label that does not count, as in torch
+
+
+def teacher_forcing(
+    answers: Int[Array | np.ndarray, "B L"],
+    mask: Int[Array | np.ndarray, "B L"] | None = None,
+    *,
+    start_id: int,
+) -> dict[str, Int[Array, "B L"]]:
+    """What a decoder reads and what it should write: fields of a batch for ``Seq2Seq``.
+
+    ``labels`` are the answers, -100 at padding; ``decoder_input_ids`` the same one place later, behind ``start_id``;
+    ``decoder_attention_mask`` which of these are real. Padding on either side comes to stand behind the answers.
+
+    >>> fields = teacher_forcing(jnp.array([[5, 6, 1], [7, 1, 0]]), jnp.array([[1, 1, 1], [1, 1, 0]]), start_id=0)
+    >>> fields["decoder_input_ids"].tolist(), fields["labels"].tolist()
+    ([[0, 5, 6], [0, 7, 1]], [[5, 6, 1], [7, 1, -100]])
+
+    Args:
+        answers: token ids, each text with its end; without a start: Whisper's tokenizer gives one, which is left out
+            (``ids[:, 1:]``).
+        mask: 0 at padding; None if there is none.
+        start_id: ``model.config.decoder_start_token_id``.
+    """
+    ids = jnp.asarray(answers)
+    real = jnp.ones_like(ids) if mask is None else (jnp.asarray(mask) != 0).astype(ids.dtype)
+    right = jnp.argsort(real == 0, axis=1, stable=True)
+    ids, real = (jnp.take_along_axis(x, right, 1) for x in (ids, real))
+    before = jnp.full_like(ids[:, :1], start_id)
+    return {
+        "labels": jnp.where(real != 0, ids, IGNORED),
+        "decoder_input_ids": jnp.concatenate([before, ids[:, :-1]], 1),
+        "decoder_attention_mask": jnp.concatenate([jnp.ones_like(before), real[:, :-1]], 1),
+    }
+
+
+class Seq2Seq(Loss):
+    """Mean cross-entropy of each token of the answers, in nats: ``token_logits`` against ``labels``, both at t.
+
+    For models that give the ``token_logits`` (B, L, V) of ``decoder_input_ids`` (B, L): T5 and Whisper of
+    ``jtl.models``, or yours. ``teacher_forcing`` makes the fields. Labels of -100 and rows of ``batch["weight"]`` 0 do
+    not count; any other label outside the vocabulary makes the loss NaN.
+    """
+
+    def value(
+        self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss, and its ``tokens`` (how many were predicted) and ``token_accuracy``.
+
+        Raises:
+            KeyError: the batch has no ``labels``, or the model gives no ``token_logits``.
+            ValueError: these are not those of every label.
+        """
+        if "labels" not in batch:
+            raise KeyError(
+                "Seq2Seq reads the batch's field 'labels', which jtl.tasks.teacher_forcing makes; the batch has "
+                f"{sorted(batch)}"
+            )
+        if "token_logits" not in outputs:
+            raise KeyError(f"Seq2Seq reads output 'token_logits'; the model gives {sorted(outputs)}")
+        labels, logits = jnp.asarray(batch["labels"]), outputs["token_logits"]  # type: ignore[index]
+        if logits.ndim != 3 or logits.shape[:2] != labels.shape:
+            raise ValueError(
+                f"Seq2Seq needs token_logits (B, L, V) for labels {labels.shape}, got {logits.shape}"
+            )
+        weight = (labels != IGNORED).astype(jnp.float32)
+        if "weight" in batch:
+            weight = weight * jnp.asarray(batch["weight"])[:, None]  # type: ignore[index]
+        return mean_cross_entropy(logits, labels, weight)
