@@ -155,11 +155,8 @@ def paper(architecture: Architecture) -> str:
     links = list(re.finditer(r"https://[^\s,;)]*[^\s,;).]", text))
     starts = [0, *(link.end() for link in links)]
     plain = [re.sub(r"\W|_", "", text[a : b.start()].lower()) for a, b in zip(starts, links, strict=False)]
-    named = [
-        link
-        for words, link in zip(plain, links, strict=True)
-        if re.sub(r"\W|_", "", architecture.name) in words
-    ]
+    name = re.sub(r"\W|_", "", architecture.name) + r"(?!v\d)"  # ConvNeXt V2 is not ConvNeXt
+    named = [link for words, link in zip(plain, links, strict=True) if re.search(name, words)]
     found = (named or links)[-1 if named else 0].group()
     return found.replace("https://arxiv.org/abs/", "arXiv ")
 

@@ -38,7 +38,7 @@ def clip_settings(rng, act, small):
     """Random settings of both towers."""
     towers = {}
     for tower in ("text", "vision"):
-        heads, per_head = (3, 2) if small else (int(rng.choice([1, 2, 3])), int(rng.choice([2, 4])))
+        heads, per_head = (3, 2) if small else (int(rng.choice([1, 2, 3])), int(rng.choice([4, 6])))
         towers[tower] = dict(
             hidden_size=heads * per_head,
             num_attention_heads=heads,

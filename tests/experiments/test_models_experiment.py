@@ -64,6 +64,8 @@ def test_list_has_every_architecture_and_short_name(capsys, monkeypatch):
         ("qwen3", "2505.09388"),
         ("wav2vec2", "2006.11477"),
         ("hubert", "2106.07447"),
+        ("convnext", "2201.03545"),
+        ("convnextv2", "2301.00808"),
     ],
 )
 def test_papers_are_found_behind_their_names(name, link):
