@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jtl.models import architecture, cache
+from jtl.models import architecture, cache, scan
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
 from jtl.models.bert import example
 from jtl.models.cache import Place
@@ -29,6 +29,7 @@ from jtl.models.dropout import Dropout
 from jtl.models.layers import Ids, Mlp, activation, attend, bias_where, dense, last_over
 
 HEAD = HeadSpec("features", {"out": "score"}, "GPT2ForSequenceClassification", bias=False)
+Scale = float | Float[Array, ""]
 ONLY = {"add_cross_attention": (False, None), "quantization_config": (None,)}
 
 
@@ -61,6 +62,7 @@ class GPT2Config:
     bos_token_id: int | None = 50256
     eos_token_id: int | tuple[int, ...] | None = 50256
     pad_token_id: int | None = None
+    scan_layers: bool = False  # ours: see jtl.models.scan
 
     def __post_init__(self):
         architecture.check_heads(self.n_embd, self.n_head)
@@ -93,7 +95,7 @@ class GPT2Config:
             f"layer_{i}": {"attention": cache.keys_and_values(*shape, dtype=dtype)}
             for i in range(self.n_layer)
         }
-        return cache.empty(rows, length, decoder=layers)
+        return cache.empty(rows, length, decoder=scan.stacked(layers) if self.scan_layers else layers)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> GPT2Config:
@@ -102,7 +104,9 @@ class GPT2Config:
 
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
-        return {"model_type": self.model_type, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        del fields["scan_layers"]
+        return {"model_type": self.model_type, **fields}
 
 
 class Attention(nn.Module):
@@ -112,13 +116,12 @@ class Attention(nn.Module):
     """
 
     config: GPT2Config
-    scale: float
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], place: Place, *, train: bool = False
+        self, x: Float[Array, "B L D"], place: Place, scale: Scale, *, train: bool = False
     ) -> Float[Array, "B L D"]:
-        """Attend."""
+        """Attend, with queries multiplied by `scale`."""
         c = self.config
         B, L, D = x.shape
         heads = (B, L, c.n_head, D // c.n_head)
@@ -126,7 +129,9 @@ class Attention(nn.Module):
         q_BxLxHxE, k_BxLxHxE, v_BxLxHxE = (part.reshape(heads) for part in jnp.split(fused, 3, -1))
         k_BxTxHxE = cache.remembered(self, "keys", k_BxLxHxE, place.start)
         v_BxTxHxE = cache.remembered(self, "values", v_BxLxHxE, place.start)
-        q, k, v = (t.transpose(0, 2, 1, 3) for t in (q_BxLxHxE * self.scale, k_BxTxHxE, v_BxTxHxE))
+        q, k, v = (
+            t.transpose(0, 2, 1, 3) for t in (q_BxLxHxE * jnp.asarray(scale, x.dtype), k_BxTxHxE, v_BxTxHxE)
+        )
         y_BxHxLxE = attend(q, k, v, bias_where(place.seen), partial(Dropout(c.attn_pdrop), train=train))
         return dense(D, "output", c.residual_std)(y_BxHxLxE.transpose(0, 2, 1, 3).reshape(B, L, D))
 
@@ -135,17 +140,16 @@ class Layer(nn.Module):
     """Attention, then MLP; each reads a normalised input and adds to it: (B, L, D) to (B, L, D)."""
 
     config: GPT2Config
-    scale: float
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], place: Place, *, train: bool = False
+        self, x: Float[Array, "B L D"], place: Place, scale: Scale, *, train: bool = False
     ) -> Float[Array, "B L D"]:
         """Transform hidden states."""
         c = self.config
         norm, drop = partial(nn.LayerNorm, c.layer_norm_epsilon), partial(Dropout(c.resid_pdrop), train=train)
-        attention = Attention(c, self.scale, name="attention")
-        x += drop(attention(norm(name="attention_norm")(x), place, train=train))
+        attention = Attention(c, name="attention")
+        x += drop(attention(norm(name="attention_norm")(x), place, scale, train=train))
         inner = 4 * c.n_embd if c.n_inner is None else c.n_inner
         mlp = Mlp(inner, c.activation_function, c.initializer_range, c.residual_std, name="mlp")
         return x + drop(mlp(norm(name="mlp_norm")(x)))
@@ -162,8 +166,13 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B L D"]:
         """Apply every layer."""
         c = self.config
-        for i in range(c.n_layer):
-            x = Layer(c, c.scale(i), name=f"layer_{i}")(x, place, train=train)
+        x = scan.run(
+            lambda name: Layer(c, name=name),
+            lambda layer, x, scale: layer(x, place, scale, train=train),
+            x,
+            [c.scale(i) for i in range(c.n_layer)],
+            scan=c.scan_layers,
+        )
         return nn.LayerNorm(c.layer_norm_epsilon, name="norm")(x)
 
 

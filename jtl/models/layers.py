@@ -76,7 +76,7 @@ def dense(features: int, name: str, std: float, bias: bool = True) -> nn.Dense:
     return nn.Dense(features, use_bias=bias, kernel_init=nn.initializers.normal(std), name=name)
 
 
-def bias_where(seen: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
+def bias_where(seen: Bool[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
     """What attention adds to its logits: 0 where a position is seen, the lowest float32 where it is not.
 
     After the softmax a position that is not seen weighs exactly 0, and a row that sees none stays finite.

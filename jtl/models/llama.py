@@ -19,11 +19,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jtl.models import cache, rope
+from jtl.models import cache, rope, scan
 from jtl.models.architecture import Architecture, Tensor, linear
 from jtl.models.bert import example
 from jtl.models.layers import Ids, activation, dense, last_over
 from jtl.models.llama_config import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+Window = int | Int[Array, ""] | None
+FAR = 2**30  # as good as none
 
 
 class Place(NamedTuple):
@@ -37,7 +40,7 @@ class Place(NamedTuple):
     angles: Float[Array, "B L R"]
     seen: Bool[Array, "B 1 L T"]
 
-    def mask(self, window: int | None) -> Bool[Array, "B 1 L T"]:
+    def mask(self, window: Window) -> Bool[Array, "B 1 L T"]:
         """`seen`, and not `window` positions before the query or more."""
         if window is None:
             return self.seen
@@ -53,11 +56,10 @@ class Attention(nn.Module):
     """
 
     config: LlamaConfig
-    window: int | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], place: Place) -> Float[Array, "B L D"]:
-        """Attend."""
+    def __call__(self, x: Float[Array, "B L D"], place: Place, window: Window) -> Float[Array, "B L D"]:
+        """Attend, to no more than `window` tokens."""
         c = self.config
         (B, L, D), E = x.shape, c.per_head
         (inner, outer), std = c.biases, c.initializer_range
@@ -73,7 +75,7 @@ class Attention(nn.Module):
         q_BxLxNxE, k_BxLxKxE = (rope.rotate(t, place.angles) for t in (q_BxLxNxE, k_BxLxKxE))
         k_BxTxKxE = cache.remembered(self, "keys", k_BxLxKxE, place.start)
         v_BxTxKxE = cache.remembered(self, "values", v_BxLxKxE, place.start)
-        y = jax.nn.dot_product_attention(q_BxLxNxE, k_BxTxKxE, v_BxTxKxE, mask=place.mask(self.window))
+        y = jax.nn.dot_product_attention(q_BxLxNxE, k_BxTxKxE, v_BxTxKxE, mask=place.mask(window))
         return dense(D, "output", std, outer)(y.reshape(B, L, -1))
 
 
@@ -95,13 +97,12 @@ class Layer(nn.Module):
     """Attention, then MLP; each reads a normalised input and adds to it: (B, L, D) to (B, L, D)."""
 
     config: LlamaConfig
-    window: int | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], place: Place) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], place: Place, window: Window) -> Float[Array, "B L D"]:
         """Transform hidden states."""
         norm = partial(nn.RMSNorm, self.config.rms_norm_eps)
-        x += Attention(self.config, self.window, name="attention")(norm(name="attention_norm")(x), place)
+        x += Attention(self.config, name="attention")(norm(name="attention_norm")(x), place, window)
         return x + Mlp(self.config, name="mlp")(norm(name="mlp_norm")(x))
 
 
@@ -113,9 +114,18 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], place: Place) -> Float[Array, "B L D"]:
         """Apply every layer."""
-        for i in range(self.config.num_hidden_layers):
-            x = Layer(self.config, self.config.window(i), name=f"layer_{i}")(x, place)
-        return nn.RMSNorm(self.config.rms_norm_eps, name="norm")(x)
+        c = self.config
+        windows = [c.window(i) for i in range(c.num_hidden_layers)]
+        if len(set(windows)) > 1:
+            windows = [FAR if window is None else window for window in windows]
+        x = scan.run(
+            lambda name: Layer(c, name=name),
+            lambda layer, x, window: layer(x, place, window),
+            x,
+            windows,
+            scan=c.scan_layers,
+        )
+        return nn.RMSNorm(c.rms_norm_eps, name="norm")(x)
 
 
 class Embeddings(nn.Module):

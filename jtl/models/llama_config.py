@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jtl.models import architecture, cache, rope
+from jtl.models import architecture, cache, rope, scan
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
 
@@ -45,6 +45,7 @@ class LlamaConfig:
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | None = None
+    scan_layers: bool = False  # ours: see jtl.models.scan
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -106,7 +107,7 @@ class LlamaConfig:
             f"layer_{i}": {"attention": cache.keys_and_values(*shape, dtype=dtype)}
             for i in range(self.num_hidden_layers)
         }
-        return cache.empty(rows, length, decoder=layers)
+        return cache.empty(rows, length, decoder=scan.stacked(layers) if self.scan_layers else layers)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -117,6 +118,7 @@ class LlamaConfig:
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in self.only}
+        del fields["scan_layers"]
         return {"model_type": self.model_type, **fields, "rope_scaling": rope.to_hf(self.rope_scaling)}
 
 

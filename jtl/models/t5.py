@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jtl.models import cache
+from jtl.models import cache, scan
 from jtl.models.architecture import Architecture, Tensor, linear
 from jtl.models.dropout import Dropout
 from jtl.models.layers import Ids, activation, attend, bias_where, dense, mean_over
@@ -165,8 +165,13 @@ class Encoder(nn.Module):
         drop = partial(Dropout(c.dropout_rate), train=train)
         bias = Positions(c, both=True, name="position")(at, at) + bias_where(real)[:, None, None]
         x = drop(x)
-        for i in range(c.num_layers):
-            x = Layer(c, cross=False, name=f"layer_{i}")(x, bias, train=train)
+        x = scan.run(
+            lambda name: Layer(c, cross=False, name=name),
+            lambda layer, x, _: layer(x, bias, train=train),
+            x,
+            [None] * c.num_layers,
+            scan=c.scan_layers,
+        )
         return drop(nn.RMSNorm(c.layer_norm_epsilon, name="norm")(x))
 
 
@@ -192,9 +197,13 @@ class Decoder(nn.Module):
         bias = Positions(c, both=False, name="position")(queries, keys) + bias_where(place.seen)
         memory_bias = bias_where(heard)[:, None, None]
         x = drop(x)
-        for i in range(c.num_decoder_layers or 0):
-            layer = Layer(c, cross=True, name=f"layer_{i}")
-            x = layer(x, bias, memory, memory_bias, place.start, train=train)
+        x = scan.run(
+            lambda name: Layer(c, cross=True, name=name),
+            lambda layer, x, _: layer(x, bias, memory, memory_bias, place.start, train=train),
+            x,
+            [None] * (c.num_decoder_layers or 0),
+            scan=c.scan_layers,
+        )
         return drop(nn.RMSNorm(c.layer_norm_epsilon, name="norm")(x))
 
 

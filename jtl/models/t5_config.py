@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jtl.models import architecture, cache
+from jtl.models import architecture, cache, scan
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
 
@@ -47,6 +47,7 @@ class T5Config:
     decoder_start_token_id: int = 0
     eos_token_id: int | tuple[int, ...] | None = 1
     pad_token_id: int | None = 0
+    scan_layers: bool = False  # ours: see jtl.models.scan
 
     def __post_init__(self):
         if self.num_decoder_layers is None:
@@ -96,7 +97,8 @@ class T5Config:
             }  # as long as the text, once there is one
             for i in range(self.num_decoder_layers or 0)
         }
-        return cache.empty(rows, length, heard=jnp.zeros((rows, 0), bool), decoder=layers)
+        decoder = scan.stacked(layers) if self.scan_layers else layers
+        return cache.empty(rows, length, heard=jnp.zeros((rows, 0), bool), decoder=decoder)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> T5Config:
@@ -117,4 +119,5 @@ class T5Config:
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
         fields = dataclasses.asdict(self) | {"tie_word_embeddings": self.scale_decoder_outputs}
+        del fields["scan_layers"]
         return {"model_type": self.model_type, "is_encoder_decoder": True, **fields}

@@ -16,6 +16,7 @@ from jtl import heads, tree
 from jtl.files import umask
 from jtl.model import Cast, Model
 from jtl.models.architecture import Architecture, Tensor
+from jtl.models.scan import unstack
 from jtl.pretrained.load import WeightsError, find_architecture, head_tensors
 from jtl.pretrained.sources import resolve, tokenizer_files
 from jtl.pretrained.tokenize import tokenizer as load_tokenizer
@@ -45,7 +46,7 @@ def save(
         FileExistsError: `folder` holds something.
         FileNotFoundError: `tokenizer` has none.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unstack(model)
     architecture, head, names = check_savable(model)
     tensors = _to_file(model, names, architecture.prefix if head else "")
     settings = {"architectures": [architecture.base_class], **model.config.to_hf()}
@@ -84,6 +85,7 @@ def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[s
     if not hasattr(model.config, "to_hf"):
         raise ValueError(f"only models of jtl.models can be saved so; this one's config is {model.config!r}.")
     architecture = find_architecture(model.config.to_hf()["model_type"])
+    model = unstack(model)
     head = _head(model, architecture)
     names = dict(architecture.tensors(model.config)) | (head_tensors(model.config.head) if head else {})
     leaves = tree.flatten(model.variables)

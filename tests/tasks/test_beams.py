@@ -58,9 +58,9 @@ def test_a_wide_search_finds_the_best_of_all_texts(penalty):
 
 def test_one_beam_is_greedy(model):
     for end in (None, END):
-        found = beam_search(model, IDS, LEFT, beams=1, max_new_tokens=7, eos_id=end)
+        found = beam_search(model, IDS, LEFT, beams=1, max_new_tokens=5, eos_id=end)
         np.testing.assert_array_equal(
-            found.tokens[:, 0], generate(model, IDS, LEFT, max_new_tokens=7, eos_id=end)
+            found.tokens[:, 0], generate(model, IDS, LEFT, max_new_tokens=5, eos_id=end)
         )
 
 
