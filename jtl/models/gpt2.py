@@ -217,7 +217,7 @@ class GPT2(nn.Module):
         if L > c.n_positions:
             raise ValueError(f"input_ids: length {L} exceeds n_positions={c.n_positions}")
         embeddings = Embeddings(c, name="embeddings")
-        real = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask != 0
+        real = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
         place = cache.place(self, real)
         own = lax.dynamic_slice_in_dim(cache.positions(place.real), place.start, L, 1)
         x = Dropout(c.embd_pdrop)(embeddings(input_ids, own), train=train)

@@ -86,7 +86,7 @@ def bias_where(seen: Bool[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape
 
 def mask_bias(mask: Ids | None) -> Float[Array, "B 1 1 L"] | None:
     """`bias_where` the mask is set, for every query alike."""
-    return None if mask is None else bias_where(mask != 0)[:, None, None, :]
+    return None if mask is None else bias_where(jnp.asarray(mask) != 0)[:, None, None, :]
 
 
 def mean_over(sequence: Float[Array, "B L D"], mask: Ids | None) -> Float[Array, "B D"]:

@@ -166,7 +166,7 @@ class Llama(nn.Module):
         """Read; without `attention_mask` every token is real."""
         c = self.config
         embeddings = Embeddings(c, name="embeddings")
-        real = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask != 0
+        real = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
         x = Decoder(c, name="decoder")(embeddings(input_ids), self._place(real))
         if c.tie_word_embeddings:
             logits = embeddings.attend(x)
