@@ -1,7 +1,7 @@
 """Every architecture under every kind of technique, by paths and rules alone: a real step for each of them.
 
 The architectures are those of the library's own table, so that a new one joins by itself: with the committed reference
-of its tests, or with a tiny configuration in TINY. Those that share a module with an earlier one are marked slow.
+of its tests, or with a tiny configuration in TINY. All are slow together: a hundred programs to compile.
 """
 
 import dataclasses
@@ -36,12 +36,7 @@ QUICK = {
 }  # to compile, not to run
 
 
-def once():
-    """Each architecture; slow where another with the same module came before."""
-    seen = set()
-    for name, architecture in ARCHITECTURES.items():
-        yield pytest.param(name, marks=[pytest.mark.slow] * (architecture.module in seen))
-        seen.add(architecture.module)
+pytestmark = pytest.mark.slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +52,7 @@ class Case:
         return tree.flatten(self.model.params)
 
 
-@pytest.fixture(scope="module", params=once())
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def case(request, tmp_path_factory):
     name = request.param
     architecture = ARCHITECTURES[name]
