@@ -122,7 +122,7 @@ def trained(
     config: ImageClassification, few: Task, arm: str, seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The row and learning curve of a network that learns from the few pictures; keeps the first ``transfer``."""
-    updates = 20 if config.quick else config.updates
+    updates = 40 if config.quick else config.updates
     budget = arms.Budget(1, min_steps=updates, max_steps=updates, batch_size=config.batch_size, validations=4)
     found = arms.run_arm(few, {"transfer": "lp_ft"}.get(arm, arm), seed=seed, budget=budget)
     if arm == "transfer" and seed == config.seed:
