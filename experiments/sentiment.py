@@ -156,9 +156,11 @@ def asked(config: Sentiment, task: Task, words: tuple[str, ...]) -> tuple[dict[s
         prompts = [PROMPT.format(tokenizer.decode(ids, skip_special_tokens=True)) for ids in cut]
         rows = [{"text": prompt, "label": i} for i, prompt in enumerate(prompts)]
         split = text.encode(rows, tokenizer, config.max_length + 32)
-        batches = Batches(split, min(16, len(split)), train=False)
-        said = outputs(Next(model, jnp.array(first)), batches, ("logits", "label"))
-        return said["logits"][np.argsort(said["label"])]
+        found = np.zeros((len(split), len(words)), np.float32)
+        for batch in Batches(split, min(16, len(split)), train=False):
+            real = batch["weight"] > 0
+            found[batch["label"][real]] = np.asarray(_next(model, batch, jnp.array(first)))[real]
+        return found
 
     test = task.dataset.splits["test"]
     found = logits([test[i]["text"] for i in range(len(test))]) - logits([NOTHING])
@@ -166,20 +168,12 @@ def asked(config: Sentiment, task: Task, words: tuple[str, ...]) -> tuple[dict[s
     return {**row, "seconds": time.monotonic() - began, "steps": 0, "trained_parameters": 0}, []
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Next:
-    """A language model as a classifier: the log-probabilities of some next tokens."""
-
-    model: Model
-    tokens: jax.Array
-
-    def __call__(self, batch: Any, taps: tuple[str, ...] = ()) -> dict[str, jax.Array]:
-        """Logits (B, C) after the last real token of each text."""
-        last = batch["attention_mask"].sum(1) - 1
-        said = self.model(batch)["token_logits"]
-        chances = jax.nn.log_softmax(jnp.take_along_axis(said, last[:, None, None], 1)[:, 0])
-        return {"logits": chances[:, self.tokens]}
+@jax.jit
+def _next(model: Model, batch: Any, tokens: jax.Array) -> jax.Array:
+    """Log-probabilities (B, C) of some tokens after the last real one of each text."""
+    last = batch["attention_mask"].sum(1) - 1
+    said = jnp.take_along_axis(model(batch)["token_logits"], last[:, None, None], 1)[:, 0]
+    return jax.nn.log_softmax(said)[:, tokens]
 
 
 def _words(config: Sentiment, task: Task) -> tuple[str, ...]:
