@@ -102,7 +102,10 @@ def prepare_task(
         preprocessing: dict[str, Any] = {"tokenizer": model, "max_length": max_length}
         tokenizer = pretrained.tokenizer(model)
         longest = min(max_length, tokenizer.model_max_length)
-        splits = {s: text.encode(source, tokenizer, longest) for s, source in sources.items()}
+        known = getattr(trunk.config, "vocab_size", None)
+        splits = {
+            s: text.encode(source, tokenizer, longest, vocab_size=known) for s, source in sources.items()
+        }
         lengths = np.concatenate([part.lengths for part in splits.values()])
         buckets = text.best_buckets(lengths, text.SHAPES, longest)
     else:

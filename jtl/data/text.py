@@ -110,16 +110,18 @@ def best_buckets(lengths: Int[np.ndarray, " N"], count: int, most: int | None = 
     return chosen[-1]
 
 
-def encode(source: Source, tokenizer: Any, max_length: int = 128) -> Texts:
+def encode(source: Source, tokenizer: Any, max_length: int = 128, *, vocab_size: int | None = None) -> Texts:
     """Tokenises every text of a split once.
 
     Args:
       source: examples with ``text`` and ``label``.
       tokenizer: a fast tokenizer of ``transformers``.
       max_length: longest row in tokens, special tokens included; longer texts lose their end.
+      vocab_size: how many tokens the model knows, ``model.config.vocab_size``; None does not check it.
 
     Raises:
-      DataError: the split is empty, the tokenizer has no padding token, or a text gives no token at all.
+      DataError: the split is empty, the tokenizer has no padding token, a text gives no token at all, or one that the
+        model does not know: its embedding would be NaN.
     """
     if not len(source):
         raise DataError("cannot tokenise an empty split")
@@ -139,9 +141,15 @@ def encode(source: Source, tokenizer: Any, max_length: int = 128) -> Texts:
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     if not lengths.all():
         raise DataError(f"example {int(np.argmin(lengths))} has no tokens: its text is blank; drop it")
+    tokens = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
+    if vocab_size is not None and (most := max(int(tokens.max()), int(pad_id))) >= vocab_size:
+        raise DataError(
+            f"the tokenizer gives the token {most} ({tokenizer.convert_ids_to_tokens(most)!r}), and the model has "
+            f"embeddings of 0 to {vocab_size - 1}: take the model's own tokenizer, jtl.pretrained.tokenizer(NAME)"
+        )
     cut = [bool(one.overflowing) for one in encoded.encodings or ()] or [False] * len(rows)
     return Texts(
-        tokens=np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum())),
+        tokens=tokens,
         starts=np.concatenate([[0], np.cumsum(lengths)]),
         labels=np.fromiter((example["label"] for example in examples), np.int32, len(examples)),
         pad_id=int(pad_id),

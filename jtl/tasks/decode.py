@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jtl import tree
 from jtl.model import Cast, Mode, Model
+from jtl.tasks.tokens import check_ids
 
 Cache = dict[str, Any]
 Rule = Callable[[Array, Array, Array], Array]
@@ -26,7 +27,8 @@ def prompts(
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
     """The texts to continue by ``length`` tokens, and their mask; without them the token that starts a decoder's.
 
-    Raises ValueError for a model without a cache, and if there is nothing to continue or to write.
+    Raises ValueError for a model without a cache, tokens that the model does not have, and if there is nothing to
+    continue or to write.
     """
     if not hasattr(model.config, "cache"):
         kind = getattr(model.config, "model_type", type(model.base).__name__)
@@ -46,6 +48,10 @@ def prompts(
             f"generate continues texts of a token or more by one or more: got input_ids {input_ids.shape}, "
             f"max_new_tokens={length}"
         )
+    side = "" if encoder is None else "decoder_"
+    check_ids(input_ids, model.config, f"{side}input_ids")
+    if encoder is not None and "input_ids" in encoder:
+        check_ids(encoder["input_ids"], model.config)
     ids = jnp.asarray(input_ids)
     return ids, jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
 

@@ -68,7 +68,7 @@ def generate(
             each call is a compilation.
 
     Raises:
-        ValueError: a model without a cache, or settings that mean nothing.
+        ValueError: a model without a cache, tokens that it does not have, or settings that mean nothing.
     """
     if beams > 1:
         if key is not None or temperature != 0:

@@ -212,6 +212,11 @@ def masked_head(
         raise ValueError(
             f"no word embedding at {table!r}; near misses: {tree.near_misses(table, leaves)}; name it, table=..."
         )
+    if tokenizer.mask_token_id >= len(leaves[table]):
+        raise ValueError(
+            f"the mask token is {tokenizer.mask_token_id}, and {table} has {len(leaves[table])} rows: take the model's "
+            "own tokenizer, jtl.pretrained.tokenizer(NAME)"
+        )
     module = TokenHead(
         getattr(model.config, "layer_norm_eps", 1e-12), getattr(model.config, "initializer_range", 0.02)
     )

@@ -1,10 +1,29 @@
-"""What the losses of language models share."""
+"""What the tasks on tokens share."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+
+def check_ids(ids: Any, config: Any, name: str = "input_ids") -> None:
+    """Raise ValueError if a token lies outside the model's vocabulary, as those of another model's tokenizer may.
+
+    JAX would look up NaN. Ids that are only traced, and models without a ``vocab_size``, pass.
+    """
+    size = getattr(config, "vocab_size", None)
+    if size is None or isinstance(ids, jax.core.Tracer) or not np.size(ids):
+        return
+    least, most = int(np.min(ids)), int(np.max(ids))
+    if not 0 <= least <= most < size:
+        raise ValueError(
+            f"{name} holds the token {most if most >= size else least}, and the model has embeddings of 0 to "
+            f"{size - 1}: take the model's own tokenizer, jtl.pretrained.tokenizer(NAME)"
+        )
 
 
 def mean_cross_entropy(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jtl import heads
 from jtl.model import Model
+from jtl.tasks.tokens import check_ids
 
 TEMPLATE = "a photo of a {}."  # the paper's
 
@@ -38,7 +39,8 @@ def zero_shot(
         templates: texts with ``{}`` for the name: see ``class_embeddings``.
 
     Raises:
-        ValueError: no class, no template, one without ``{}``, or a model that does not embed texts.
+        ValueError: no class, no template, one without ``{}``, a model that does not embed texts, or the tokenizer of
+            another.
     """
     if "logit_scale" not in model.params:
         raise ValueError(
@@ -64,6 +66,7 @@ def class_embeddings(
         )
     texts = [template.format(name) for template in templates for name in classes]
     found = tokenizer(texts, padding=True, return_tensors="np")
+    check_ids(found["input_ids"], getattr(model.config, "text", None))
     shape = (len(templates), len(classes), -1)  # one compilation serves all templates
     fields = [np.asarray(found[name], np.int32).reshape(shape) for name in ("input_ids", "attention_mask")]
     mean = sum(_embed(model, ids, mask) for ids, mask in zip(*fields, strict=True)) / len(templates)

@@ -72,3 +72,13 @@ def test_errors(tokenizer):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     with pytest.raises(data.DataError, match="example 1 has no tokens"):
         encode(source("a", " "), tokenizer)
+
+
+def test_a_tokenizer_of_another_model(tokenizer):
+    texts = source("a b", "b c")
+    most = max(max(tokenizer(text)["input_ids"]) for text in ("a b", "b c"))
+    assert len(encode(texts, tokenizer, vocab_size=most + 1)) == 2
+    with pytest.raises(
+        data.DataError, match=rf"gives the token {most} \('.*'\), .* embeddings of 0 to {most - 1}: take"
+    ):
+        encode(texts, tokenizer, vocab_size=most)

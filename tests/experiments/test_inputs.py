@@ -1,12 +1,15 @@
 """What a user can get wrong on the command line: each ends in one clear line, before any training."""
 
+import json
 import re
 
+import jax
 import pytest
 
 from experiments import arms
 from experiments.cli import cli
 from experiments.finetune import Finetune, run
+from jtl.pretrained import save, scratch
 
 TEXTS = "text,label\n" + "".join(f"words number {i},{i % 2}\n" for i in range(40))
 
@@ -23,6 +26,13 @@ def write(folder, text, name="data.csv"):
     path = folder / name
     path.write_text(text)
     return str(path)
+
+
+def other_tokenizer(folder):
+    """A BERT of 100 words with the tokenizer of MiniLM, which has 30,522."""
+    sizes = {"vocab_size": 100, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "intermediate_size": 8, **sizes}))
+    return str(save(scratch(folder, key=jax.random.key(0)), folder / "model", tokenizer="minilm"))
 
 
 CASES = {
@@ -44,6 +54,10 @@ CASES = {
     "images for a text model": (
         lambda d: ["--data", "uci_digits"],
         "--model minilm reads texts, but --data uci_digits holds im",
+    ),
+    "another model's tokenizer": (
+        lambda d: ["--model", other_tokenizer(d), "--data", write(d, TEXTS)],
+        r"the tokenizer gives the token \d+ \('.*'\), and the model has embeddings of 0 to 99: take the model's own",
     ),
     "no seeds": (lambda d: ["--seeds", "0"], "--seeds must be at least 1, got 0"),
     "no rate": (lambda d: ["--learning-rate", "0"], "--learning-rate must be positive, got 0"),

@@ -87,6 +87,24 @@ def test_truncated_safetensors(tmp_path, keep):
         read_safetensors(file)
 
 
+def test_a_truncated_shard_is_named(tmp_path):
+    shard(tmp_path)
+    file = tmp_path / "model-2.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        FormatError, match=r"model-2\.safetensors .*not a complete safetensors file.*fetch it again"
+    ):
+        read_tensors(tmp_path)
+
+
+def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
+    save_file({"a": np.ones(5000, np.float32)}, tmp_path / "x.safetensors")
+    found = read_safetensors(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match="has become shorter"):
+        found["a"]
+
+
 def test_number_format_without_a_numpy_name(tmp_path):
     save_file({"eight": np.ones(3, ml_dtypes.float8_e4m3fn)}, tmp_path / "x.safetensors")
     with pytest.raises(FormatError, match="tensor 'eight' is stored as F8_E4M3"):

@@ -7,6 +7,7 @@ import pytest
 
 from jtl import adapters
 from jtl.model import Model, cast, linen
+from jtl.models import ARCHITECTURES
 from jtl.models.bert import Bert, BertConfig
 from jtl.models.llama import Llama
 from jtl.models.llama_config import LlamaConfig, MistralConfig
@@ -165,6 +166,24 @@ def test_errors(model, key):
         generate(model, None, max_new_tokens=1)
     with pytest.raises(ValueError, match="top_p=1.5"):
         generate(model, IDS, max_new_tokens=1, temperature=1.0, top_p=1.5, key=key)
+
+
+def test_tokens_of_another_model(model):
+    """Of a larger vocabulary, or padding of -100; NaN would come of them. Traced ids cannot be looked at."""
+    for token in (V, -100):
+        ids = np.where(np.arange(L) == 2, token, IDS)
+        with pytest.raises(
+            ValueError, match=f"input_ids holds the token {token}, and the model has .* 0 to {V - 1}"
+        ):
+            generate(model, ids, max_new_tokens=1)
+    t5 = ARCHITECTURES["t5"].config(vocab_size=V)
+    heard = linen(Bert(BertConfig()), {"params": {}}).replace(config=t5)
+    with pytest.raises(ValueError, match=f"input_ids holds the token {V}"):
+        generate(heard, None, encoder={"input_ids": np.full((1, 2), V)}, max_new_tokens=1)
+    with pytest.raises(ValueError, match=f"decoder_input_ids holds the token {V}"):
+        generate(heard, np.full((1, 2), V), encoder={"input_ids": IDS}, max_new_tokens=1)
+    traced = jax.jit(lambda ids: generate(model, ids, max_new_tokens=2))(IDS)
+    np.testing.assert_array_equal(traced, generate(model, IDS, max_new_tokens=2))
 
 
 @pytest.mark.parity

@@ -186,6 +186,8 @@ def test_errors(model, bare, batch):
         masked_head(bare, TOKENIZER, key=jax.random.key(0), rate=15.0)
     with pytest.raises(ValueError, match="no mask token"):
         masked_head(bare, SimpleNamespace(mask_token_id=None), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="the mask token is 99, and embeddings/word/embedding has"):
+        masked_head(bare, SimpleNamespace(mask_token_id=99), key=jax.random.key(0))
     with pytest.raises(ValueError, match="near misses: .*embeddings/word/embedding"):
         masked_head(bare, TOKENIZER, key=jax.random.key(0), table="embedding/word/embedding")
     with pytest.raises(ValueError, match="already"):

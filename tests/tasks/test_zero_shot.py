@@ -1,5 +1,7 @@
 """A classifier out of the names of classes: its formula, and fine-tuning from there."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +97,10 @@ def test_what_is_refused(model, tokenizer, classes, templates):
         zero_shot(model, tokenizer, classes, templates)
     with pytest.raises(ValueError, match="with a logit_scale, such as CLIP"):
         zero_shot(model.with_params({"vision": model.params["vision"]}), tokenizer, CLASSES)
+
+
+def test_the_tokenizer_of_another_model(model, tokenizer):
+    text = dataclasses.replace(model.config.text, vocab_size=len(tokenizer) - 1)
+    smaller = model.replace(config=dataclasses.replace(model.config, text=text))
+    with pytest.raises(ValueError, match=f"input_ids holds the token {len(tokenizer) - 1}, .* own tokenizer"):
+        zero_shot(smaller, tokenizer, CLASSES)
