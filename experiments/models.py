@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,7 +67,7 @@ class Generate:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcribe:
-    """Write down what is said in a WAV file of any rate."""
+    """Write down what is said in a WAV file of any rate and length."""
 
     file: tyro.conf.Positional[Path]
     """The file."""
@@ -115,9 +115,12 @@ def main(args: Sequence[str] | None = None) -> None:
             if failed := models_check.failures(result):
                 print(*failed, sep="\n", file=sys.stderr)
                 raise SystemExit(1)
+        elif isinstance(settings, Generate):
+            for piece in generate(settings):
+                print(piece, end="", flush=True)
+            print()
         else:
-            run = {Generate: generate, Transcribe: transcribe, Classify: classify}[type(settings)]
-            print(run(settings))
+            print(transcribe(settings) if isinstance(settings, Transcribe) else classify(settings))
 
 
 def show_list() -> None:
@@ -161,28 +164,29 @@ def paper(architecture: Architecture) -> str:
     return found.replace("https://arxiv.org/abs/", "arXiv ")
 
 
-def loaded(name: str, field: str) -> Model:
-    """A pretrained model that reads ``field``. Raises ValueError for one that does not."""
+def loaded(name: str, field: str) -> tuple[Model, tuple[str, ...]]:
+    """A pretrained model that reads ``field``, and all it reads. Raises ValueError for one that does not."""
     model = pretrained.load(name)
-    fields = find_architecture(model.config.model_type).example(model.config)
+    fields = tuple(find_architecture(model.config.model_type).example(model.config))
     if field not in fields:
         raise ValueError(
             f"--model {name} reads {', '.join(fields)}; here a model is needed that reads {field}"
         )
-    return model
+    return model, fields
 
 
-def generate(settings: Generate) -> str:
-    """What the model answers, or how it goes on."""
-    model, words = loaded(settings.model, "input_ids"), pretrained.tokenizer(settings.model)
+def generate(settings: Generate) -> Iterator[str]:
+    """What the model answers, or how it goes on, piece by piece."""
+    (model, fields), words = loaded(settings.model, "input_ids"), pretrained.tokenizer(settings.model)
     text, template = settings.prompt, words.chat_template is not None and not settings.raw
     if template:
         said = [{"role": "user", "content": text}]
         text = words.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    tokens = words(text, add_special_tokens=not template, return_tensors="np")["input_ids"].astype(np.int32)
-    new = tasks.generate(
+    ids = words(text, add_special_tokens=not template, return_tensors="np")["input_ids"].astype(np.int32)
+    reads = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    tokens = tasks.stream(
         model,
-        tokens,
+        **({"input_ids": None, "encoder": reads} if "decoder_input_ids" in fields else reads),
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -190,22 +194,21 @@ def generate(settings: Generate) -> str:
         eos_id=words.eos_token_id,
         key=jax.random.key(settings.seed) if settings.temperature > 0 else None,
     )
-    return words.decode(new[0], skip_special_tokens=True).strip()
+    return tasks.written(words, tokens)
 
 
 def transcribe(settings: Transcribe) -> str:
     """What is said, a line for each stretch if times are asked for."""
     rate, samples = audio.read_any(settings.file)
     samples = samples if rate == audio.RATE else audio.resample(samples, rate)
-    model, words = loaded(settings.model, "log_mel"), pretrained.tokenizer(settings.model)
-    (found,) = tasks.transcribe(
-        model,
-        words,
-        audio.log_mel(samples, model.config.num_mel_bins)[None],
-        language=settings.language,
-        task=settings.task,
-        timestamps=settings.timestamps,
-    )
+    (model, _), words = loaded(settings.model, "log_mel"), pretrained.tokenizer(settings.model)
+    how: Any = {"language": settings.language, "task": settings.task}
+    if len(samples) > 30 * audio.RATE:
+        sound = audio.log_mel(samples, model.config.num_mel_bins, seconds=None)
+        found = tasks.transcribe_long(model, words, sound, **how)
+    else:
+        sound = audio.log_mel(samples, model.config.num_mel_bins)
+        (found,) = tasks.transcribe(model, words, sound[None], timestamps=settings.timestamps, **how)
     if not settings.timestamps:
         return found.text
     return "\n".join(
@@ -220,7 +223,7 @@ def classify(settings: Classify) -> str:
 
     if settings.top < 1:
         raise ValueError(f"--top must be at least 1, got {settings.top}")
-    model = loaded(settings.model, "image")
+    model, _ = loaded(settings.model, "image")
     how = image.Preprocess(**pretrained.image_processor(settings.model))
     with Image.open(settings.file) as file:
         pixels = how.resize(np.asarray(file.convert("RGB")))

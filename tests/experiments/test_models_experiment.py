@@ -25,6 +25,10 @@ LLAMA = {
     "model_type": "llama", "vocab_size": 49152, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
     "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True, "initializer_range": 0.5,
 }  # fmt: skip
+T5 = {
+    "model_type": "t5", "vocab_size": 49152, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2,
+    "decoder_start_token_id": 0, "initializer_factor": 8.0,
+}  # fmt: skip
 WHISPER = {
     "model_type": "whisper", "d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8,
     "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "init_std": 0.5,
@@ -76,20 +80,19 @@ def test_every_architecture_has_a_paper():
     assert all(len(paper(architecture)) > 10 for architecture in ARCHITECTURES.values())
 
 
-@pytest.mark.parametrize("raw", [False, True])
-def test_generate(tmp_path, capsys, raw):
-    folder = small(tmp_path / "llama", LLAMA, "smollm2")
+@pytest.mark.parametrize(("settings", "raw"), [(LLAMA, False), (LLAMA, True), (T5, True)])
+def test_generate(tmp_path, capsys, settings, raw):
+    folder = small(tmp_path / "small", settings, "smollm2")
     words, model = tokenizer(folder), jtl.load(folder)
-    chat = words.apply_chat_template(
-        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
-    )
+    said_by_a_user = [{"role": "user", "content": "Hi"}]
+    chat = words.apply_chat_template(said_by_a_user, tokenize=False, add_generation_prompt=True)
     assert "assistant" in chat
     ids = np.array([words("Hi" if raw else chat)["input_ids"]], np.int32)
 
     def expected(**more):
-        return words.decode(
-            generate(model, ids, max_new_tokens=5, eos_id=2, **more)[0], skip_special_tokens=True
-        )
+        texts = {"input_ids": None, "encoder": {"input_ids": ids}} if settings is T5 else {"input_ids": ids}
+        new = generate(model, **texts, max_new_tokens=5, eos_id=2, **more)[0]
+        return words.decode(new, skip_special_tokens=True)
 
     flags = ["generate", "Hi", "--model", folder, "--max-new-tokens", "5", *(["--raw"] if raw else [])]
     assert said(capsys, *flags) == expected().strip()
