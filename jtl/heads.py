@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables, run_linen
 
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": nn.relu}
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": nn.relu, "identity": lambda x: x}
 
 
 class Classifier(nn.Module):
@@ -20,11 +20,12 @@ class Classifier(nn.Module):
 
     Attributes:
         classes: size of the output, C.
-        hidden: whether ``dense`` (D, D) comes first.
-        activation: after ``dense``: ``tanh`` or ``relu``.
+        hidden: whether ``dense`` (D, W) comes first.
+        activation: after ``dense``: ``tanh``, ``relu`` or ``identity``.
         dropout: rate before ``out``, while training.
         input_dropout: rate before ``dense``, while training.
         bias: whether the layers have one.
+        width: W; None for D.
     """
 
     classes: int
@@ -33,13 +34,14 @@ class Classifier(nn.Module):
     dropout: float = 0.0
     input_dropout: float = 0.0
     bias: bool = True
+    width: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], *, train: bool = False) -> Float[Array, "B C"]:
         """Logits."""
         if self.hidden:
             x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
-            x = ACTIVATIONS[self.activation](nn.Dense(x.shape[-1], self.bias, name="dense")(x))
+            x = ACTIVATIONS[self.activation](nn.Dense(self.width or x.shape[-1], self.bias, name="dense")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, self.bias, name="out")(x)
 
@@ -167,4 +169,4 @@ def standard(config: Any, classes: int, dropout: float | None = None) -> Classif
     spec = config.head
     rate = config.head_dropout if dropout is None else dropout
     at = {layer: rate if layer in spec.dropout else 0.0 for layer in ("dense", "out")}
-    return Classifier(classes, spec.hidden, spec.activation, at["out"], at["dense"], spec.bias)
+    return Classifier(classes, spec.hidden, spec.activation, at["out"], at["dense"], spec.bias, spec.width)

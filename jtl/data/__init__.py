@@ -5,8 +5,9 @@ from jtl.data.dataset import DataError, Dataset, Source, Subset, labels, subset,
 from jtl.data.fewshot import load_classes
 from jtl.data.mixed import Mixed
 from jtl.data.sources import NAMES, load
+from jtl.data.spec_augment import spec_augment
 
 __all__ = [
     "NAMES", "DataError", "Dataset", "Mixed", "Source", "Subset", "audio", "episodes", "image", "labels", "load",
-    "load_classes", "loader", "shift", "speech", "subset", "subset_indices", "text",
+    "load_classes", "loader", "shift", "spec_augment", "speech", "subset", "subset_indices", "text",
 ]  # fmt: skip

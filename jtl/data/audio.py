@@ -64,7 +64,7 @@ def resample(audio: Float[np.ndarray, " N"], rate: int, to: int = RATE) -> Float
     return resample_poly(audio.astype(np.float32), to // shared, rate // shared).astype(np.float32)
 
 
-def log_mel(audio: np.ndarray, mels: int = 80, seconds: int = 30) -> Float[np.ndarray, "T M"]:
+def log_mel(audio: np.ndarray, mels: int = 80, seconds: int | None = 30) -> Float[np.ndarray, "T M"]:
     """The log-mel spectrogram that Whisper reads (Radford et al. 2022, section 2.2), T = 100 frames a second.
 
     Silence fills ``audio`` up to ``seconds``. Powers in Hann windows of 25 ms, every 10 ms, in M bands of Slaney's mel
@@ -74,13 +74,16 @@ def log_mel(audio: np.ndarray, mels: int = 80, seconds: int = 30) -> Float[np.nd
     Args:
         audio: (N,), at 16 kHz, in [-1, 1].
         mels: M, a model's ``config.num_mel_bins``: 80, or 128 for large-v3.
-        seconds: what the model was trained on.
+        seconds: what the model was trained on; None for the length that ``audio`` has, which
+            ``jtl.tasks.transcribe_long`` reads in pieces.
 
     Raises:
-        DataError: ``audio`` is longer than ``seconds``, or not one row of samples.
+        DataError: ``audio`` is longer than ``seconds``, or not one row of samples, more than a window's half.
     """
     _check(audio)
-    length = seconds * RATE
+    length = len(audio) if seconds is None else seconds * RATE
+    if length <= FRAME // 2:
+        raise DataError(f"expected more than {FRAME // 2} samples, half a window, found {length}")
     if len(audio) > length:
         raise DataError(
             f"expected at most {seconds} s of audio ({length} samples), found {len(audio) / RATE:.1f} s: cut it into "

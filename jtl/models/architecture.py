@@ -60,7 +60,7 @@ class HeadSpec:
     `on`: the output it reads. `hidden`: whether a `dense` layer and `activation` come before `out`.
     `tensors`: file key prefix of each layer, without the task prefix. `task_class`: the class written to
     `architectures` of config.json. `dropout`: the layers with dropout in front, at the rate
-    `config.head_dropout`. `bias`: whether its layers have one.
+    `config.head_dropout`. `bias`: whether its layers have one. `width`: of `dense`; None for that of its input.
     """
 
     on: str
@@ -70,6 +70,7 @@ class HeadSpec:
     activation: str = "tanh"
     dropout: tuple[str, ...] = ()
     bias: bool = True
+    width: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -223,7 +223,7 @@ def _family(config: type[Wav2Vec2Config]) -> Architecture:
         module=Wav2Vec2,
         tensors=tensors,
         prefix="",
-        head=config.head,
+        head=config().head,
         example=example,
         base_class=f"{config.task}Model",
         # What masks spans in training; what pretraining alone needs.

@@ -14,6 +14,7 @@ ONLY = {
     "add_adapter": (False, None),
     "adapter_attn_dim": (None,),
     "conv_pos_batch_norm": (False, None),
+    "use_weighted_layer_sum": (False, None),
     "quantization_config": (None,),
 }
 UNUSED = {"layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "apply_spec_augment": False}
@@ -28,8 +29,6 @@ class Wav2Vec2Config:
 
     model_type: ClassVar[str] = "wav2vec2"
     task: ClassVar[str] = "Wav2Vec2"  # what the classes of `transformers` start with
-    # The head that transformers has, a projection before the mean over time, is not the linear one on `features`.
-    head: ClassVar[HeadSpec] = HeadSpec("features", {}, "Wav2Vec2ForSequenceClassification")
     head_dropout: ClassVar[float] = 0.0
     feat_proj_layer_norm: ClassVar[bool] = True
 
@@ -58,6 +57,7 @@ class Wav2Vec2Config:
     pad_token_id: int = 0  # CTC's blank
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
+    classifier_proj_size: int = 256  # between the sound and its classes
     ctc: bool = False
 
     def __post_init__(self):
@@ -78,6 +78,18 @@ class Wav2Vec2Config:
             )
         activation(self.hidden_act)
         activation(self.feat_extract_activation)
+
+    @property
+    def head(self) -> HeadSpec:
+        """A projection and a classifier; that `transformers` takes the mean over time between them changes nothing."""
+        return HeadSpec(
+            "features",
+            {"dense": "projector", "out": "classifier"},
+            f"{self.task}ForSequenceClassification",
+            hidden=True,
+            activation="identity",
+            width=self.classifier_proj_size,
+        )
 
     @property
     def shortest(self) -> int:
@@ -123,6 +135,5 @@ class HubertConfig(Wav2Vec2Config):
 
     model_type: ClassVar[str] = "hubert"
     task: ClassVar[str] = "Hubert"
-    head: ClassVar[HeadSpec] = HeadSpec("features", {}, "HubertForSequenceClassification")
 
     feat_proj_layer_norm: bool = True  # type: ignore[misc]

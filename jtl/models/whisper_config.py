@@ -12,6 +12,8 @@ from jtl.models.layers import activation
 
 # The head that transformers has, a projection before the mean over time, is not the linear one on `features`.
 HEAD = HeadSpec("features", {}, "WhisperForAudioClassification")
+MULTILINGUAL = 51865  # words of the smallest vocabulary with languages and translation
+OTHERS = 51765  # words that are no language, in the vocabulary of English alone
 NO_RATE = (0.0, None)
 ONLY = {
     "scale_embedding": (False, None),
@@ -59,6 +61,11 @@ class WhisperConfig:
         architecture.check_heads(self.d_model, self.decoder_attention_heads)
         activation(self.activation_function)
 
+    @property
+    def multilingual(self) -> bool:
+        """Whether it knows languages, and translates."""
+        return self.vocab_size >= MULTILINGUAL
+
     def width(self, output: str) -> int:
         """Size of the last axis of an output."""
         return self.vocab_size if output == "token_logits" else self.d_model
@@ -80,6 +87,44 @@ class WhisperConfig:
         }
         return cache.empty(rows, length, decoder=layers)
 
+    def generation(self) -> dict[str, Any]:
+        """The dict of generation_config.json: what `transformers` must know to write what `jtl.tasks.transcribe` does.
+
+        The tokens of languages, tasks and times stand behind the end of a text, in the order of the paper's code
+        (https://github.com/openai/whisper/blob/main/whisper/tokenizer.py); a vocabulary of another size has none here.
+        """
+        ids = {
+            "bos_token_id": self.bos_token_id,
+            "decoder_start_token_id": self.decoder_start_token_id,
+            "eos_token_id": self.eos_token_id,
+            "pad_token_id": self.pad_token_id,
+            "max_length": self.max_target_positions,
+            "begin_suppress_tokens": _listed(self.begin_suppress_tokens),
+            "suppress_tokens": _listed(self.suppress_tokens),
+        }
+        languages = self.vocab_size - OTHERS - self.multilingual
+        if languages not in (99, 100):
+            return ids
+        behind = self.eos_token_id + 2 + languages  # the start of a text, then the languages
+        names = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
+        at = {name: behind + i for i, name in enumerate(names)}
+        ids |= {
+            "is_multilingual": self.multilingual,
+            "max_initial_timestamp_index": 50,  # of 0.02 s: the first words begin within a second
+            "no_timestamps_token_id": at["notimestamps"],
+            "prev_sot_token_id": at["startofprev"],
+            "return_timestamps": False,
+        }
+        if not self.multilingual:
+            return ids
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES  # in the order of their tokens
+
+        spoken = list(LANGUAGES)[:languages]
+        return ids | {
+            "lang_to_id": {f"<|{name}|>": self.eos_token_id + 2 + i for i, name in enumerate(spoken)},
+            "task_to_id": {name: at[name] for name in ("transcribe", "translate")},
+        }
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> WhisperConfig:
         """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
@@ -88,3 +133,7 @@ class WhisperConfig:
     def to_hf(self) -> dict[str, Any]:
         """The dict of config.json, without `architectures`."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
+
+
+def _listed(tokens: tuple[int, ...] | None) -> list[int] | None:
+    return None if tokens is None else list(tokens)

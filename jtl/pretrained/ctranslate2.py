@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jtl.models.whisper_config import MULTILINGUAL
 from jtl.pretrained.formats import FormatError
 from jtl.pretrained.formats.ctranslate2 import is_ctranslate2, open_ctranslate2
 
 FILE = "model.bin"
-MULTILINGUAL = 51865  # words of the smallest vocabulary that has tokens of languages
 # Settings of the layers, and the values that mean what jtl.models.whisper computes.
 KNOWN = {
     "pre_norm": 1,

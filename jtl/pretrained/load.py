@@ -238,7 +238,8 @@ def _head_shapes(config, head: Mapping[str, Tensor], keys: Mapping[str, str], te
         return {}
     out = head["params/head/out/kernel"].key
     width, classes = config.width(config.head.on), len(tensors[keys[out]]) if out in keys else 0
-    sizes = {"out": (width, classes), "dense": (width, width)}
+    inner = config.head.width or width
+    sizes = {"out": (inner if config.head.hidden else width, classes), "dense": (width, inner)}
     layers = {path: path.split("/")[2] for path in head}
     return {
         path: sizes[layer] if path.endswith("kernel") else sizes[layer][1:] for path, layer in layers.items()

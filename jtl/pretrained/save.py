@@ -32,6 +32,8 @@ def save(
 ) -> Path:
     """Write ``config.json`` and ``model.safetensors``; the folder appears at once, complete.
 
+    A Whisper's also has the ``generation_config.json`` by which ``transformers`` writes transcripts.
+
     Args:
         model: of an architecture in ``jtl.models``, bare or with its standard classification head.
         folder: must be absent or empty, unless `overwrite` lets an earlier model folder be replaced.
@@ -66,6 +68,9 @@ def save(
 
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        if hasattr(model.config, "generation"):
+            text = json.dumps(model.config.generation(), indent=2, sort_keys=True) + "\n"
+            (temporary / "generation_config.json").write_text(text)
         for file in copies:
             shutil.copyfile(file, temporary / file.name)
         if built is not None:
@@ -87,6 +92,11 @@ def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[s
     architecture = find_architecture(model.config.to_hf()["model_type"])
     model = unstack(model)
     head = _head(model, architecture)
+    if head and getattr(model.config, "ctc", False):
+        raise ValueError(
+            f"{model.config.head.task_class} has no layer for CTC beside its classifier: jtl.tasks.ctc.without_head "
+            "takes it off"
+        )
     names = dict(architecture.tensors(model.config)) | (head_tensors(model.config.head) if head else {})
     leaves = tree.flatten(model.variables)
     lacking, homeless = sorted(set(names) - set(leaves)), sorted(set(leaves) - set(names))
@@ -105,12 +115,14 @@ def _head(model: Model, architecture: Architecture) -> heads.Head | None:
         if isinstance(technique, heads.Head) and is_head and isinstance(technique.module, heads.Classifier):
             module = technique.module
             activation = module.activation if module.hidden else spec.activation
-            if (technique.on, module.hidden, activation) == (spec.on, spec.hidden, spec.activation):
+            own = (technique.on, module.hidden, activation, module.width)
+            if own == (spec.on, spec.hidden, spec.activation, spec.width):
                 found = technique
                 continue
             raise ValueError(
-                f"the head reads {technique.on!r}, hidden={module.hidden}, {module.activation!r}; "
-                f"{spec.task_class} expects {spec.on!r}, hidden={spec.hidden}, {spec.activation!r}."
+                f"the head reads {technique.on!r}, hidden={module.hidden}, {module.activation!r}, "
+                f"width={module.width}; {spec.task_class} expects {spec.on!r}, hidden={spec.hidden}, "
+                f"{spec.activation!r}, width={spec.width}."
             )
         if not isinstance(technique, Cast):
             raise ValueError(

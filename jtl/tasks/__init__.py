@@ -10,12 +10,13 @@ from jtl.tasks.generate import generate, stream, written
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
 from jtl.tasks.seq2seq import Seq2Seq, teacher_forcing
 from jtl.tasks.transcribe import detect_language, transcribe
+from jtl.tasks.transcribe_long import transcribe_long
 from jtl.tasks.words import word_error_rate
 from jtl.tasks.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
     "CTC", "Beams", "CausalLM", "Classify", "MaskedLM", "Seq2Seq", "accuracy", "beam_search", "class_embeddings",
     "confusion", "ctc", "detect_language", "erasure", "expected_calibration_error", "generate", "macro_f1", "mask",
-    "masked_head", "occlusion", "stream", "teacher_forcing", "transcribe", "without_masked_head", "word_error_rate",
-    "written", "zero_shot",
+    "masked_head", "occlusion", "stream", "teacher_forcing", "transcribe", "transcribe_long", "without_masked_head",
+    "word_error_rate", "written", "zero_shot",
 ]  # fmt: skip

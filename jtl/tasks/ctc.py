@@ -8,6 +8,7 @@ over the frames, with repeats and blanks.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -89,14 +90,30 @@ def head(model: Model, labels: int, *, key: Array) -> Model:
 
     Raises ValueError for a model whose configuration has no ``ctc``.
     """
-    if not hasattr(model.config, "ctc"):
-        kind = getattr(model.config, "model_type", type(model.base).__name__)
-        raise ValueError(f"only Wav2Vec2 and HuBERT of jtl.models get a head for CTC; this model is {kind}")
+    _check(model)
     config = dataclasses.replace(model.config, ctc=True, vocab_size=labels)
     width = config.width("sequence")
     new = nn.Dense(labels, kernel_init=nn.initializers.normal(config.initializer_range))
     leaves = jax.jit(new.init)(key, jnp.zeros((1, width)))["params"]
+    return _with_config(model, config, {**model.params, "lm_head": leaves})
+
+
+def without_head(model: Model) -> Model:
+    """A Wav2Vec2 or HuBERT without its layer for CTC: what another head is put on, and saved with.
+
+    Raises ValueError for a model whose configuration has no ``ctc``.
+    """
+    _check(model)
+    params = {name: leaves for name, leaves in model.params.items() if name != "lm_head"}
+    return _with_config(model, dataclasses.replace(model.config, ctc=False), params)
+
+
+def _check(model: Model) -> None:
+    if not hasattr(model.config, "ctc"):
+        kind = getattr(model.config, "model_type", type(model.base).__name__)
+        raise ValueError(f"only Wav2Vec2 and HuBERT of jtl.models have a head for CTC; this model is {kind}")
+
+
+def _with_config(model: Model, config: Any, params: dict[str, Any]) -> Model:
     module = model.base.module.clone(config=config)  # type: ignore[attr-defined]
-    return with_base(
-        model.with_params({**model.params, "lm_head": leaves}).replace(config=config), module=module
-    )
+    return with_base(model.with_params(params).replace(config=config), module=module)

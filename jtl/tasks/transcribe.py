@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 from jtl import tree
 from jtl.model import Model
 from jtl.tasks.generate import generate
+from jtl.tasks.tokens import check_ids
 
-MULTILINGUAL = 51865  # words of the smallest vocabulary with languages and translation
 TICK = 0.02  # seconds between two tokens of time
 LATEST_START = 50  # ticks: the first words begin within a second
 
@@ -112,19 +112,34 @@ def transcribe(
     Args:
         model: a Whisper.
         tokenizer: its own.
-        log_mel: as ``jtl.data.audio.log_mel`` gives them, of 30 s.
+        log_mel: as ``jtl.data.audio.log_mel`` gives them, of 30 s; longer sounds are for ``transcribe_long``.
         language: as in ``"en"``; None detects it for each sound.
         task: ``"translate"`` writes English whatever is spoken.
         timestamps: whether to write ``segments``.
         max_new_tokens: where a transcript is cut; each number is a compilation.
 
     Raises:
-        ValueError: a model that is no Whisper, an unknown language, a task that a model of English alone does not know,
-            or more tokens than the model has positions.
+        ValueError: a model that is no Whisper, the tokenizer of a larger one, an unknown language, a task that a model
+            of English alone does not know, or more tokens than the model has positions.
     """
+    rows, spoken, rule = tokens(model, tokenizer, log_mel, language, task, timestamps, max_new_tokens)
+    return [_transcript(row, name, tokenizer, rule) for row, name in zip(rows, spoken, strict=True)]
+
+
+def tokens(
+    model: Model,
+    tokenizer: Any,
+    log_mel: Float[np.ndarray | Array, "B T M"],
+    language: str | None,
+    task: str,
+    timestamps: bool,
+    max_new_tokens: int,
+) -> tuple[list[list[int]], list[str], Rules]:
+    """What ``transcribe`` writes, as tokens without those that begin and end; the languages; and the rules."""
     config, vocabulary = _config(model), tokenizer.get_vocab()
+    check_ids(max(vocabulary.values()), config, "the tokenizer")
     silent = vocabulary["<|notimestamps|>"]
-    if config.vocab_size >= MULTILINGUAL:
+    if config.multilingual:
         languages = _languages(vocabulary)
         if language is None:
             spoken = detect_language(model, tokenizer, log_mel)
@@ -165,13 +180,13 @@ def transcribe(
         rule=rule,
     )
     rows = [[int(token) for token in row if token != config.eos_token_id] for row in np.asarray(new)]
-    return [_transcript(row, name, tokenizer, rule) for row, name in zip(rows, spoken, strict=True)]
+    return rows, spoken, rule
 
 
 def detect_language(model: Model, tokenizer: Any, log_mel: Float[np.ndarray | Array, "B T M"]) -> list[str]:
     """The language of each sound that a multilingual Whisper finds most likely. Raises ValueError for other models."""
     config, languages = _config(model), _languages(tokenizer.get_vocab())
-    if config.vocab_size < MULTILINGUAL:
+    if not config.multilingual:
         raise ValueError("this Whisper knows English alone")
     start = np.full((len(log_mel), 1), config.decoder_start_token_id, np.int32)
     logits = _first(model, jnp.asarray(log_mel), start)[:, jnp.array(list(languages.values()))]
@@ -196,16 +211,18 @@ def _languages(vocabulary: dict[str, int]) -> dict[str, int]:
     return {name[2:-2]: token for name, token in vocabulary.items() if first < token < last}
 
 
-def _transcript(tokens: list[int], language: str, tokenizer: Any, rule: Rules) -> Transcript:
-    def text(tokens: list[int]) -> str:
-        return tokenizer.decode([token for token in tokens if token < rule.end]).strip()
+def text_of(tokens: list[int], tokenizer: Any, rule: Rules) -> str:
+    """The text of tokens, without those of time."""
+    return tokenizer.decode([token for token in tokens if token < rule.end]).strip()
 
+
+def _transcript(tokens: list[int], language: str, tokenizer: Any, rule: Rules) -> Transcript:
     places = [place for place, token in enumerate(tokens) if token >= rule.times]
     segments: list[Segment] = []
     for at, following in pairwise([*places, None]):
-        if said := text(tokens[at:following]):
+        if said := text_of(tokens[at:following], tokenizer, rule):
             seconds = [
                 None if p is None else round((tokens[p] - rule.times) * TICK, 2) for p in (at, following)
             ]
             segments.append(Segment(seconds[0], seconds[1], said))  # type: ignore[arg-type]
-    return Transcript(text(tokens), language, tuple(segments))
+    return Transcript(text_of(tokens, tokenizer, rule), language, tuple(segments))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from references import read
+from safetensors.numpy import load_file
 from support import error, from_files, outputs, shapes
 
 from experiments.parity.draw import batch, build, files, run, settings
@@ -74,6 +75,7 @@ def test_name_map_and_config(name):
         ({"add_adapter": True}, "add_adapter=True is not supported"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim=16 is not supported"),
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True is not supported"),
+        ({"use_weighted_layer_sum": True}, "use_weighted_layer_sum=True is not supported"),
         ({"model_type": "wavlm"}, "'wavlm', expected"),
     ],
 )
@@ -158,6 +160,57 @@ def test_a_new_head_and_a_saved_folder(reference, tmp_path, key):
     np.testing.assert_array_equal(back(inputs)["token_logits"], out["token_logits"])
 
 
+def test_a_classifier_is_saved(reference, tmp_path, key):
+    """In the layout of `transformers`: a projection, and a layer on its mean over the real frames."""
+    model, inputs, _ = reference
+    assert model.config.ctc
+    both = heads.classifier(model, 3, key=key)
+    with pytest.raises(
+        ValueError, match="has no layer for CTC beside its classifier: jtl.tasks.ctc.without_head"
+    ):
+        save(both, tmp_path / "both")
+    bare = ctc.without_head(model)
+    assert "token_logits" not in bare(inputs)
+    classifier = heads.classifier(bare, 3, key=key)
+    assert classifier.params["head"]["dense"]["kernel"].shape == (model.config.hidden_size, 256)
+    back = load(save(classifier, tmp_path / "saved", id2label={0: "a", 1: "b", 2: "c"}))
+    assert back.config == classifier.config
+    np.testing.assert_array_equal(back(inputs)["logits"], classifier(inputs)["logits"])
+    keys = set(load_file(tmp_path / "saved" / "model.safetensors"))
+    assert {"projector.weight", "projector.bias", "classifier.weight", "classifier.bias"} < keys
+    with pytest.raises(ValueError, match="only Wav2Vec2 and HuBERT of jtl.models have a head for CTC"):
+        ctc.without_head(model.replace(config=None))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", CTC)
+def test_classifiers_of_transformers(name, seed, tmp_path):
+    """Loaded, the same logits; saved again, the same model."""
+    import torch
+    import transformers
+
+    rng = np.random.default_rng(seed)
+    config = transformers.AutoConfig.for_model(
+        name, **settings(name, rng), num_labels=4, classifier_proj_size=int(rng.integers(3, 9))
+    )
+    kind = transformers.AutoModelForAudioClassification
+    theirs = kind.from_config(config).eval()
+    with torch.no_grad():
+        for value in theirs.state_dict().values():
+            value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    inputs = batch(name, config.to_dict(), rng, padded=seed % 2 > 0)
+    fields = {"input_values" if key == "audio" else key: torch.tensor(value) for key, value in inputs.items()}
+    ours = load(tmp_path / "theirs")
+    again, info = kind.from_pretrained(save(ours, tmp_path / "ours"), output_loading_info=True)
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        expected, found = theirs(**fields).logits.numpy(), again.eval()(**fields).logits.numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert error(jax.jit(lambda m, b: m(b)["logits"])(ours, inputs), expected) < 1e-4
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", CTC)
@@ -176,12 +229,7 @@ def test_transformers_opens_what_is_saved(reference, bare, tmp_path):
     import transformers
 
     model, inputs, theirs = reference
-    if bare:
-        config = dataclasses.replace(model.config, ctc=False)
-        module = ARCHITECTURES[config.model_type].module(config)
-        params = {name: leaves for name, leaves in model.params.items() if name != "lm_head"}
-        base = dataclasses.replace(model.base, module=module)
-        model = model.with_params(params).replace(config=config, base=base)
+    model = ctc.without_head(model) if bare else model
     folder = save(model, tmp_path / "saved")
     kind = transformers.AutoModel if bare else transformers.AutoModelForCTC
     back, info = kind.from_pretrained(folder, output_loading_info=True)

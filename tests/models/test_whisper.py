@@ -1,6 +1,7 @@
 """Whisper: against committed outputs of `transformers`, and what must hold by construction."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from experiments.parity.draw import batch, build, files, run, settings
 from jtl import adapters, distill, finetune, heads
 from jtl.model import Mode, cast
 from jtl.models import ARCHITECTURES
-from jtl.pretrained import WeightsError, load, save
+from jtl.pretrained import WeightsError, load, save, tokenizer
 from jtl.tree import flatten
 
 WHISPER = ARCHITECTURES["whisper"]
@@ -70,6 +71,25 @@ def test_name_map_and_config():
 def test_unsupported_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         WHISPER.config.from_hf({"model_type": "whisper"} | change)
+
+
+def test_settings_of_generation(tmp_path):
+    """The tokens are those of the real vocabulary, and of the two others by their published numbers."""
+    base = dict(decoder_start_token_id=50258, eos_token_id=50257)
+    found = WHISPER.config(vocab_size=51865, **base).generation()
+    words = tokenizer("whisper-base").get_vocab()
+    tokens = found["lang_to_id"] | {f"<|{name}|>": token for name, token in found["task_to_id"].items()}
+    tokens |= {
+        "<|notimestamps|>": found["no_timestamps_token_id"],
+        "<|startofprev|>": found["prev_sot_token_id"],
+    }
+    assert len(tokens) == 103 and all(words[name] == token for name, token in tokens.items())
+    third = WHISPER.config(vocab_size=51866, **base).generation()
+    assert (third["no_timestamps_token_id"], third["task_to_id"]["transcribe"]) == (50364, 50360)
+    assert third["lang_to_id"]["<|yue|>"] == 50358
+    english = WHISPER.config(vocab_size=51864, decoder_start_token_id=50257, eos_token_id=50256).generation()
+    assert english["no_timestamps_token_id"] == 50362 and not english["is_multilingual"]
+    assert "lang_to_id" not in english and "lang_to_id" not in WHISPER.config(vocab_size=23).generation()
 
 
 def test_a_cache_changes_nothing(reference):
@@ -183,8 +203,11 @@ def test_layers_have_depths_and_can_be_chosen(reference):
 
 def test_saved_folders(reference, tmp_path, key):
     model, inputs, _ = reference
+    model = model.replace(config=dataclasses.replace(model.config, suppress_tokens=(1, 5)))
     back = load(save(model, tmp_path / "saved"))
     assert back.config == model.config
+    written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert written == model.config.generation() and written["suppress_tokens"] == [1, 5]
     np.testing.assert_array_equal(back(inputs)["token_logits"], model(inputs)["token_logits"])
     with pytest.raises(WeightsError, match="cannot save: leaves without a tensor .*head/out"):
         save(heads.classifier(model, 3, key=key), tmp_path / "other")

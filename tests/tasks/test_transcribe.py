@@ -14,7 +14,7 @@ from jtl.data import audio, speech
 from jtl.model import cast, linen
 from jtl.models.whisper import Whisper
 from jtl.models.whisper_config import WhisperConfig
-from jtl.tasks import detect_language, generate, transcribe, word_error_rate
+from jtl.tasks import detect_language, generate, transcribe, transcribe_long, word_error_rate
 from jtl.tasks.transcribe import Rules, Segment, _transcript
 from jtl.wrap import function
 
@@ -168,10 +168,70 @@ def test_languages(whisper):
         transcribe(*whisper, sounds, language="de", max_new_tokens=446)
 
 
+def test_the_tokenizer_of_a_larger_whisper(small):
+    class Larger:
+        def get_vocab(self):
+            return {"<|notimestamps|>": 5, "<|more|>": 19}
+
+    model, sounds = small
+    with pytest.raises(
+        ValueError, match="the tokenizer holds the token 19, and the model has embeddings of 0 to 18"
+    ):
+        transcribe(model, Larger(), sounds)
+
+
 def test_models_that_are_no_whisper():
     model = function(lambda params, log_mel: log_mel, {"w": np.ones(1)})
     with pytest.raises(ValueError, match="needs a Whisper; this model is Function"):
         transcribe(model, None, np.zeros((1, 2, 80), np.float32))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("size", [51864, 51865, 51866])
+def test_transformers_generates_by_what_is_saved(size, tmp_path):
+    """Random models with the vocabularies of English alone, of version 2 and of version 3; with times, and without."""
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    end = 50257 - (size == 51864)
+    config = WhisperConfig(**SIZES | {"vocab_size": size, "max_source_positions": 1500, "max_target_positions": 20},
+                           decoder_start_token_id=end + 1, eos_token_id=end, bos_token_id=end, pad_token_id=end,
+                           suppress_tokens=(1, 2, 50000), begin_suppress_tokens=(220, end))  # fmt: skip
+    sounds = np.random.default_rng(0).normal(size=(2, 3000, 3)).astype(np.float32)
+    variables = jax.jit(Whisper(config).init)(jax.random.key(0), sounds, np.zeros((2, 1), np.int32))
+    model = linen(Whisper(config), variables).replace(config=config)
+    theirs = WhisperForConditionalGeneration.from_pretrained(
+        jtl.pretrained.save(model, tmp_path / "saved")
+    ).eval()
+    at = config.generation()
+    names = {"<|notimestamps|>": at["no_timestamps_token_id"], "<|startoftranscript|>": end + 1}
+    names |= at.get("lang_to_id", {}) | {
+        f"<|{name}|>": token for name, token in at.get("task_to_id", {}).items()
+    }
+
+    class Words:
+        def get_vocab(self):
+            return names
+
+        def decode(self, tokens):
+            return " ".join(map(str, tokens))
+
+    chosen = {} if size == 51864 else {"language": "fr", "task": "translate"}
+    for timestamps in (False, True):
+        with torch.no_grad():
+            out = theirs.generate(
+                torch.tensor(sounds).transpose(1, 2),
+                return_timestamps=timestamps,
+                max_new_tokens=12,
+                **chosen,
+            )
+        expected = [" ".join(str(int(token)) for token in row if token < end) for row in out]
+        if timestamps:  # it then goes on from window to window
+            found = [transcribe_long(model, Words(), sound, max_new_tokens=12, **chosen) for sound in sounds]
+        else:
+            found = transcribe(model, Words(), sounds, max_new_tokens=12, **chosen)
+        assert [transcript.text for transcript in found] == expected
+        assert all(expected) and len(" ".join(expected).split()) > 8
 
 
 @pytest.mark.slow
@@ -179,26 +239,12 @@ def test_models_that_are_no_whisper():
 @pytest.mark.parametrize("timestamps", [False, True])
 def test_transformers_writes_the_same(whisper, timestamps, tmp_path):
     import torch
-    from transformers import GenerationConfig, WhisperForConditionalGeneration
+    from transformers import WhisperForConditionalGeneration
 
     model, words = whisper
-    vocabulary, config = words.get_vocab(), model.config
-    theirs = WhisperForConditionalGeneration.from_pretrained(
-        jtl.pretrained.save(model, tmp_path / "saved")
-    ).eval()
-    theirs.generation_config = GenerationConfig(
-        decoder_start_token_id=config.decoder_start_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-        suppress_tokens=list(config.suppress_tokens),
-        begin_suppress_tokens=list(config.begin_suppress_tokens),
-        no_timestamps_token_id=vocabulary["<|notimestamps|>"],
-        max_initial_timestamp_index=50,
-        is_multilingual=True,
-        lang_to_id={"<|en|>": vocabulary["<|en|>"]},
-        task_to_id={"transcribe": vocabulary["<|transcribe|>"]},
-        return_timestamps=timestamps,
-    )
+    vocabulary = words.get_vocab()
+    folder = jtl.pretrained.save(model, tmp_path / "saved")  # with its generation_config.json
+    theirs = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     sounds = sounds_of(SENTENCES[:3], "en-us")
     with torch.no_grad():
         out = theirs.generate(

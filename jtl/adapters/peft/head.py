@@ -65,11 +65,13 @@ def read(model: Model, config: Mapping[str, Any], tensors: Tensors, folder: Path
             "it out of both files (modules_to_save and task_type of the configuration)"
         )
     width = model.config.width(spec.on)
+    inner = spec.width or width
     layers: dict[str, dict[str, Array]] = {}
     for layer, module in spec.tensors.items():
         found = {leaf: tensors[f"{module}.{leaf}"] for leaf in leaves}
-        outputs = len(found["weight"]) if layer == "out" else width
-        for leaf, shape in zip(leaves, ((outputs, width), (outputs,)), strict=False):
+        inputs = inner if layer == "out" and spec.hidden else width
+        outputs = len(found["weight"]) if layer == "out" else inner
+        for leaf, shape in zip(leaves, ((outputs, inputs), (outputs,)), strict=False):
             if found[leaf].shape != shape:
                 raise AdapterFileError(
                     f"{folder}: {module} has {NAMES[leaf]} {found[leaf].shape} in place of the expected {shape}: it is "
