@@ -156,9 +156,12 @@ def _tasks(config: Adapters, kind: str) -> tuple[Task, Task]:
         data,
         validation=200 if small else 500,
         test=200 if small else config.test_examples or None,
+        quick=small,
         **size,
     )
-    other = prepare_task(model, source, max_length=64, validation=200, test=200 if small else 500, **size)
+    other = prepare_task(
+        model, source, max_length=64, validation=200, test=200 if small else 500, quick=small, **size
+    )
     return task, other.with_train(200 if small else config.source_examples, 0)
 
 

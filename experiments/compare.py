@@ -92,6 +92,7 @@ def run(config: Compare) -> Result:
             image_size=config.image_size,
             validation=200 if quick else 500,
             test=200 if quick else config.test_examples or None,
+            quick=quick,
         )
         print(task.dataset)
         origins[kind] = task.dataset.origin

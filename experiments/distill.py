@@ -143,7 +143,7 @@ def run(config: Distillation) -> Result:
         task = prepare_task(
             pair.model, pair.data, max_length=sizes.max_length,
             image_size=sizes.image_size if pair.model == "efficientnet-lite0" else None,
-            validation=100 if sizes.quick else 500, test=sizes.test_examples or None,
+            validation=100 if sizes.quick else 500, test=sizes.test_examples or None, quick=sizes.quick,
         )  # fmt: skip
         labels = pair.labels if sizes.labels is None else sizes.labels
         school = School(setting, task, students.choose(pair.student, task), labels, sizes, out)

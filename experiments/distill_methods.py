@@ -178,11 +178,14 @@ def fsp(s: Lesson) -> Recipe:
     """How features flow from the first layers to the last of one resolution."""
     own, other = s.layers.maps[0]
     first = ("embeddings", "embeddings") if own.startswith("encoder") else ("conv_2", "layer_1")
-    model = s.student
+    model, taps = s.student, []
     for name, layer, to in (("from", first[0], first[1]), ("to", own, other)):
         width = _shape(s.teacher, to, s.example)[-1]
-        model = distill.regressor(model, width, on=layer, name=name, batch=s.example, key=s.key)
-    term = distill.FSP(("from", "to"), (first[1], other), **s.stats)
+        if _shape(s.student, layer, s.example)[-1] != width:  # else they compare as they are, as in the paper
+            model = distill.regressor(model, width, on=layer, name=name, batch=s.example, key=s.key)
+            layer = name
+        taps.append(layer)
+    term = distill.FSP((taps[0], taps[1]), (first[1], other), **s.stats)
     return s.live(term, model, distill.remove_regressors)
 
 
@@ -210,10 +213,10 @@ def crd(s: Lesson) -> Recipe:
 
 
 def review_kd(s: Lesson) -> Recipe:
-    """Maps of several levels, fused."""
-    own, other = zip(*s.layers.maps, strict=True)
+    """Maps of the two deepest levels, fused: to fuse the finest costs more than a small student does."""
+    own, other = zip(*s.layers.maps[-2:], strict=True)
     shapes = tuple(_shape(s.teacher, name, s.example)[1:] for name in other)
-    review = distill.Review(shapes)
+    review = distill.Review(shapes, width=32)
     model = distill.regressor(s.student, review, on=own, name="review", batch=s.example, key=s.key)
     return s.live(distill.ReviewKD(other, **s.stats), model, distill.remove_regressors)
 

@@ -142,7 +142,7 @@ def run(config: DomainAdaptation) -> Result:
             assert source is not None and target is not None
             transfer = prepare_transfer(
                 task, source, target, model=config.model, frozen=config.frozen, max_length=config.max_length,
-                validation=200 if config.quick else 500,
+                train=1000 if config.quick else None, validation=200 if config.quick else 500,
                 test=200 if config.quick else config.test_examples or None,
             )  # fmt: skip
             for seed in seeds:

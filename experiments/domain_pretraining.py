@@ -130,6 +130,7 @@ def run(config: DomainPretraining) -> Result:
         max_length=sizes.max_length,
         validation=60 if sizes.quick else 250,
         test=sizes.test_examples,
+        quick=sizes.quick,
     )
     tokenizer = pretrained.tokenizer(sizes.model)
     corpora = read(sizes, task, tokenizer)

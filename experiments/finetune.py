@@ -96,6 +96,7 @@ def run(config: Finetune) -> Result:
         text_column=config.text_column,
         label_column=config.label_column,
         image_column=config.image_column,
+        quick=config.quick,
     )
     print(task.dataset)
     epochs = QUICK_EPOCHS if config.quick else config.epochs

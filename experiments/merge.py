@@ -98,6 +98,7 @@ def run(config: Merge) -> Result:
             image_size=config.image_size,
             validation=60 if quick else 500,
             test=60 if quick else config.test_examples or None,
+            quick=quick,
         )
         for name in (config.data, config.other_data)
     )

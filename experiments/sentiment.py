@@ -99,7 +99,7 @@ def run(config: Sentiment) -> Result:
     task = prepare_task(
         config.model, config.data, max_length=config.max_length, validation=200 if config.quick else 500,
         test=100 if config.quick else config.test_examples or None, text_column=config.text_column,
-        label_column=config.label_column,
+        label_column=config.label_column, quick=config.quick,
     )  # fmt: skip
     print(task.dataset)
     words = _words(config, task)

@@ -152,6 +152,7 @@ def run(config: SweepConfig) -> Result:
         image_size=config.image_size,
         validation=200 if quick else config.validation_examples or None,
         test=200 if quick else config.test_examples or None,
+        quick=quick,
     ).with_train(config.train_examples or None, config.seed)
     rates = config.rates[-2:] if quick else config.rates
     runs = tuple(product(rates, range(config.seed, config.seed + config.seeds)))

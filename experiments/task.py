@@ -70,6 +70,7 @@ def prepare_task(
     image_size: int | None = None,
     validation: int | None = None,
     test: int | None = None,
+    quick: bool = False,
     **columns: str | None,
 ) -> Task:
     """Load a model and a data set, and tokenise or resize the data for the model.
@@ -81,6 +82,7 @@ def prepare_task(
         image_size: side in pixels; by default the model's own.
         validation: use so many validation examples (stratified); by default all.
         test: use so many test examples; by default all.
+        quick: pad all texts to one length, so that each program compiles once.
         columns: of your own files, see ``jtl.data.load``.
 
     Raises ValueError if the model reads images and the data are texts, or the reverse.
@@ -107,7 +109,7 @@ def prepare_task(
             s: text.encode(source, tokenizer, longest, vocab_size=known) for s, source in sources.items()
         }
         lengths = np.concatenate([part.lengths for part in splits.values()])
-        buckets = text.best_buckets(lengths, text.SHAPES, longest)
+        buckets = text.best_buckets(lengths, 1 if quick else text.SHAPES, longest)
     else:
         how = image.Preprocess(**pretrained.image_processor(model))
         how = how if image_size is None else how.resized(image_size)

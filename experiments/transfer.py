@@ -61,6 +61,7 @@ def prepare_transfer(
     model: str | None = None,
     frozen: bool = False,
     max_length: int = 64,
+    train: int | None = None,
     validation: int | None = None,
     test: int | None = None,
 ) -> Transfer:
@@ -73,7 +74,8 @@ def prepare_transfer(
         model: ``conv4``, or a pretrained model; None for conv4 on images and the frozen ``minilm`` on texts.
         frozen: train a network of one hidden layer on the model's frozen features.
         max_length: longest text in tokens.
-        validation: use so many validation examples of each domain; by default all.
+        train: use so many training examples of each domain; by default all.
+        validation: use so many validation examples.
         test: use so many test examples.
 
     Raises ValueError if they differ in kind or in classes.
@@ -87,7 +89,7 @@ def prepare_transfer(
             f"source and target must have the same classes in the same order: {source} has {loaded[0].classes}, "
             f"{target} {loaded[1].classes}"
         )
-    limits = {"validation": validation, "test": test}
+    limits = {"train": train, "validation": validation, "test": test}
     if model in (None, "conv4") and loaded[0].kind == "image":
         if frozen:
             raise ValueError(
@@ -97,7 +99,10 @@ def prepare_transfer(
         return Transfer(name, _conv4(len(loaded[0].classes)), own, other, loaded[0].classes, None, "batch",
                         CONV4_WIDTH, 2e-3, 1000)  # fmt: skip
     ready = [
-        task.prepare_task(model or "minilm", d, max_length=max_length, **limits) for d in (source, target)
+        task.prepare_task(
+            model or "minilm", d, max_length=max_length, validation=validation, test=test
+        ).with_train(train, 0)
+        for d in (source, target)
     ]
     first = ready[0]
     if frozen or model is None:

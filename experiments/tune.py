@@ -72,6 +72,7 @@ def run(config: Tune) -> Result:
         config.data,
         image_size=config.image_size,
         validation=200 if config.quick else 500,
+        quick=config.quick,
     )
     task = dataclasses.replace(task, splits={**task.splits, "test": task.splits["validation"]})
     techniques = [t for t in config.techniques if task.dataset.kind == "text" or t not in arms.ONLY_TEXT]

@@ -112,7 +112,7 @@ def test_bad_flags_are_named(flags, message, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["text_1_layer", "image"])
 def test_a_short_real_run(setting, tmp_path):
-    config = Distillation(out=tmp_path, quick=True, setting=(setting,))
+    config = Distillation(out=tmp_path, quick=True, setting=(setting,), image_size=32)
     result = run(config)
     arms = ["teacher", "student_alone", "soft_targets", "hint"]
     assert list(result.summary[f"accuracy_{setting}"]) == arms
@@ -130,9 +130,9 @@ def test_a_short_real_run(setting, tmp_path):
 
 @pytest.mark.slow
 def test_a_language_model(tmp_path):
-    result = distill_lm(DistillLM(out=tmp_path, quick=True, arm=("top_k", "gkd", "sequence_level")))
+    result = distill_lm(DistillLM(out=tmp_path, quick=True, arm=("top_k", "gkd")))
     perplexity = {arm: found["mean"] for arm, found in result.summary["perplexity_lm"].items()}
-    assert list(perplexity) == ["teacher", "untrained", "student_alone", "top_k", "gkd", "sequence_level"]
+    assert list(perplexity) == ["teacher", "untrained", "student_alone", "top_k", "gkd"]
     assert perplexity["teacher"] < perplexity["student_alone"] < perplexity["untrained"]
 
 
@@ -143,7 +143,7 @@ def test_flags_of_a_language_model(tmp_path):
 
 @pytest.mark.slow
 def test_bench_distill(tmp_path):
-    result = bench_distill(BenchDistill(out=tmp_path, quick=True, batch_size=4))
+    result = bench_distill(BenchDistill(out=tmp_path, quick=True, batch_size=4, image_size=32, max_length=16))
     costs = {arm: found["mean"] for arm, found in result.summary["flops_over_minimum"].items()}
     assert set(costs) == {"text_soft_targets", "text_dkd", "image_soft_targets", "image_dkd"}
     assert max(costs.values()) <= 1.05

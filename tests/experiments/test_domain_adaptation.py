@@ -1,6 +1,7 @@
 """Domain adaptation: how a model is chosen without target labels, and every method for real."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -119,14 +120,16 @@ def test_every_step_compiles_for_a_tpu_slice(setting, method):
 
 
 @pytest.mark.slow
-def test_every_method_on_images(tmp_path):
-    result = run(DomainAdaptation(out=tmp_path, quick=True, method=methods.METHODS))
-    assert list(result.summary["accuracy_mnist_m"]) == list(methods.METHODS)
+def test_a_method_of_every_kind_on_images(tmp_path):
+    kinds = ("source_only", "target_trained", "dann", "shot", "fixmatch", "adabn")
+    config = DomainAdaptation(out=tmp_path, quick=True, method=kinds)
+    result = run(config)
+    assert list(result.summary["accuracy_mnist_m"]) == list(kinds)
     assert set(result.summary) == {experiment._summary_key("mnist_m", rule) for rule in RULES}
     assert all(0 <= row[experiment._key(rule)] <= 1 for row in result.rows for rule in RULES)
     pictures = {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 5_000}
     assert {"mnist_m_over_the_run", "mnist_m_strength_of_the_reversal"} <= pictures
-    again = run(DomainAdaptation(out=tmp_path, quick=True, method=methods.METHODS, resume=True))
+    again = run(replace(config, resume=True))
     assert again.rows == result.rows
     assert json.loads((tmp_path / "result.json").read_text())["summary"] == json.loads(
         json.dumps(result.summary)
