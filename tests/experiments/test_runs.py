@@ -9,6 +9,8 @@ from experiments.adapters import Adapters
 from experiments.adapters import run as adapters
 from experiments.benchmarks.domain import BenchDomain
 from experiments.benchmarks.domain import run as bench_domain
+from experiments.benchmarks.generate import BenchGenerate
+from experiments.benchmarks.generate import run as bench_generate
 from experiments.benchmarks.lora import BenchLora
 from experiments.benchmarks.lora import run as bench_lora
 from experiments.benchmarks.maml import BenchMaml
@@ -164,6 +166,16 @@ def test_bench_lora(tmp_path):
     assert result.summary["flops_over_minimum"]["lora"]["mean"] <= 1.03
     assert result.summary["memory_ratio"]["peft"]["mean"] >= 1
     assert set(result.summary["step_ratio"]) == {"fixed", "rotten_tomatoes"}
+
+
+@pytest.mark.parity
+def test_bench_generate(tmp_path):
+    summary = bench_generate(BenchGenerate(out=tmp_path, quick=True)).summary
+    assert set(summary["token_ratio"]) == {"one_text", "batch"}
+    assert summary["same_tokens"]["one_text"]["mean"] == 1  # 16 tokens are too few for a near tie
+    assert {"jtl", "transformers"} == set(summary["tokens_per_second_batch"])
+    with pytest.raises(ValueError, match="reviews are as long"):
+        bench_generate(BenchGenerate(out=tmp_path / "long", quick=True, prompt_tokens=500))
 
 
 @pytest.mark.parity
