@@ -38,7 +38,7 @@ from jtl.train.report import (
     write_result,
 )
 
-QUICK_EPOCHS = 8  # of 256 examples
+QUICK_EPOCHS = 5  # of 256 examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Finetune(Config):
     test_examples: int = 1000
     """Test examples; 0 for all there are."""
     epochs: int = 2
-    """Passes over the training examples; always 8 with --quick."""
+    """Passes over the training examples; always 5 with --quick."""
     batch_size: int = 32
     """Examples an update."""
     learning_rate: float | None = None

@@ -14,6 +14,8 @@ from jtl.model import Model
 from jtl.tasks import accuracy
 from jtl.train import predict
 
+QUICK_LENGTH = 40  # tokens of a text, with --quick
+
 
 @dataclass(frozen=True)
 class Task:
@@ -82,7 +84,7 @@ def prepare_task(
         image_size: side in pixels; by default the model's own.
         validation: use so many validation examples (stratified); by default all.
         test: use so many test examples; by default all.
-        quick: pad all texts to one length, so that each program compiles once.
+        quick: cut and pad all texts to one short length, so that each program compiles once.
         columns: of your own files, see ``jtl.data.load``.
 
     Raises ValueError if the model reads images and the data are texts, or the reverse.
@@ -103,7 +105,7 @@ def prepare_task(
     if reads == "text":
         preprocessing: dict[str, Any] = {"tokenizer": model, "max_length": max_length}
         tokenizer = pretrained.tokenizer(model)
-        longest = min(max_length, tokenizer.model_max_length)
+        longest = min(max_length, tokenizer.model_max_length, QUICK_LENGTH if quick else max_length)
         known = getattr(trunk.config, "vocab_size", None)
         splits = {
             s: text.encode(source, tokenizer, longest, vocab_size=known) for s, source in sources.items()
