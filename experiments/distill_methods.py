@@ -216,7 +216,7 @@ def review_kd(s: Lesson) -> Recipe:
     """Maps of the two deepest levels, fused: to fuse the finest costs more than a small student does."""
     own, other = zip(*s.layers.maps[-2:], strict=True)
     shapes = tuple(_shape(s.teacher, name, s.example)[1:] for name in other)
-    review = distill.Review(shapes, width=32)
+    review = distill.Review(shapes, width=24)
     model = distill.regressor(s.student, review, on=own, name="review", batch=s.example, key=s.key)
     return s.live(distill.ReviewKD(other, **s.stats), model, distill.remove_regressors)
 
