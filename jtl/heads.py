@@ -37,7 +37,7 @@ class Classifier(nn.Module):
     width: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B D"], *, train: bool = False) -> Float[Array, "B C"]:
+    def __call__(self, x: Float[Array, "... D"], *, train: bool = False) -> Float[Array, "... C"]:
         """Logits."""
         if self.hidden:
             x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
@@ -100,7 +100,7 @@ def attach(
     """``model`` with ``module`` on its output ``on``; a head of that name and its leaves are replaced.
 
     Args:
-        model: any model whose outputs have ``on``, an array (B, D).
+        model: any model whose outputs have ``on``, an array (B, D) or what else the module reads.
         module: a Linen module, ``(x, *, train) -> y``.
         on: the output that it reads, e.g. ``"features"`` or ``"pooled"``.
         params: its parameters; by default initialised from ``key`` for inputs of ``width`` = D.

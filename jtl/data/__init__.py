@@ -1,13 +1,16 @@
 """Data: embedded, public and your own sets; text and images made ready once; deterministic resumable loaders."""
 
-from jtl.data import audio, episodes, image, loader, shift, speech, text
+from jtl.data import audio, episodes, image, loader, pairs, shift, speech, text, windows
 from jtl.data.dataset import DataError, Dataset, Source, Subset, labels, subset, subset_indices
 from jtl.data.fewshot import load_classes
 from jtl.data.mixed import Mixed
+from jtl.data.questions import load_questions
 from jtl.data.sources import NAMES, load
 from jtl.data.spec_augment import spec_augment
+from jtl.data.summaries import load_summaries
 
 __all__ = [
     "NAMES", "DataError", "Dataset", "Mixed", "Source", "Subset", "audio", "episodes", "image", "labels", "load",
-    "load_classes", "loader", "shift", "spec_augment", "speech", "subset", "subset_indices", "text",
+    "load_classes", "load_questions", "load_summaries", "loader", "pairs", "shift", "spec_augment", "speech", "subset",
+    "subset_indices", "text", "windows",
 ]  # fmt: skip

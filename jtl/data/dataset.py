@@ -35,20 +35,21 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled data set.
+    """A data set, labelled or with answers or summaries to write.
 
     Attributes:
       name: what it was loaded by.
-      kind: what its examples hold, ``"text"`` or ``"image"``.
+      kind: what its examples hold, ``"text"`` or ``"image"`` with a label; ``"question"`` of ``load_questions``,
+        ``"summary"`` of ``load_summaries``.
       splits: ``train``, ``validation`` and ``test``.
-      classes: name of each label, in label order.
+      classes: name of each label, in label order; none where there are no labels.
       origin: where it comes from, and its licence where that is known.
       version: identity of the exact content, for cache keys.
       notes: what was done to it that a reader of results should know (splits carved, rows repeated).
     """
 
     name: str
-    kind: Literal["text", "image"]
+    kind: Literal["text", "image", "question", "summary"]
     splits: Mapping[str, Source]
     classes: tuple[str, ...]
     origin: str
@@ -57,11 +58,8 @@ class Dataset:
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{split} {len(source)}" for split, source in self.splits.items())
-        lines = [
-            f"{self.name} ({self.kind}, {len(self.classes)} classes; {sizes}); {self.origin}",
-            *self.notes,
-        ]
-        return "\n  ".join(lines)
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        return "\n  ".join([f"{self.name} ({self.kind}{classes}; {sizes}); {self.origin}", *self.notes])
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,12 +31,12 @@ def load_path(path: Path, text_column: str, label_column: str) -> Dataset:
             raise DataError(f"{path}: expected a file ending in {', '.join(TABLES)}, or a folder")
         return _texts(path, {"train": path}, text_column, label_column)
     entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-    tables = _by_split(path, [entry for entry in entries if entry.suffix in TABLES])
+    tables = by_split(path, [entry for entry in entries if entry.suffix in TABLES])
     folders = [entry for entry in entries if entry.is_dir()]
     if tables:
         return _texts(path, tables, text_column, label_column)
     if folders:
-        split_folders = _by_split(path, [entry for entry in folders if entry.name in _ALIASES])
+        split_folders = by_split(path, [entry for entry in folders if entry.name in _ALIASES])
         return _images(path, split_folders if "train" in split_folders else {"train": path})
     raise DataError(
         f"{path}: found neither train.csv (or {', '.join('train' + end for end in TABLES[1:])}) nor a folder of "
@@ -44,7 +44,8 @@ def load_path(path: Path, text_column: str, label_column: str) -> Dataset:
     )
 
 
-def _by_split(path: Path, entries: Sequence[Path]) -> dict[str, Path]:
+def by_split(path: Path, entries: Sequence[Path]) -> dict[str, Path]:
+    """The files or folders in ``path`` by the split that each is named after. Raises DataError for other names."""
     splits: dict[str, Path] = {}
     for entry in entries:
         name = entry.stem if entry.is_file() else entry.name
@@ -132,6 +133,34 @@ def read_texts(path: Path, column: str = "text") -> list[str]:
     if not (found := [text for text in texts if text]):
         raise DataError(f"{path}: holds no texts")
     return found
+
+
+def read_columns(path: Path, columns: Mapping[str, str]) -> list[Example]:
+    """The texts of a CSV, TSV or JSONL file in some ``columns``, ours to theirs: an example a row.
+
+    Raises DataError if a column is missing, a cell is blank or no text, or the file has no rows or is of another kind.
+    """
+    if path.suffix not in TABLES:
+        raise DataError(f"{path}: expected a file ending in {', '.join(TABLES)}")
+    examples: list[Example] = []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            for line, row in (_read_jsonl if path.suffix == ".jsonl" else _read_csv)(path, stream):
+                for theirs in columns.values():
+                    if theirs not in row:
+                        raise DataError(
+                            f"{path}, line {line}: no column {theirs!r}; it has {', '.join(map(repr, row))}"
+                        )
+                    if not isinstance(row[theirs], str) or not row[theirs].strip():
+                        raise DataError(
+                            f"{path}, line {line}: {theirs!r} should be a text, found {row[theirs]!r}"
+                        )
+                examples.append({ours: row[theirs].strip() for ours, theirs in columns.items()})
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
+    if not examples:
+        raise DataError(f"{path}: holds no rows")
+    return examples
 
 
 def _read_csv(file: Path, stream) -> Iterator[tuple[int, dict]]:

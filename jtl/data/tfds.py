@@ -11,14 +11,14 @@ import pkgutil
 import socket
 import sys
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int
 
-from jtl.data.dataset import SPLITS, DataError, Dataset, Example, check_labels, complete
+from jtl.data.dataset import SPLITS, DataError, Dataset, Example, Source, check_labels, complete
 from jtl.tree import near_misses
 from jtl.wheel import cache_dir
 
@@ -101,6 +101,69 @@ def public(name: str, text_column: str | None, label_column: str | None, image_c
         (_column(name, kind, image_column if kind == "image" else text_column, of, keys, features), kind),
         (_column(name, "label", label_column, of, keys, features), "label"),
     )
+    sources = _sources(name, builder, columns)
+    classes = tuple(features[columns[1][0]].names)
+    splits, notes = _standard_splits(name, sources)
+    if kind == "text":
+        for split, source in splits.items():
+            check_labels(source.labels, classes, split, name)
+    strata = splits["train"].labels if kind == "text" else None
+    return _dataset(name, builder, kind, splits, notes, classes, strata)
+
+
+def questions(name: str) -> Dataset:
+    """The public questions ``"tfds:NAME[/CONFIG]"``, of SQuAD's columns; see ``jtl.data.load_questions``."""
+    builder = _builder(name)
+    features = builder.info.features
+    if missing := [column for column in ("question", "context", "answers") if column not in features]:
+        raise DataError(
+            f"{name}: no column {missing[0]!r}; it has {', '.join(features)}. Questions need SQuAD's columns"
+        )
+    sources = {split: Asked(source) for split, source in _sources(name, builder, ()).items()}
+    splits, notes = _standard_splits(name, sources)
+    return _dataset(name, builder, "question", splits, notes)
+
+
+def summaries(name: str, text_column: str | None, summary_column: str | None) -> Dataset:
+    """The public texts ``"tfds:NAME[/CONFIG]"`` and their summaries; see ``jtl.data.load_summaries``."""
+    builder = _builder(name)
+    features, keys = builder.info.features, builder.info.supervised_keys or ()
+    usual = [*map(str, keys), "", ""]
+    columns = tuple(
+        (asked or usual[place], ours)
+        for place, (asked, ours) in enumerate(((text_column, "text"), (summary_column, "summary")))
+    )
+    if missing := [(theirs, ours) for theirs, ours in columns if theirs not in features]:
+        raise DataError(
+            f"{name}: no {missing[0][1]} column {missing[0][0]!r}; it has {', '.join(features)}. Choose with "
+            "--text-column and --summary-column"
+        )
+    splits, notes = _standard_splits(name, _sources(name, builder, columns))
+    return _dataset(name, builder, "summary", splits, notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """SQuAD's rows as ``jtl.data.load_questions`` gives them."""
+
+    source: TfdsSource
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex, /) -> Example:
+        row = self.source[index]
+        answers = row["answers"]
+        return {
+            "question": row["question"],
+            "context": row["context"],
+            "answers": [_plain(text) for text in answers["text"]],
+            "starts": [_plain(start) for start in answers["answer_start"]],
+        }
+
+
+def _sources(name: str, builder: Any, columns: tuple[tuple[str, str], ...]) -> dict[str, TfdsSource]:
+    """Every split that has examples, prepared and opened."""
     if not builder.data_path.exists():
         _check_network(name)
     try:
@@ -118,12 +181,18 @@ def public(name: str, text_column: str | None, label_column: str | None, image_c
             f"({type(error).__name__}: {str(error).strip()[:300]}). Prepare it elsewhere with "
             'file_format="array_record" and set TFDS_DATA_DIR to its folder'
         ) from error
-    classes = tuple(features[columns[1][0]].names)
-    splits, notes = _standard_splits(name, sources)
-    if kind == "text":
-        for split, source in splits.items():
-            check_labels(source.labels, classes, split, name)
-    strata = splits["train"].labels if kind == "text" else None
+    return sources
+
+
+def _dataset(
+    name: str,
+    builder: Any,
+    kind: Literal["text", "image", "question", "summary"],
+    splits: Mapping[str, Source],
+    notes: Sequence[str],
+    classes: tuple[str, ...] = (),
+    strata: np.ndarray | None = None,
+) -> Dataset:
     positions = [f"{builder.info.full_name}/{i}" for i in range(len(splits["train"]))]
     whole, carved = complete(splits, positions, strata, MAX_CARVED)
     return Dataset(
@@ -185,12 +254,12 @@ def _column(
     return usual[0]
 
 
-def _standard_splits(name: str, sources: Mapping[str, TfdsSource]) -> tuple[dict[str, TfdsSource], list[str]]:
+def _standard_splits(name: str, sources: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """train, and validation and test where they are there and labelled."""
     splits, notes = {split: sources[split] for split in SPLITS if split in sources}, []
     if "train" not in splits:
         raise DataError(f"{name}: no train split with examples; it has {', '.join(sources)}")
-    if "test" in splits and splits["test"][0]["label"] < 0:
+    if "test" in splits and splits["test"][0].get("label", 0) < 0:
         del splits["test"]
         notes.append("the test split is not labelled")
     if "test" not in splits and "validation" in splits:

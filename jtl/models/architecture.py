@@ -61,6 +61,7 @@ class HeadSpec:
     `tensors`: file key prefix of each layer, without the task prefix. `task_class`: the class written to
     `architectures` of config.json. `dropout`: the layers with dropout in front, at the rate
     `config.head_dropout`. `bias`: whether its layers have one. `width`: of `dense`; None for that of its input.
+    `output`: the name of what it gives. `unused`: regex of variables that `task_class` has no place for.
     """
 
     on: str
@@ -71,6 +72,8 @@ class HeadSpec:
     dropout: tuple[str, ...] = ()
     bias: bool = True
     width: int | None = None
+    output: str = "logits"
+    unused: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,6 +90,7 @@ class Architecture:
     `renames`: regexes and replacements that turn other spellings of a key into the one of `tensors`.
     `aliases(config)`: spellings that depend on the dimensions, to the key of `tensors`.
     `in_memory`: those that turn the path of a module into the one that transformers v5 holds in memory.
+    `spans`: the head of question answering, if `transformers` has one: see `jtl.tasks.spans`.
     `settle`: makes of a configuration and the canonical keys of a file the configuration of that file, where
     config.json does not tell all.
     """
@@ -103,6 +107,7 @@ class Architecture:
     renames: tuple[tuple[str, str], ...] = ()
     in_memory: tuple[tuple[str, str], ...] = ()
     aliases: Callable[[Any], dict[str, str]] = lambda config: {}
+    spans: HeadSpec | None = None
     settle: Callable[[Any, Collection[str]], Any] = lambda config, keys: config
 
     def canonical(self, key: str) -> str:
@@ -115,6 +120,11 @@ class Architecture:
     def is_ignored(self, key: str) -> bool:
         """Whether a canonical file key is left out on purpose."""
         return any(re.fullmatch(pattern, key) for pattern in self.ignored)
+
+
+def span_spec(task_class: str, unused: str | None = None) -> HeadSpec:
+    """The head of extractive question answering, alike in all encoders: two scores of each token."""
+    return HeadSpec("sequence", {"out": "qa_outputs"}, task_class, output="span_logits", unused=unused)
 
 
 def linear(path: str, key: str, *, bias: bool = True) -> dict[str, Tensor]:

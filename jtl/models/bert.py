@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl.models import architecture
-from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
+from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm, span_spec
 from jtl.models.dropout import Dropout
 from jtl.models.layers import Attention, Ids, Mlp, activation, dense, mask_bias, mean_over
 
@@ -238,4 +238,5 @@ ARCHITECTURE = Architecture(
     base_class="BertModel",
     ignored=(r"embeddings\.position_ids", r"embeddings\.token_type_ids", r"cls\..*", r"qa_outputs\..*"),
     renames=TF_NAMES,
+    spans=span_spec("BertForQuestionAnswering", unused="params/pooler/.*"),
 )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl.models import architecture
-from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
+from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm, span_spec
 from jtl.models.bert import example
 from jtl.models.dropout import Dropout
 from jtl.models.layers import Attention, Ids, Mlp, activation, mask_bias, mean_over
@@ -187,4 +187,5 @@ ARCHITECTURE = Architecture(
     example=example,
     base_class="DistilBertModel",
     ignored=(r"embeddings\.position_ids", r"vocab_(transform|layer_norm|projector)\..*", r"qa_outputs\..*"),
+    spans=span_spec("DistilBertForQuestionAnswering"),
 )

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jtl.models.architecture import Architecture, HeadSpec
+from jtl.models.architecture import Architecture, HeadSpec, span_spec
 from jtl.models.bert import TF_NAMES, BertConfig, Embeddings, Encoder, encoder_tensors, example
 from jtl.models.layers import Ids, mask_bias, mean_over
 
@@ -99,4 +99,5 @@ ARCHITECTURE = Architecture(
         r"qa_outputs\..*",
     ),
     renames=TF_NAMES,
+    spans=span_spec("RobertaForQuestionAnswering"),
 )

@@ -59,7 +59,7 @@ def load(
     mesh: Mesh | None = None,
     sharding: tree.Rules = layout.REPLICATED,
 ) -> Model:
-    """A pretrained model, with its classification head if the files have one.
+    """A pretrained model, with its head for classification or for spans of answers if the files have one.
 
     >>> model = load("minilm")  # doctest: +SKIP
 
@@ -105,9 +105,10 @@ def load_with_report(
     module = architecture.module(config)
 
     body = architecture.tensors(config)
-    head, foreign = _head_tensors(architecture, config.head, settings, keys)
+    spec, foreign = _head_spec(architecture, config, settings, keys)
+    head = head_tensors(spec) if spec else {}
     shapes = {path: leaf.shape for path, leaf in expected(module, architecture, config).items()}
-    shapes |= _head_shapes(config, head, keys, tensors)
+    shapes |= _head_shapes(config, spec, keys, tensors) if spec else {}
     wanted = body | head
     places = _places(shapes, mesh, sharding)
 
@@ -140,7 +141,7 @@ def load_with_report(
         read |= {path: _placed(np.asarray(array), dtype, places[path]) for path, array in fresh.items()}
 
     variables = tree.nest({path: read[path] for path in shapes})
-    model = _assemble(module, config, variables, config.head if head else None)
+    model = _assemble(module, config, variables, spec)
     report = Report(
         folder,
         {path: keys[tensor.key] for path, tensor in wanted.items() if tensor.key in keys},
@@ -199,7 +200,8 @@ def _assemble(module, config, variables: dict[str, Any], spec: HeadSpec | None) 
         return model
     params = model.params["head"]
     classes = params["out"]["kernel"].shape[1]
-    return heads.attach(model, heads.standard(config, classes), on=spec.on, params=params)
+    form = heads.standard(config, classes) if spec.output == config.head.output else heads.Classifier(classes)
+    return heads.attach(model, form, on=spec.on, params=params, output=spec.output)
 
 
 def _canonical(architecture: Architecture, config, tensors: Tensors) -> dict[str, str]:
@@ -221,25 +223,27 @@ def head_tensors(spec: HeadSpec) -> dict[str, Tensor]:
     return kernels | (biases if spec.bias else {})
 
 
-def _head_tensors(
-    architecture: Architecture, spec: HeadSpec, settings: Mapping[str, Any], keys: Mapping[str, str]
-) -> tuple[dict[str, Tensor], set[str]]:
-    """The head's name map if the files hold that head, and the keys of another task's head."""
-    roots = tuple(theirs.split(".")[0] + "." for theirs in spec.tensors.values())
-    found = {name for name in keys if name.startswith(roots)}
-    classes = settings.get("architectures") or [spec.task_class]
-    if found and spec.task_class not in classes and architecture.base_class not in classes:
-        return {}, found  # the same name, another task: BertForTokenClassification also says `classifier`
-    return (head_tensors(spec) if found else {}), set()
+def _head_spec(
+    architecture: Architecture, config: Any, settings: Mapping[str, Any], keys: Mapping[str, str]
+) -> tuple[HeadSpec | None, set[str]]:
+    """The head that the files hold, if jtl knows it, and the keys of another task's head."""
+    foreign: set[str] = set()
+    for spec in filter(None, (config.head, architecture.spans)):
+        roots = tuple(theirs.split(".")[0] + "." for theirs in spec.tensors.values())
+        found = {name for name in keys if name.startswith(roots)}
+        classes = settings.get("architectures") or [spec.task_class]
+        if found and (spec.task_class in classes or architecture.base_class in classes):
+            return spec, set()
+        foreign |= found  # the same name, another task: BertForTokenClassification also says `classifier`
+    return None, foreign
 
 
-def _head_shapes(config, head: Mapping[str, Tensor], keys: Mapping[str, str], tensors: Tensors):
-    if not head:
-        return {}
+def _head_shapes(config, spec: HeadSpec, keys: Mapping[str, str], tensors: Tensors):
+    head = head_tensors(spec)
     out = head["params/head/out/kernel"].key
-    width, classes = config.width(config.head.on), len(tensors[keys[out]]) if out in keys else 0
-    inner = config.head.width or width
-    sizes = {"out": (inner if config.head.hidden else width, classes), "dense": (width, inner)}
+    width, classes = config.width(spec.on), len(tensors[keys[out]]) if out in keys else 0
+    inner = spec.width or width
+    sizes = {"out": (inner if spec.hidden else width, classes), "dense": (width, inner)}
     layers = {path: path.split("/")[2] for path in head}
     return {
         path: sizes[layer] if path.endswith("kernel") else sizes[layer][1:] for path, layer in layers.items()

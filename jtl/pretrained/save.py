@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from jtl import heads, tree
 from jtl.files import umask
 from jtl.model import Cast, Model
-from jtl.models.architecture import Architecture, Tensor
+from jtl.models.architecture import Architecture, HeadSpec, Tensor
 from jtl.models.scan import unstack
 from jtl.pretrained.load import WeightsError, find_architecture, head_tensors
 from jtl.pretrained.sources import resolve, tokenizer_files
@@ -35,7 +36,8 @@ def save(
     A Whisper's also has the ``generation_config.json`` by which ``transformers`` writes transcripts.
 
     Args:
-        model: of an architecture in ``jtl.models``, bare or with its standard classification head.
+        model: of an architecture in ``jtl.models``, bare, with its standard classification head, or with that of
+            ``jtl.tasks.span_head``.
         folder: must be absent or empty, unless `overwrite` lets an earlier model folder be replaced.
         tokenizer: name or folder (see ``resolve``) whose tokenizer files are copied along, or written if it is in a
             GGUF file.
@@ -53,10 +55,11 @@ def save(
     tensors = _to_file(model, names, architecture.prefix if head else "")
     settings = {"architectures": [architecture.base_class], **model.config.to_hf()}
     if head:
-        settings["architectures"] = [model.config.head.task_class]
+        settings["architectures"] = [_spec(architecture, model.config, head).task_class]
+    if head and head.output == model.config.head.output:
         settings |= _labels(head.module.classes, id2label)
     elif id2label is not None:
-        raise ValueError("id2label names the classes of a head, and this model has none.")
+        raise ValueError("id2label names the classes of a head, and this model has no classifier.")
     copies = tokenizer_files(resolve(tokenizer)) if tokenizer is not None else []
     built = load_tokenizer(tokenizer) if tokenizer is not None and not copies else None
 
@@ -83,7 +86,7 @@ def save(
 
 
 def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[str, Tensor]]:
-    """The architecture, the standard head and the name of every tensor that ``save`` would write.
+    """The architecture, its head if there is one, and the name of every tensor that ``save`` would write.
 
     Raises ValueError and WeightsError as ``save`` does for the model itself: ask before a long training.
     """
@@ -97,8 +100,13 @@ def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[s
             f"{model.config.head.task_class} has no layer for CTC beside its classifier: jtl.tasks.ctc.without_head "
             "takes it off"
         )
-    names = dict(architecture.tensors(model.config)) | (head_tensors(model.config.head) if head else {})
-    leaves = tree.flatten(model.variables)
+    names, leaves = dict(architecture.tensors(model.config)), tree.flatten(model.variables)
+    if head:
+        spec = _spec(architecture, model.config, head)
+        names |= head_tensors(spec)
+        for path in [path for path in names if spec.unused and re.fullmatch(spec.unused, path)]:
+            del names[path]
+            leaves.pop(path, None)
     lacking, homeless = sorted(set(names) - set(leaves)), sorted(set(leaves) - set(names))
     if lacking or homeless:
         raise WeightsError(
@@ -108,12 +116,12 @@ def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[s
 
 
 def _head(model: Model, architecture: Architecture) -> heads.Head | None:
-    """The standard head, if there is one. Raises ValueError for a technique that files cannot express."""
-    spec, found = model.config.head, None
+    """The head that files can hold, if there is one. Raises ValueError for a technique that they cannot express."""
+    found = None
     for technique in model.techniques:
         is_head = isinstance(technique, heads.Head) and technique.name == "head"
         if isinstance(technique, heads.Head) and is_head and isinstance(technique.module, heads.Classifier):
-            module = technique.module
+            module, spec = technique.module, _spec(architecture, model.config, technique)
             activation = module.activation if module.hidden else spec.activation
             own = (technique.on, module.hidden, activation, module.width)
             if own == (spec.on, spec.hidden, spec.activation, spec.width):
@@ -130,6 +138,12 @@ def _head(model: Model, architecture: Architecture) -> heads.Head | None:
                 "remove it first."
             )
     return found
+
+
+def _spec(architecture: Architecture, config: Any, head: heads.Head) -> HeadSpec:
+    """The form of a head that gives this output in the architecture's files; by default that of its classifier."""
+    spans = architecture.spans
+    return spans if spans is not None and head.output == spans.output else config.head
 
 
 def _to_file(model: Model, names: Mapping[str, Tensor], prefix: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Tasks: for each its loss, metrics and decoding."""
 
 from jtl.tasks import ctc
+from jtl.tasks.answers import answer_f1, exact_match
 from jtl.tasks.beams import Beams, beam_search
 from jtl.tasks.causal import CausalLM
 from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibration_error, macro_f1
@@ -9,14 +10,16 @@ from jtl.tasks.erasure import erasure, occlusion
 from jtl.tasks.generate import generate, stream, written
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
 from jtl.tasks.seq2seq import Seq2Seq, teacher_forcing
+from jtl.tasks.spans import Found, Spans, best_spans, find_spans, span_head
 from jtl.tasks.transcribe import detect_language, transcribe
 from jtl.tasks.transcribe_long import transcribe_long
 from jtl.tasks.words import word_error_rate
 from jtl.tasks.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
-    "CTC", "Beams", "CausalLM", "Classify", "MaskedLM", "Seq2Seq", "accuracy", "beam_search", "class_embeddings",
-    "confusion", "ctc", "detect_language", "erasure", "expected_calibration_error", "generate", "macro_f1", "mask",
-    "masked_head", "occlusion", "stream", "teacher_forcing", "transcribe", "transcribe_long", "without_masked_head",
-    "word_error_rate", "written", "zero_shot",
+    "CTC", "Beams", "CausalLM", "Classify", "Found", "MaskedLM", "Seq2Seq", "Spans", "accuracy", "answer_f1",
+    "beam_search", "best_spans", "class_embeddings", "confusion", "ctc", "detect_language", "erasure", "exact_match",
+    "expected_calibration_error", "find_spans", "generate", "macro_f1", "mask", "masked_head", "occlusion", "span_head",
+    "stream", "teacher_forcing", "transcribe", "transcribe_long", "without_masked_head", "word_error_rate", "written",
+    "zero_shot",
 ]  # fmt: skip

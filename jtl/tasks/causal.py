@@ -7,6 +7,7 @@ Generative Pre-Training", eq. 1.
 from __future__ import annotations
 
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float
 
 from jtl.loss import Loss
@@ -22,7 +23,13 @@ class CausalLM(Loss):
     ``jtl.load("smollm2")``, or yours by ``jtl.wrap`` or ``jtl.model.linen``. A pair with padding in it
     (``attention_mask`` 0) does not count, nor do rows of ``batch["weight"]`` 0. An id outside the vocabulary makes the
     loss NaN.
+
+    Attributes:
+        mask: the batch's field (B, L) that is 1 where the next token counts, such as the ``continuation`` of
+            ``jtl.data.pairs``: an answer is learned, and not the prompt before it. None: all that are real count.
     """
+
+    mask: str | None = struct.field(pytree_node=False, default=None)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
@@ -30,7 +37,7 @@ class CausalLM(Loss):
         """The loss, and its ``tokens`` (how many were predicted) and ``token_accuracy``.
 
         Raises:
-            KeyError: the model gives no ``token_logits``.
+            KeyError: the model gives no ``token_logits``, or the batch has no field ``mask``.
             ValueError: they are not those of every position.
         """
         if "token_logits" not in outputs:
@@ -45,6 +52,12 @@ class CausalLM(Loss):
         if "attention_mask" in batch:
             real = jnp.asarray(batch["attention_mask"]) != 0  # type: ignore[index]
             weight = (real[:, 1:] & real[:, :-1]).astype(jnp.float32)
+        if self.mask is not None:
+            if self.mask not in batch:
+                raise KeyError(
+                    f"CausalLM(mask={self.mask!r}) finds no such field; the batch has {sorted(batch)}"
+                )
+            weight = weight * jnp.asarray(batch[self.mask])[:, :-1]  # type: ignore[index]
         if "weight" in batch:
             weight = weight * jnp.asarray(batch["weight"])[:, None]  # type: ignore[index]
         return mean_cross_entropy(logits, target, weight)

@@ -87,7 +87,7 @@ def test_overwrite_deletes_no_folder_that_holds_no_model(model, tmp_path):
 
 
 def test_a_failed_save_leaves_nothing(model, tmp_path):
-    with pytest.raises(ValueError, match="classes of a head, and this model has none"):
+    with pytest.raises(ValueError, match="classes of a head, and this model has no classifier"):
         save(model, tmp_path / "x", id2label={0: "a"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
 

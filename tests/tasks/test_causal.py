@@ -74,3 +74,19 @@ def test_errors(batch):
     other = function(lambda params, input_ids: input_ids, {})
     with pytest.raises(KeyError, match="gives \\['features'\\]"):
         CausalLM()(other, batch, None)
+
+
+def test_a_mask_chooses_what_is_learned(model, batch):
+    answer = np.zeros((B, L), np.int32)
+    answer[0, 2] = answer[1, 3] = answer[2, 3:5] = 1
+    loss = CausalLM(mask="continuation")
+    value, aux = jax.jit(loss)(model, batch | {"continuation": answer}, None)
+    logits = np.asarray(model(batch)["token_logits"], np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    pairs = [(0, 2), (1, 3), (2, 3), (2, 4)]
+    np.testing.assert_allclose(
+        value, -np.mean([log_p[b, t, batch["input_ids"][b, t + 1]] for b, t in pairs]), rtol=1e-5
+    )
+    assert float(aux.metrics["tokens"]) == 4
+    with pytest.raises(KeyError, match="mask='continuation'.*the batch has"):
+        loss(model, batch, None)

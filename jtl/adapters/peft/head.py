@@ -21,8 +21,14 @@ NAMES = {"weight": "weights", "bias": "biases"}
 
 def write(model: Model, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The head's tensors, their keys after ``prefix``, and what the configuration says of it; nothing without one."""
-    if heads.find(model) is None:
+    head = heads.find(model)
+    if head is None:
         return {}, {}
+    if head.output != model.config.head.output:
+        raise ValueError(
+            f"PEFT's files hold a head that gives {model.config.head.output!r}, and this one gives {head.output!r}: "
+            "save the adapter of the model without its head, or jtl.adapters.merge and jtl.save the whole"
+        )
     tensors: dict[str, np.ndarray] = {}
     for layer, module in model.config.head.tensors.items():
         leaves = model.params["head"][layer]
