@@ -229,7 +229,7 @@ def start(task: Task, technique: str, key: jax.Array, on: str | None = None) -> 
     """The model before its first step: pretrained or random body, new head."""
     trunk = task.pretrained
     if technique == "scratch":
-        trunk = _quick_statistics(pretrained.scratch(task.model_name, key=jax.random.fold_in(key, 1)))
+        trunk = random_body(task.model_name, jax.random.fold_in(key, 1))
     model = heads.classifier(trunk, task.classes, key=key, on=on)
     if technique in ADAPTERS:
         return insert(task, technique, model, jax.random.fold_in(key, 2))
@@ -261,8 +261,12 @@ def insert(task: Task, technique: str, model: Model, key: jax.Array) -> Model:
     return getattr(adapters, technique)(model, **places, key=key)
 
 
-def _quick_statistics(model: Model) -> Model:
-    """``model`` with running statistics over tens of updates, not hundreds: a short run from scratch has no more."""
+def random_body(name: str, key: jax.Array) -> Model:
+    """The architecture called ``name`` with random weights.
+
+    Its running statistics are over tens of updates, not hundreds: a short run from scratch has no more.
+    """
+    model = pretrained.scratch(name, key=key)
     if not hasattr(model.config, "batch_norm_momentum"):
         return model
     config = replace(model.config, batch_norm_momentum=0.9)

@@ -137,15 +137,19 @@ class MnistM(Mnist5k):
 
 
 def photo_patch(
-    photos: Sequence[UInt8[np.ndarray, "_ _ 3"]], split: str, rng: np.random.Generator, side: int = 28
+    photos: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    split: str,
+    rng: np.random.Generator,
+    side: int = 28,
+    tile: int = TILE,
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """A square of one of ``photos``, inside a tile of 61 pixels: of tiles where row + column is a multiple of 3 for
-    validation and test, of the others for train.
+    """A square of one of ``photos``, inside a tile of ``tile`` pixels: of tiles where row + column is a multiple of 3
+    for validation and test, of the others for train.
     """
     photo = photos[int(rng.integers(len(photos)))]
-    rows, columns = np.indices((photo.shape[0] // TILE, photo.shape[1] // TILE))
+    rows, columns = np.indices((photo.shape[0] // tile, photo.shape[1] // tile))
     tiles = np.argwhere(((rows + columns) % 3 > 0) == (split == "train"))
-    top, left = rng.choice(tiles) * TILE + rng.integers(TILE - side + 1, size=2)
+    top, left = rng.choice(tiles) * tile + rng.integers(tile - side + 1, size=2)
     return photo[top : top + side, left : left + side]
 
 

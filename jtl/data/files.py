@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from jtl.data.dataset import SPLITS, DataError, Dataset, Example, Source, check_
 
 TABLES = (".csv", ".tsv", ".jsonl")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
+ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
             "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def load_path(path: Path, text_column: str, label_column: str) -> Dataset:
     if tables:
         return _texts(path, tables, text_column, label_column)
     if folders:
-        split_folders = by_split(path, [entry for entry in folders if entry.name in _ALIASES])
+        split_folders = by_split(path, [entry for entry in folders if entry.name in ALIASES])
         return _images(path, split_folders if "train" in split_folders else {"train": path})
     raise DataError(
         f"{path}: found neither train.csv (or {', '.join('train' + end for end in TABLES[1:])}) nor a folder of "
@@ -49,11 +49,11 @@ def by_split(path: Path, entries: Sequence[Path]) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for entry in entries:
         name = entry.stem if entry.is_file() else entry.name
-        if name not in _ALIASES:
+        if name not in ALIASES:
             raise DataError(
-                f"{entry}: expected the name of a split ({', '.join(_ALIASES)}); name one file directly"
+                f"{entry}: expected the name of a split ({', '.join(ALIASES)}); name one file directly"
             )
-        if (split := _ALIASES[name]) in splits:
+        if (split := ALIASES[name]) in splits:
             raise DataError(f"{path}: {splits[split].name} and {entry.name} are both split {split}; keep one")
         splits[split] = entry
     if splits and "train" not in splits:
@@ -85,7 +85,7 @@ def _texts(path: Path, files: Mapping[str, Path], text_column: str, label_column
     )
     return Dataset(
         name=str(path), kind="text", splits=splits, classes=classes, origin=f"your files at {path}",
-        version=_digest(files.values()), notes=(*notes, *carved, *_repeats(splits)),
+        version=digest(files.values()), notes=(*notes, *carved, *_repeats(splits)),
     )  # fmt: skip
 
 
@@ -317,7 +317,7 @@ def _images(path: Path, folders: Mapping[str, Path]) -> Dataset:
                     f"{file}: not an image that can be decoded ({error}); remove or replace it"
                 ) from error
         found[split] = ImageFiles(tuple(files), tuple(label))
-    digests = {split: [_digest([file]) for file in source.paths] for split, source in found.items()}
+    digests = {split: [digest([file]) for file in source.paths] for split, source in found.items()}
     version = hashlib.sha256(repr((classes, digests)).encode()).hexdigest()[:16]
     splits, notes = complete(found, digests["train"], found["train"].label)
     return Dataset(
@@ -343,9 +343,10 @@ def _repeats(splits: Mapping[str, Source]) -> list[str]:
     return notes
 
 
-def _digest(files) -> str:
-    digest = hashlib.sha256()
+def digest(files: Iterable[Path]) -> str:
+    """Identity of the content of ``files``, in this order."""
+    whole = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:16]

@@ -173,7 +173,7 @@ class Images:
             pixels, label = self.pixels[indices], self.known_labels[indices]
         else:
             rows, label = zip(*(self._read(int(i)) for i in indices), strict=True)
-            pixels = _stack(rows)
+            pixels = stack(rows)
         if self.augment is not None and draws is not None:
             pixels = self.augment(pixels, draws)
         return {"image": self.preprocess.normalise(pixels), "label": np.asarray(label, np.int32)}
@@ -194,10 +194,10 @@ def prepare(
     if len(source) * first.size > memory:
         return images
     rows, label = zip(*(images._read(i) for i in range(len(source))), strict=True)
-    return replace(images, pixels=_stack(rows), known_labels=np.asarray(label, np.int32))
+    return replace(images, pixels=stack(rows), known_labels=np.asarray(label, np.int32))
 
 
-def _stack(rows: Sequence[UInt8[np.ndarray, "H W _"]]) -> UInt8[np.ndarray, "B H W c"]:
+def stack(rows: Sequence[UInt8[np.ndarray, "H W _"]]) -> UInt8[np.ndarray, "B H W c"]:
     """One array of ``rows``; where some are in colour, the grey ones get three equal channels."""
     if len({row.shape for row in rows}) > 1:
         rows = [np.broadcast_to(row, (*row.shape[:2], 3)) for row in rows]

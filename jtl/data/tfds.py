@@ -11,7 +11,7 @@ import pkgutil
 import socket
 import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex
 
@@ -91,7 +91,7 @@ def public(name: str, text_column: str | None, label_column: str | None, image_c
     """The public data set ``"tfds:NAME[/CONFIG]"``; see ``jtl.data.load``."""
     import tensorflow_datasets as tfds
 
-    builder = _builder(name)
+    builder = find_builder(name)
     features, keys = builder.info.features, builder.info.supervised_keys or ()
     wanted = {"text": tfds.features.Text, "image": tfds.features.Image, "label": tfds.features.ClassLabel}
     of = {kind: [key for key in features if isinstance(features[key], cls)] for kind, cls in wanted.items()}
@@ -101,32 +101,32 @@ def public(name: str, text_column: str | None, label_column: str | None, image_c
         (_column(name, kind, image_column if kind == "image" else text_column, of, keys, features), kind),
         (_column(name, "label", label_column, of, keys, features), "label"),
     )
-    sources = _sources(name, builder, columns)
+    sources = open_sources(name, builder, columns)
     classes = tuple(features[columns[1][0]].names)
-    splits, notes = _standard_splits(name, sources)
+    splits, notes = standard_splits(name, sources)
     if kind == "text":
         for split, source in splits.items():
             check_labels(source.labels, classes, split, name)
     strata = splits["train"].labels if kind == "text" else None
-    return _dataset(name, builder, kind, splits, notes, classes, strata)
+    return as_dataset(name, builder, kind, splits, notes, classes, strata)
 
 
 def questions(name: str) -> Dataset:
     """The public questions ``"tfds:NAME[/CONFIG]"``, of SQuAD's columns; see ``jtl.data.load_questions``."""
-    builder = _builder(name)
+    builder = find_builder(name)
     features = builder.info.features
     if missing := [column for column in ("question", "context", "answers") if column not in features]:
         raise DataError(
             f"{name}: no column {missing[0]!r}; it has {', '.join(features)}. Questions need SQuAD's columns"
         )
-    sources = {split: Asked(source) for split, source in _sources(name, builder, ()).items()}
-    splits, notes = _standard_splits(name, sources)
-    return _dataset(name, builder, "question", splits, notes)
+    sources = {split: Asked(source) for split, source in open_sources(name, builder, ()).items()}
+    splits, notes = standard_splits(name, sources)
+    return as_dataset(name, builder, "question", splits, notes)
 
 
 def summaries(name: str, text_column: str | None, summary_column: str | None) -> Dataset:
     """The public texts ``"tfds:NAME[/CONFIG]"`` and their summaries; see ``jtl.data.load_summaries``."""
-    builder = _builder(name)
+    builder = find_builder(name)
     features, keys = builder.info.features, builder.info.supervised_keys or ()
     usual = [*map(str, keys), "", ""]
     columns = tuple(
@@ -138,8 +138,8 @@ def summaries(name: str, text_column: str | None, summary_column: str | None) ->
             f"{name}: no {missing[0][1]} column {missing[0][0]!r}; it has {', '.join(features)}. Choose with "
             "--text-column and --summary-column"
         )
-    splits, notes = _standard_splits(name, _sources(name, builder, columns))
-    return _dataset(name, builder, "summary", splits, notes)
+    splits, notes = standard_splits(name, open_sources(name, builder, columns))
+    return as_dataset(name, builder, "summary", splits, notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ class Asked:
         }
 
 
-def _sources(name: str, builder: Any, columns: tuple[tuple[str, str], ...]) -> dict[str, TfdsSource]:
+def open_sources(name: str, builder: Any, columns: tuple[tuple[str, str], ...]) -> dict[str, TfdsSource]:
     """Every split that has examples, prepared and opened."""
     if not builder.data_path.exists():
         _check_network(name)
@@ -184,7 +184,7 @@ def _sources(name: str, builder: Any, columns: tuple[tuple[str, str], ...]) -> d
     return sources
 
 
-def _dataset(
+def as_dataset(
     name: str,
     builder: Any,
     kind: Literal["text", "image", "question", "summary"],
@@ -193,6 +193,7 @@ def _dataset(
     classes: tuple[str, ...] = (),
     strata: np.ndarray | None = None,
 ) -> Dataset:
+    """The set, with the splits that it lacks cut from train."""
     positions = [f"{builder.info.full_name}/{i}" for i in range(len(splits["train"]))]
     whole, carved = complete(splits, positions, strata, MAX_CARVED)
     return Dataset(
@@ -217,7 +218,8 @@ def _register_all() -> None:
                 importlib.import_module(package.name)
 
 
-def _builder(name: str) -> Any:
+def find_builder(name: str) -> Any:
+    """The builder of ``"tfds:NAME[/CONFIG]"``. Raises DataError with near misses for an unknown one."""
     import tensorflow_datasets as tfds
 
     _register_all()
@@ -254,12 +256,16 @@ def _column(
     return usual[0]
 
 
-def _standard_splits(name: str, sources: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """train, and validation and test where they are there and labelled."""
+def standard_splits(
+    name: str,
+    sources: Mapping[str, Any],
+    labelled: Callable[[Example], bool] = lambda example: example.get("label", 0) >= 0,
+) -> tuple[dict[str, Any], list[str]]:
+    """train, and validation and test where they are there and their first example is ``labelled``."""
     splits, notes = {split: sources[split] for split in SPLITS if split in sources}, []
     if "train" not in splits:
         raise DataError(f"{name}: no train split with examples; it has {', '.join(sources)}")
-    if "test" in splits and splits["test"][0].get("label", 0) < 0:
+    if "test" in splits and not labelled(splits["test"][0]):
         del splits["test"]
         notes.append("the test split is not labelled")
     if "test" not in splits and "validation" in splits:

@@ -8,6 +8,7 @@ from jtl.models import (
     dinov2,
     distilbert,
     efficientnet_lite,
+    feature_pyramid,
     gpt2,
     llama,
     resnet,
@@ -19,6 +20,8 @@ from jtl.models import (
     whisper,
 )
 from jtl.models.architecture import Architecture
+
+__all__ = ["ARCHITECTURES", "Architecture", "feature_pyramid"]
 
 ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
     a.name: a

@@ -1,14 +1,17 @@
 """Tasks: for each its loss, metrics and decoding."""
 
-from jtl.tasks import ctc
+from jtl.tasks import ctc, detect
 from jtl.tasks.answers import answer_f1, exact_match
+from jtl.tasks.average_precision import average_precision
 from jtl.tasks.beams import Beams, beam_search
 from jtl.tasks.causal import CausalLM
 from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibration_error, macro_f1
 from jtl.tasks.ctc import CTC
+from jtl.tasks.detect import Detect, Detections
 from jtl.tasks.erasure import erasure, occlusion
 from jtl.tasks.generate import generate, stream, written
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
+from jtl.tasks.segment import Dice, Segment, pixel_confusion, segmentation_scores
 from jtl.tasks.seq2seq import Seq2Seq, teacher_forcing
 from jtl.tasks.spans import Found, Spans, best_spans, find_spans, span_head
 from jtl.tasks.transcribe import detect_language, transcribe
@@ -17,9 +20,10 @@ from jtl.tasks.words import word_error_rate
 from jtl.tasks.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
-    "CTC", "Beams", "CausalLM", "Classify", "Found", "MaskedLM", "Seq2Seq", "Spans", "accuracy", "answer_f1",
-    "beam_search", "best_spans", "class_embeddings", "confusion", "ctc", "detect_language", "erasure", "exact_match",
-    "expected_calibration_error", "find_spans", "generate", "macro_f1", "mask", "masked_head", "occlusion", "span_head",
-    "stream", "teacher_forcing", "transcribe", "transcribe_long", "without_masked_head", "word_error_rate", "written",
-    "zero_shot",
+    "CTC", "Beams", "CausalLM", "Classify", "Detect", "Detections", "Dice", "Found", "MaskedLM", "Segment",
+    "Seq2Seq", "Spans", "accuracy", "answer_f1", "average_precision", "beam_search", "best_spans",
+    "class_embeddings", "confusion", "ctc", "detect", "detect_language", "erasure", "exact_match",
+    "expected_calibration_error", "find_spans", "generate", "macro_f1", "mask", "masked_head", "occlusion",
+    "pixel_confusion", "segmentation_scores", "span_head", "stream", "teacher_forcing", "transcribe",
+    "transcribe_long", "without_masked_head", "word_error_rate", "written", "zero_shot",
 ]  # fmt: skip

@@ -22,10 +22,12 @@ from jtl.train.figures.examples import (
     saliency,
 )
 from jtl.train.figures.matrices import confusion, heatmaps
+from jtl.train.figures.scenes import boxes, masks
 from jtl.train.figures.style import colours, png
 
 __all__ = [
     "attributed",
+    "boxes",
     "colours",
     "confusion",
     "embeddings",
@@ -33,6 +35,7 @@ __all__ = [
     "heatmaps",
     "images",
     "learning_curves",
+    "masks",
     "over_parameters",
     "over_rates",
     "over_sizes",

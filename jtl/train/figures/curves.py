@@ -13,7 +13,12 @@ from jtl.train.figures.style import MARKER, arms_of, blank, colours, curve, plai
 from jtl.train.result import Row
 
 
-def learning_curves(rows: Sequence[Row], metric: str = "validation_accuracy", points: int = 100) -> Figure:
+def learning_curves(
+    rows: Sequence[Row],
+    metric: str = "validation_accuracy",
+    points: int = 100,
+    loss: str = "training loss (nats)",
+) -> Figure:
     """Training loss and a validation metric over the steps, one line an arm; its band the 95 % interval over seeds.
 
     Args:
@@ -21,6 +26,7 @@ def learning_curves(rows: Sequence[Row], metric: str = "validation_accuracy", po
             and, where it was validated, the metric.
         metric: key of the validation metric.
         points: a training loss of more steps than this is averaged in so many windows.
+        loss: its label.
     """
     measured = [
         {"arm": row["arm"], "step": row["step"], metric: row[metric]} for row in rows if metric in row
@@ -47,7 +53,7 @@ def learning_curves(rows: Sequence[Row], metric: str = "validation_accuracy", po
                 axes.set_xscale("log")
                 plain_ticks(axes.xaxis)
         _within_bounds(right, metric)
-        left.set(xlabel="optimiser step", ylabel="training loss (nats)", title="Training")
+        left.set(xlabel="optimiser step", ylabel=loss, title="Training")
         right.set(xlabel="optimiser step", ylabel=spoken(metric), title="Validation")
         figure.legend(*right.get_legend_handles_labels(), loc="outside right center")
     return figure

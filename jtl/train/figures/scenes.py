@@ -1,0 +1,94 @@
+"""Whole images with what a model finds in them: boxes with names, and a colour for every pixel's class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from jtl.train.figures.style import MANY, ORANGE, PALETTE, blank
+
+
+def boxes(
+    pictures: Sequence[Any],
+    found: Sequence[Any],
+    names: Sequence[Sequence[str]],
+    true: Sequence[Any] | None = None,
+    columns: int = 4,
+) -> Figure:
+    """A grid of images with boxes: those found in orange with their names, those that are there in white and dashed.
+
+    Args:
+        pictures: N images, (H, W, 1) or (H, W, 3), uint8 or in [0, 1].
+        found: boxes (n, 4) of each: left, top, right and bottom in pixels.
+        names: n names of each, say "7 (0.92)".
+        true: boxes (m, 4) of each; None if they are not known.
+        columns: of the grid.
+    """
+    if not len(pictures):
+        raise ValueError("there are no images to draw")
+    columns = min(columns, len(pictures))
+    with blank(3.0 * columns, 3.0 * -(-len(pictures) // columns)) as figure:
+        grid = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.set_axis_off()
+        for i, (axes, picture) in enumerate(zip(grid, pictures, strict=False)):
+            axes.imshow(np.squeeze(np.asarray(picture)), cmap="gray")
+            for box in [] if true is None else np.asarray(true[i]):
+                axes.add_patch(_rectangle(box, edgecolor="black", linewidth=2.4))
+                axes.add_patch(_rectangle(box, edgecolor="white", linewidth=1.4, linestyle=(0, (3, 2))))
+            for box, name in zip(np.asarray(found[i]), names[i], strict=True):
+                axes.add_patch(_rectangle(box, edgecolor=ORANGE, linewidth=1.8))
+                axes.text(
+                    box[0], box[1], name, fontsize=8.5, va="bottom", color="black", clip_on=True,
+                    bbox={"facecolor": ORANGE, "edgecolor": "none", "boxstyle": "square,pad=0.1", "alpha": 0.85},
+                )  # fmt: skip
+    return figure
+
+
+def _rectangle(box: Any, **style: Any) -> Rectangle:
+    left, top, right, bottom = map(float, box)
+    # The middle of a pixel is a whole number in a picture, its edge in a box.
+    return Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, **style)
+
+
+def masks(
+    pictures: Sequence[Any],
+    rows: Mapping[str, Sequence[Any]],
+    classes: Sequence[str],
+    clear: int | None = 0,
+) -> Figure:
+    """A column for each image: the image, and below it again under each of its masks.
+
+    Args:
+        pictures: N images, (H, W, 1) or (H, W, 3), uint8 or in [0, 1].
+        rows: N masks (H, W) of classes, by the name of the row: ``{"true": ..., "transfer": ...}``.
+        classes: C names; a pixel of another value is left clear.
+        clear: the class that has no colour, say background; None if all have one.
+    """
+    if not len(pictures):
+        raise ValueError("there are no images to draw")
+    palette = PALETTE if len(classes) <= len(PALETTE) else MANY
+    shades = np.zeros((256, 4))
+    drawn = [c for c in range(len(classes)) if c != clear]
+    for i, c in enumerate(drawn):
+        shades[c] = to_rgba(palette[i % len(palette)], 0.8)
+    with blank(2.0 * len(pictures) + 1.4, 2.15 * (len(rows) + 1)) as figure:
+        grid = figure.subplots(len(rows) + 1, len(pictures), squeeze=False)
+        for axes in grid.ravel():
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+        for column, picture in zip(grid.T, pictures, strict=True):
+            for axes in column:
+                axes.imshow(np.squeeze(np.asarray(picture)), cmap="gray")
+        for line, (name, own) in zip(grid[1:], rows.items(), strict=True):
+            line[0].set_ylabel(name)
+            for axes, mask in zip(line, own, strict=True):
+                axes.imshow(shades[np.asarray(mask)], interpolation="nearest")
+        patches = [Patch(color=shades[c], label=classes[c]) for c in drawn[:24]]
+        figure.legend(handles=patches, loc="outside right center")
+    return figure

@@ -1,0 +1,44 @@
+"""The application of segmentation: a short real run on a small trunk, its model used again, inputs that it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.segmentation import Segmentation, main, run
+from jtl.data.scenes import load_scenes
+
+
+@pytest.mark.slow
+def test_segmentation(tmp_path, small_trunk):
+    result = run(Segmentation(out=tmp_path / "run", quick=True, model=small_trunk))
+    assert set(result.summary["mean_iou"]) == {"transfer", "scratch"}
+    assert 0 < result.summary["mean_iou"]["scratch"]["mean"] < 1
+    curves = [
+        json.loads(line)["curve"] for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()
+    ]
+    assert all(curve[-1]["loss"] < 0.8 * curve[0]["loss"] for curve in curves)
+    assert (tmp_path / "run" / "masks.png").stat().st_size > 50_000
+
+    again = run(Segmentation(out=tmp_path / "run", quick=True, model=small_trunk, resume=True))
+    assert again.rows == result.rows  # from the ledger
+
+    test, pictures = load_scenes(64, test=3).splits["test"], tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.fromarray(test[i]["image"]).resize((160, 128)).save(pictures / f"{i}.png")
+    assert main(Segmentation(out=tmp_path / "run", predict=pictures)) is None
+    for i in range(3):
+        mask = np.asarray(Image.open(tmp_path / "run" / "predictions" / f"{i}.png"))
+        assert mask.shape == (128, 160) and mask.max() <= 10
+    assert (tmp_path / "run" / "predictions.png").exists()
+
+
+def test_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds none: run without --predict first"):
+        main(Segmentation(out=tmp_path, predict=tmp_path / "new.png"))
+    with pytest.raises(
+        FileNotFoundError, match="no folder at .*nowhere: masks come from scenes, tfds:NAME or a folder"
+    ):
+        run(Segmentation(out=tmp_path / "run", data=str(tmp_path / "nowhere")))
