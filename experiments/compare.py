@@ -78,8 +78,8 @@ def run(config: Compare) -> Result:
     quick = config.quick
     budget = arms.Budget(
         epochs=config.epochs,
-        min_steps=30 if quick else config.min_steps,
-        max_steps=30 if quick else config.max_steps,
+        min_steps=12 if quick else config.min_steps,
+        max_steps=12 if quick else config.max_steps,
         batch_size=config.batch_size,
         validations=3,
     )
@@ -90,8 +90,8 @@ def run(config: Compare) -> Result:
             config.text_model if kind == "text" else config.image_model,
             config.text_data if kind == "text" else config.image_data,
             image_size=config.image_size,
-            validation=200 if quick else 500,
-            test=200 if quick else config.test_examples or None,
+            validation=100 if quick else 500,
+            test=100 if quick else config.test_examples or None,
             quick=quick,
         )
         print(task.dataset)
