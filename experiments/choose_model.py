@@ -90,7 +90,7 @@ def run(config: ChooseModel) -> Result:
     names = config.candidates[::3] if config.quick else config.candidates
     seeds = 1 if config.quick else config.seeds
     limits = (
-        {"validation": 200, "test": 200}
+        {"validation": 100, "test": 100}
         if config.quick
         else {"validation": 500, "test": config.test_examples or None}
     )
@@ -102,8 +102,14 @@ def run(config: ChooseModel) -> Result:
         task, source = (
             dataclasses.replace(task, pretrained=candidate(name))
             for task in (
-                prepare_task(name.partition(":")[0], config.data, **limits),
-                prepare_task(name.partition(":")[0], config.source_data, validation=500, test=200),
+                prepare_task(name.partition(":")[0], config.data, quick=config.quick, **limits),
+                prepare_task(
+                    name.partition(":")[0],
+                    config.source_data,
+                    validation=100 if config.quick else 500,
+                    test=100 if config.quick else 200,
+                    quick=config.quick,
+                ),
             )
         )
         task = task.with_train(256 if config.quick else config.train_examples or None, config.seed)
