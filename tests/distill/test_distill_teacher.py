@@ -68,6 +68,7 @@ SUM = (
 )
 
 
+@pytest.mark.slow
 def test_live_and_cached_teachers_give_what_the_functions_give(student, teacher, batch):
     taps = jax.jit(lambda model, batch: model(batch, taps=(*LAYERS, *MLPS)))
     own, other = taps(student, batch), taps(teacher, batch)

@@ -72,6 +72,7 @@ def test_same_outputs_and_gradients_as_the_full_model(model, batch, resumed_batc
     assert tree.norm(full_gradient["encoder"]["layer_4"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_training_equals_the_full_model_with_a_frozen_deterministic_prefix(batch):
     """Ten Adam steps, dropout on above the cut: the reference runs every layer, without dropout up to the cut."""
     model = build(num_hidden_layers=3, hidden_size=16, intermediate_size=32, num_attention_heads=2)
@@ -189,6 +190,7 @@ def test_a_wrong_cut_is_named(model, batch, resumed_batch):
         )
 
 
+@pytest.mark.slow
 def test_head_on_cached_features_is_20_times_cheaper(model, batch):
     """An epoch of a frozen backbone against one of the same head on cached features: FLOP and seconds."""
     wide = {name: np.tile(value, (2, 2)[: value.ndim]) for name, value in batch.items()}

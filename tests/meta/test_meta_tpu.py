@@ -28,6 +28,7 @@ def slice_2x2():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.mark.slow
 def test_maml_of_conv4(slice_2x2):
     def build(key):
         model = linen(Conv4(patches=True), Conv4(patches=True).init(key, jnp.zeros((1, 28, 28, 1))))

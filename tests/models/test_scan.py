@@ -115,6 +115,7 @@ def test_the_program_does_not_grow_with_depth(name):
     assert size(9, False) > 2 * size(3, False)
 
 
+@pytest.mark.slow
 def test_lora_on_stacked_kernels(models, key):
     """Each layer has factors of its own; trained, merged and unrolled they are those of the unrolled model."""
     model, inputs = models["llama"]

@@ -31,6 +31,7 @@ def hidden_and_logits(params, x, shift):
     return hidden, hidden[-1][-1]
 
 
+@pytest.mark.slow
 def test_fisher_sensitivity_is_that_of_single_examples(three):
     batch = batch_of("mlp", 6)
     weight = np.array([1, 1, 1, 0, 1, 1], np.float32)
