@@ -3,7 +3,8 @@
 Both arms have EfficientNet-Lite0 under a feature pyramid and a small decoder that adds up its levels (Kirillov et al.
 2019, https://arxiv.org/abs/1901.02446), under cross-entropy and the Dice loss. ``transfer`` begins with the weights of
 ImageNet, ``scratch`` with random ones; both see the same scenes for as many updates. The metrics are the mean over
-classes of intersection over union and of Dice's coefficient. Models were chosen on validation and tested once.
+classes of intersection over union and of Dice's coefficient. Rates are those
+of ``experiments.detection``; the best of a run's validations was kept, and tested once.
 
     python -m experiments.segmentation --out runs/segmentation
 
@@ -47,6 +48,7 @@ from jtl.train import figures
 from jtl.train.report import Result, Section, environment, summarise, table, write_report, write_result
 
 METRICS = ("mean_iou", "mean_dice")
+# Those of detection, which were chosen on its validation scenes; no others were tried here.
 RATES = {"transfer": 5e-3, "scratch": 5e-3}
 SHOWN = 6
 
@@ -59,7 +61,7 @@ class Segmentation(dense.DenseConfig):
     """Images with masks: scenes, tfds:NAME, or a folder with images/ and masks/."""
     mask_column: str | None = None
     """Column of the masks in a tfds data set that has several."""
-    updates: int = 300
+    updates: int = 400
     """Updates of each arm."""
 
 

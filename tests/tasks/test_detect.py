@@ -162,6 +162,15 @@ def test_true_outputs_are_decoded_to_the_truth():
     assert average_precision(*map(np.asarray, found), boxes, label)["map"] == pytest.approx(1.0)
 
 
+def test_one_class_names_an_object_once():
+    """One box that two classes claim, the second surer."""
+    outputs = {"cells": jnp.array([[4.0, 4.0, 8.0]]), "class_logits": jnp.array([[[1.0, 2.0]]]),
+               "distances": jnp.array([[[3.0, 3.0, 3.0, 3.0]]]), "centerness": jnp.array([[5.0]])}  # fmt: skip
+    both, one = (detect.decode(outputs, (8, 8), one_class=one_class) for one_class in (False, True))
+    assert both.label[0, :2].tolist() == [1, 0] and (both.score[0, :2] > 0).all()
+    assert one.label[0, 0] == 1 and (one.score[0] > 0).sum() == 1
+
+
 def test_boxes_are_cut_at_the_edge():
     outputs = {"cells": jnp.array([[4.0, 4.0, 8.0]]), "class_logits": jnp.array([[[5.0]]]),
                "distances": jnp.array([[[9.0, 1.0, 100.0, 2.0]]]), "centerness": jnp.array([[5.0]])}  # fmt: skip

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from jtl.train.figures.style import MANY, ORANGE, PALETTE, blank
+from jtl.train.figures.style import BLACK, MANY, ORANGE, PALETTE, blank
 
 
 def boxes(
@@ -62,7 +62,7 @@ def masks(
     classes: Sequence[str],
     clear: int | None = 0,
 ) -> Figure:
-    """A column for each image: the image, and below it again under each of its masks.
+    """A column for each image: the image, and below it again, pale and grey, under each of its masks.
 
     Args:
         pictures: N images, (H, W, 1) or (H, W, 3), uint8 or in [0, 1].
@@ -72,7 +72,7 @@ def masks(
     """
     if not len(pictures):
         raise ValueError("there are no images to draw")
-    palette = PALETTE if len(classes) <= len(PALETTE) else MANY
+    palette = PALETTE if len(classes) <= len(PALETTE) else (*MANY[:-1], BLACK)  # grey is the image's own
     shades = np.zeros((256, 4))
     drawn = [c for c in range(len(classes)) if c != clear]
     for i, c in enumerate(drawn):
@@ -82,9 +82,13 @@ def masks(
         for axes in grid.ravel():
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
+            axes.spines[:].set_visible(False)
         for column, picture in zip(grid.T, pictures, strict=True):
-            for axes in column:
-                axes.imshow(np.squeeze(np.asarray(picture)), cmap="gray")
+            pixels = np.asarray(picture)
+            column[0].imshow(np.squeeze(pixels), cmap="gray")
+            grey = pixels.mean(-1) / (255 if pixels.dtype == np.uint8 else 1)
+            for axes in column[1:]:
+                axes.imshow(grey, cmap="gray", vmin=-1.5, vmax=1)
         for line, (name, own) in zip(grid[1:], rows.items(), strict=True):
             line[0].set_ylabel(name)
             for axes, mask in zip(line, own, strict=True):
