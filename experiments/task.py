@@ -103,9 +103,9 @@ def prepare_task(
         if limit is not None and limit < len(sources[split]):
             sources[split] = data.subset(sources[split], limit, seed=0)
     if reads == "text":
-        preprocessing: dict[str, Any] = {"tokenizer": model, "max_length": max_length}
         tokenizer = pretrained.tokenizer(model)
         longest = min(max_length, tokenizer.model_max_length, QUICK_LENGTH if quick else max_length)
+        preprocessing: dict[str, Any] = {"tokenizer": model, "max_length": longest}
         known = getattr(trunk.config, "vocab_size", None)
         splits = {
             s: text.encode(source, tokenizer, longest, vocab_size=known) for s, source in sources.items()
