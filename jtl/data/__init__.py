@@ -10,9 +10,11 @@ from jtl.data.questions import load_questions
 from jtl.data.sources import NAMES, load
 from jtl.data.spec_augment import spec_augment
 from jtl.data.summaries import load_summaries
+from jtl.data.utterances import load_utterances
 
 __all__ = [
     "NAMES", "DataError", "Dataset", "Mixed", "Source", "Subset", "annotated", "audio", "episodes", "image",
-    "labels", "load", "load_boxes", "load_classes", "load_masks", "load_questions", "load_summaries", "loader",
-    "pairs", "shift", "spec_augment", "speech", "subset", "subset_indices", "text", "windows",
+    "labels", "load", "load_boxes", "load_classes", "load_masks", "load_questions", "load_summaries",
+    "load_utterances", "loader", "pairs", "shift", "spec_augment", "speech", "subset", "subset_indices", "text",
+    "windows",
 ]  # fmt: skip

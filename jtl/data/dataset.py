@@ -40,7 +40,7 @@ class Dataset:
     Attributes:
       name: what it was loaded by.
       kind: what its examples hold, ``"text"`` or ``"image"`` with a label; ``"question"`` of ``load_questions``,
-        ``"summary"`` of ``load_summaries``.
+        ``"summary"`` of ``load_summaries``, ``"speech"`` of ``load_utterances``.
       splits: ``train``, ``validation`` and ``test``.
       classes: name of each label, in label order; none where there are no labels.
       origin: where it comes from, and its licence where that is known.
@@ -49,7 +49,7 @@ class Dataset:
     """
 
     name: str
-    kind: Literal["text", "image", "question", "summary"]
+    kind: Literal["text", "image", "question", "summary", "speech"]
     splits: Mapping[str, Source]
     classes: tuple[str, ...]
     origin: str

@@ -18,11 +18,14 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from jaxtyping import Int
 
+from jtl.data import audio
 from jtl.data.dataset import SPLITS, DataError, Dataset, Example, Source, check_labels, complete
 from jtl.tree import near_misses
 from jtl.wheel import cache_dir
 
 MAX_CARVED = 10_000
+# Of LibriSpeech, whose splits have names of their own.
+CLEAN = {"train_clean100": "train", "dev_clean": "validation", "test_clean": "test"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +145,46 @@ def summaries(name: str, text_column: str | None, summary_column: str | None) ->
     return as_dataset(name, builder, "summary", splits, notes)
 
 
+def utterances(name: str, text_column: str | None) -> Dataset:
+    """The public speech ``"tfds:NAME[/CONFIG]"`` with its transcripts; see ``jtl.data.load_utterances``."""
+    import tensorflow_datasets as tfds
+
+    builder = find_builder(name)
+    features = builder.info.features
+    sounds = [key for key in features if isinstance(features[key], tfds.features.Audio)]
+    text = text_column or "text"
+    if not sounds or text not in features:
+        raise DataError(
+            f"{name}: expected a column of sound and a column {text!r}, it has {', '.join(features)}. Choose the "
+            "transcripts with --text-column"
+        )
+    rate = features[sounds[0]].sample_rate
+    if rate is None:
+        raise DataError(f"{name}: its column {sounds[0]!r} does not say how many samples it has a second")
+    opened = open_sources(name, builder, ((sounds[0], "audio"), (text, "text")))
+    named = {split: CLEAN.get(split, split) for split in opened}
+    sources = {named[split]: Heard(source, rate) for split, source in opened.items()}
+    splits, notes = standard_splits(name, sources)
+    return as_dataset(name, builder, "speech", splits, notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """Rows with sound as ``jtl.data.load_utterances`` gives them."""
+
+    source: TfdsSource
+    rate: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex, /) -> Example:
+        row = self.source[index]
+        samples = np.asarray(row["audio"], np.float32) / 2**15
+        samples = samples if self.rate == audio.RATE else audio.resample(samples, self.rate)
+        return {"audio": samples, "text": row["text"]}
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
     """SQuAD's rows as ``jtl.data.load_questions`` gives them."""
@@ -187,7 +230,7 @@ def open_sources(name: str, builder: Any, columns: tuple[tuple[str, str], ...]) 
 def as_dataset(
     name: str,
     builder: Any,
-    kind: Literal["text", "image", "question", "summary"],
+    kind: Literal["text", "image", "question", "summary", "speech"],
     splits: Mapping[str, Source],
     notes: Sequence[str],
     classes: tuple[str, ...] = (),
@@ -232,6 +275,12 @@ def find_builder(name: str) -> Any:
         raise DataError(
             f"TensorFlow Datasets has no {theirs!r}{'; did you mean ' + ' or '.join(close) + '?' if close else ''}"
         ) from None
+    except ModuleNotFoundError as error:
+        if "'tensorflow'" not in str(error):
+            raise
+        raise DataError(
+            f"{name}: TensorFlow Datasets needs TensorFlow for such columns, as for sound: pip install tensorflow"
+        ) from error
     except (ValueError, ImportError) as error:
         configs = list(tfds.builder_cls(theirs.split("/")[0]).builder_configs)
         raise DataError(
