@@ -33,9 +33,8 @@ of MiniLM; ``--model`` names a pretrained model to fine-tune or, with ``--frozen
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,15 +43,11 @@ import numpy as np
 
 from experiments import domain_methods as methods
 from experiments.cli import cli
+from experiments.domain_trainer import CHOSEN, RULES, Trainer, key_of
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.transfer import Transfer, prepare_transfer
-from jtl import domain
-from jtl.data.loader import Batches, Encoded, loader
-from jtl.domain import protocol
-from jtl.model import Model
-from jtl.tasks import accuracy
-from jtl.train import adamw, figures, fit, make_step, outputs, schedule
+from jtl.train import figures
 from jtl.train.report import (
     Result,
     Section,
@@ -74,11 +69,6 @@ PAIRS: dict[str, list[tuple[str, str]]] = {
     "newsgroups": [(f"newsgroups20:{name}:source", f"newsgroups20:{name}:target") for name in NEWSGROUPS],
 }
 Name = Literal["mnist_m", "mnist_uci", "uci_mnist", "rendered_mnist", "newsgroups"]
-RULES = (
-    "information_maximisation", "source_validation", "entropy", "neighbourhood_density", "deep_embedded_validation",
-    "oracle", "last",
-)  # fmt: skip
-CHOSEN = RULES[0]
 SHOWN = 5  # methods in the figures, beside the bounds
 
 
@@ -114,22 +104,6 @@ class DomainAdaptation(Config):
     """Repetitions."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What a model says at one point of the run; ``label`` (N,), ``logits`` (N, C), ``features`` (N, D) of each."""
-
-    step: int
-    source: dict[str, np.ndarray]
-    validation: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
-    scores: dict[str, float]
-
-
-Run = tuple[
-    Model, list[Snapshot], list[dict[str, Any]]
-]  # best on source, at every validation, learning curve
-
-
 def run(config: DomainAdaptation) -> Result:
     """Train every method on every task; writes into ``config.out`` and returns the result."""
     _check(config)
@@ -146,19 +120,25 @@ def run(config: DomainAdaptation) -> Result:
                 test=200 if config.quick else config.test_examples or None,
             )  # fmt: skip
             for seed in seeds:
-                trainer = Trainer(transfer, config, seed)
+                trainer = Trainer(
+                    transfer, seed=seed, steps=30 if config.quick else config.steps or transfer.steps,
+                    validations=config.validations, batch_size=config.batch_size,
+                    rate=config.learning_rate or transfer.rate,
+                )  # fmt: skip
                 for method in _methods(config, transfer):
                     stored = out / "outputs" / f"{target.replace(':', '_').replace('/', '_')}_{method}.npz"
                     row = ledger.get(
                         partial(trainer, method, stored if seed == config.seed else None),
                         task=task, target=target, arm=method, seed=seed,
                     )  # fmt: skip
-                    shown = "  ".join(f"{rule} {row[_key(rule)]:.3f}" for rule in (CHOSEN, "oracle", "last"))
+                    shown = "  ".join(
+                        f"{rule} {row[key_of(rule)]:.3f}" for rule in (CHOSEN, "oracle", "last")
+                    )
                     print(f"{target}  seed {seed}  {method}  {shown}  {row['seconds']:.0f} s")
 
     rows = ledger.rows
     summary = {
-        _summary_key(task, rule): summarise(_of(rows, task), [_key(rule)])[_key(rule)]
+        _summary_key(task, rule): summarise(_of(rows, task), [key_of(rule)])[key_of(rule)]
         for task in tasks
         for rule in RULES
     }
@@ -206,146 +186,7 @@ def _methods(config: DomainAdaptation, transfer: Transfer) -> list[str]:
     return [*bounds, *(m for m in wanted if m not in bounds and m not in unfit)]
 
 
-# --- training --------------------------------------------------------------------------------------
-
-
-class Trainer:
-    """Trains the methods of one seed, which share their start and the model trained on source."""
-
-    def __init__(self, transfer: Transfer, config: DomainAdaptation, seed: int) -> None:
-        self.transfer, self.config, self.seed = transfer, config, seed
-        self.steps = 30 if config.quick else config.steps or transfer.steps
-        self.validations = min(config.validations, self.steps)
-        self.setting = methods.Setting(
-            model=transfer.start(jax.random.key(seed)),
-            train={"source": transfer.source["train"], "target": transfer.target["train"]},
-            classes=len(transfer.classes),
-            steps=self.steps,
-            batch_size=config.batch_size,
-            stats=transfer.stats,
-            width=transfer.width,
-            seed=seed,
-            buckets=transfer.buckets,
-            trained_on_source=lambda: self.baseline[0],
-        )
-
-    @cached_property
-    def baseline(self) -> Run:
-        """Training on source alone, from which other methods go on."""
-        return self.train(methods.source_only(self.setting), "source_only")
-
-    def __call__(self, method: str, stored: Path | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row of a method and its learning curve; what its chosen model says is stored, if asked."""
-        began = time.monotonic()
-        history: list[dict[str, Any]] = []
-        if method == "adabn":
-            adapted = domain.adabn(self.setting.trained, self.setting.unlabelled())
-            snapshots = [self.look(adapted, self.steps)]
-        elif method == "tent":
-            snapshots = [self.tent()]
-        elif method == "source_only":
-            _, snapshots, history = self.baseline
-        else:
-            recipe = getattr(methods, method)(self.setting)
-            _, snapshots, history = self.train(recipe, method)
-        if method == "target_trained":  # it has target labels, and may choose by them
-            for snapshot in snapshots:
-                snapshot.scores.update(dict.fromkeys(RULES, snapshot.scores["oracle"]))
-        row: dict[str, Any] = {"seconds": time.monotonic() - began, "steps": self.steps}
-        for rule in RULES:
-            best = max(snapshots, key=lambda s, rule=rule: (s.scores[rule], s.step))  # type: ignore[misc]
-            row[_key(rule)] = accuracy(best.test["logits"], best.test["label"])
-            row[f"step_{rule}"] = best.step
-        chosen = max(snapshots, key=lambda s: (s.scores[CHOSEN], s.step))
-        row["source_accuracy"] = chosen.scores["source_validation"]
-        if stored is not None:
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(
-                stored, source=chosen.source["features"], features=chosen.test["features"],
-                logits=chosen.test["logits"], label=chosen.test["label"],
-            )  # fmt: skip
-        return row, history
-
-    def train(self, recipe: methods.Recipe, title: str) -> tuple[Model, list[Snapshot], list[dict[str, Any]]]:
-        """The model that validated best on source, what each validated one says, and the learning curve."""
-        every = -(-self.steps // self.validations)
-        rate = self.config.learning_rate or self.transfer.rate
-        step = make_step(recipe.loss, adamw(schedule(rate, self.steps), weight_decay=0.01), recipe.labels)
-        state = step.init(recipe.model, jax.random.key(self.seed))
-        snapshots: list[Snapshot] = []
-        models: list[Model] = []
-        history: list[dict[str, Any]] = []
-        print(f"{title}:")
-
-        def validate(model: Model) -> dict[str, float]:
-            done = min(every * (len(snapshots) + 1), self.steps)
-            snapshots.append(self.look(recipe.finish(model), done))
-            scores = snapshots[-1].scores
-            return {"accuracy": scores["source_validation"], "target_accuracy": scores["oracle"]}
-
-        for stage in range(recipe.stages):
-            ends = self.steps * (stage + 1) // recipe.stages
-            batches = recipe.batches(state.model)
-            fitted = fit(step, state, loader(batches), steps=ends, validate=validate, validate_every=every)
-            state, history = fitted.state, [*history, *fitted.history]
-            models.append(fitted.model)
-        return recipe.finish(models[-1]), snapshots, history
-
-    def look(self, model: Model, step: int) -> Snapshot:
-        """What a model says, and how each rule scores it."""
-        source = self.says(model, self.transfer.source["validation"])
-        target = self.says(model, self.transfer.target["validation"])
-        test = self.says(model, self.transfer.target["test"])
-        return Snapshot(step, source, target, test, _scores(source, target, step))
-
-    def says(self, model: Model, split: Encoded) -> dict[str, np.ndarray]:
-        """Logits, features and labels of a split, in its order."""
-        batches = Batches(split, 100, train=False, buckets=self.transfer.buckets)
-        found = outputs(model, batches, ("logits", "features", "label", "index"))
-        order = np.argsort(found.pop("index"))
-        return {name: rows[order] for name, rows in found.items()}
-
-    def tent(self) -> Snapshot:
-        """The source model adapting online to the target's test examples, in one pass, as they come."""
-        model = self.setting.trained
-        split = self.transfer.target["test"]
-        order = np.random.default_rng(self.seed).permutation(len(split))
-        cut = [order[i : i + 100] for i in range(0, len(order), 100)]
-        batches = [split.batch(rows, 1, None) for rows in cut]
-        step = make_step(
-            domain.Tent(),
-            adamw(schedule(1e-3, len(batches)), weight_decay=0.0),
-            domain.norm_only(model, batches[0]),
-        )
-        logits = domain.adapt(step, model, batches, key=jax.random.key(self.seed))
-        before = self.look(model, self.steps)
-        test = {**before.test, "logits": logits[np.argsort(order)]}
-        return replace(before, test=test)
-
-
-def _scores(source: dict[str, np.ndarray], target: dict[str, np.ndarray], step: int) -> dict[str, float]:
-    """The score of each rule; half of the source validation rows stand for training rows in the density ratio."""
-    logits, label = source["logits"], source["label"]
-    half = np.arange(len(label)) % 2 == 0
-    wrong = (logits.argmax(-1) != label).astype(float)
-    return {
-        "information_maximisation": protocol.mutual_information(target["logits"]),
-        "source_validation": protocol.source_validation(logits, label),
-        "entropy": protocol.negative_entropy(target["logits"]),
-        "neighbourhood_density": protocol.soft_neighbourhood_density(target["logits"]),
-        "deep_embedded_validation": protocol.deep_embedded_validation(
-            source["features"][half], target["features"], source["features"][~half], wrong[~half]
-        ),
-        "oracle": accuracy(target["logits"], target["label"]),
-        "last": float(step),
-    }
-
-
 # --- report ----------------------------------------------------------------------------------------
-
-
-def _key(rule: str) -> str:
-    return "accuracy" if rule == CHOSEN else f"accuracy_{rule}"
 
 
 def _summary_key(task: str, rule: str) -> str:
@@ -358,7 +199,7 @@ def _of(rows: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     merged = []
     for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in own):
         group = [row for row in own if (row["arm"], row["seed"]) == (arm, seed)]
-        means = {_key(rule): float(np.mean([row[_key(rule)] for row in group])) for rule in RULES}
+        means = {key_of(rule): float(np.mean([row[key_of(rule)] for row in group])) for rule in RULES}
         means["seconds"] = float(np.sum([row["seconds"] for row in group]))
         merged.append({"arm": arm, "seed": seed, **means})
     return merged
@@ -368,7 +209,7 @@ def _sections(
     task: str, rows: list[dict[str, Any]], curves: list[dict[str, Any]], out: Path
 ) -> list[Section]:
     own = _of(rows, task)
-    keys = [_key(rule) for rule in RULES]
+    keys = [key_of(rule) for rule in RULES]
     found = summarise(own, [*keys, "seconds"])
     order = sorted(found["accuracy"], key=lambda arm: -found["accuracy"][arm]["mean"])
     low, high = (found["accuracy"][arm]["mean"] for arm in ("source_only", "target_trained"))

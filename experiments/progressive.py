@@ -53,7 +53,7 @@ from experiments import progressive_methods as methods
 from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
-from experiments.progressive_methods import Recipe, Setting
+from experiments.progressive_setting import Recipe, Setting
 from experiments.sequences import LIMITS, Tasks, prepare_tasks
 from jtl import finetune, progressive, tree
 from jtl.data.loader import Batches

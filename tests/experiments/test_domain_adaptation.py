@@ -10,9 +10,10 @@ import optax
 import pytest
 from PIL import Image
 
-from experiments import domain_adaptation as experiment
 from experiments import domain_methods as methods
-from experiments.domain_adaptation import RULES, DomainAdaptation, run
+from experiments import domain_trainer
+from experiments.domain_adaptation import DomainAdaptation, _summary_key, run
+from experiments.domain_trainer import RULES
 from jtl import data, heads
 from jtl.features import Rows
 from jtl.model import linen
@@ -32,7 +33,8 @@ def test_no_rule_but_the_oracle_reads_target_labels():
     source = said(rng.normal(size=(40, 3)), rng.integers(0, 3, 40))
     logits = rng.normal(size=(30, 3))
     found = [
-        experiment._scores(source, said(logits, label), 5) for label in (np.zeros(30, int), np.ones(30, int))
+        domain_trainer.scores(source, said(logits, label), 5)
+        for label in (np.zeros(30, int), np.ones(30, int))
     ]
     assert set(found[0]) == set(RULES)
     assert {rule for rule in RULES if found[0][rule] != found[1][rule]} == {"oracle"}
@@ -125,8 +127,8 @@ def test_a_method_of_every_kind_on_images(tmp_path):
     config = DomainAdaptation(out=tmp_path, quick=True, method=kinds)
     result = run(config)
     assert list(result.summary["accuracy_mnist_m"]) == list(kinds)
-    assert set(result.summary) == {experiment._summary_key("mnist_m", rule) for rule in RULES}
-    assert all(0 <= row[experiment._key(rule)] <= 1 for row in result.rows for rule in RULES)
+    assert set(result.summary) == {_summary_key("mnist_m", rule) for rule in RULES}
+    assert all(0 <= row[domain_trainer.key_of(rule)] <= 1 for row in result.rows for rule in RULES)
     pictures = {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 5_000}
     assert {"mnist_m_over_the_run", "mnist_m_strength_of_the_reversal"} <= pictures
     again = run(replace(config, resume=True))

@@ -8,6 +8,9 @@ import pytest
 from experiments import progressive as experiment
 from experiments import progressive_methods as methods
 from experiments.progressive import METRICS, Progressive, Trainer, run
+from experiments.progressive_columns import Progressive as Columns
+from experiments.progressive_setting import Setting
+from experiments.progressive_single import PackNet
 from experiments.sequences import Tasks, _mlp, prepare_tasks
 from jtl import progressive, tree
 from jtl.continual import packnet
@@ -65,7 +68,7 @@ def setting():
         splits.append({"train": rows(64), "validation": rows(32), "test": rows(32)})
     tasks = Tasks("toy", ("a", "b", "c"), tuple(splits), CLASSES, False,
                   lambda key: _mlp((9, 8), key), 8, "dense_.*", "dense_.*")  # fmt: skip
-    return methods.Setting(tasks, 10, 16, 0, 30.0)
+    return Setting(tasks, 10, 16, 0, 30.0)
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +138,14 @@ def test_a_row_has_what_the_summary_needs(setting, trainer):
 
 
 def test_progressive_columns_start_as_the_separate_networks(setting):
-    method = methods.Progressive(setting)
+    method = Columns(setting)
     model = method.grown(1)
     for path, leaf in tree.flatten(progressive.only(model, 2).params).items():
         np.testing.assert_array_equal(leaf, tree.flatten(setting.column(1).params)[path])
 
 
 def test_packnet_deals_all_weights_out(setting, trainer):
-    method = methods.PackNet(setting)
+    method = PackNet(setting)
     for task in range(T):
         trainer.learn(method, task, setting.tasks)
     owner = np.asarray(method.model.variables["packnet"]["owner"]["dense_0"]["kernel"])
