@@ -22,6 +22,7 @@ from jtl.train.figures.examples import (
     saliency,
 )
 from jtl.train.figures.matrices import confusion, heatmaps
+from jtl.train.figures.rolls import piano_rolls
 from jtl.train.figures.scenes import boxes, masks
 from jtl.train.figures.style import colours, png
 
@@ -42,6 +43,7 @@ __all__ = [
     "over_steps",
     "over_tasks",
     "over_weights",
+    "piano_rolls",
     "png",
     "principal_components",
     "reliability",
