@@ -21,7 +21,7 @@ probabilities summed, over the number of notes of the test pieces: the same toke
 a grammar that lets only a position stand where one must, and nothing of what is measured in them is forced.
 
 The measures of samples: ``in_range``, notes that a soprano (C4 to A5), alto (F3 to E5), tenor (C3 to A4) or bass (E2 to
-E4) can sing; ``four_voices``, time in which all sound; ``in_key``, notes that belong to the key that music21 finds
+E4) can sing; ``all_voices``, time in which all four sound; ``in_key``, notes that belong to the key that music21 finds
 (Krumhansl and Schmuckler); ``crossing``, time in which a voice is below the next lower one; ``copied``, runs of seven
 notes in the soprano that stand in a training chorale, in whatever key. They say whether a sample is well formed, not
 whether it is good music: listen.
@@ -74,7 +74,7 @@ DECAY = 0.1  # its weight decay
 PRETRAINING, PRETRAINED, SAMPLES, FORM = "pretraining", "pretrained", "samples", "form.json"  # in --out
 LONGEST = 640  # new tokens of a sample: 128 chords
 SHOWN = {"transfer": 4, "scratch": 2, "before": 2, "real": 2}  # pieces that are kept
-METRICS = ("bits_per_event", "in_range", "four_voices", "in_key", "crossing", "copied", "seconds")
+METRICS = ("bits_per_event", "in_range", "all_voices", "in_key", "crossing", "copied", "seconds")
 TITLES = {
     "real": "Real test pieces",
     **{arm: f"Samples of {arm}" for arm in ("transfer", "scratch", "before")},
@@ -124,13 +124,13 @@ def run(config: Music) -> Result:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     out = prepare(config, "music")
     ledger = Ledger(out, resume=config.resume)
-    composer = Composer(shortened(config) if config.quick else config)
-    config = composer.config
+    sizes = shortened(config) if config.quick else config
+    composer = Composer(sizes)
     print(composer)
-    ledger.get(composer.pretrain, arm=PRETRAINING, seed=config.seed)
-    ledger.get(partial(composer.measured, "real", config.seed), arm="real", seed=config.seed)
-    for seed in range(config.seed, config.seed + config.seeds):
-        for arm in ("before", "transfer", "scratch") if seed == config.seed else ("transfer", "scratch"):
+    ledger.get(composer.pretrain, arm=PRETRAINING, seed=sizes.seed)
+    ledger.get(partial(composer.measured, "real", sizes.seed), arm="real", seed=sizes.seed)
+    for seed in range(sizes.seed, sizes.seed + sizes.seeds):
+        for arm in ("before", "transfer", "scratch") if seed == sizes.seed else ("transfer", "scratch"):
             row = ledger.get(partial(composer.measured, arm, seed), arm=arm, seed=seed)
             print(f"seed {seed}  {arm}  {row['bits_per_event']:.3f} bits an event  {row['seconds']:.0f} s")
 
@@ -305,7 +305,7 @@ class Composer:
             rows.append(
                 {
                     "in_range": in_range(piece.notes, low, high),
-                    "four_voices": all_sound(piece.notes, piece.voices),
+                    "all_voices": all_sound(piece.notes, piece.voices),
                     "in_key": in_key(piece.notes, key),
                     "key_correlation": key.correlation,
                     "crossing": crossing(piece.notes, piece.voices),
@@ -317,11 +317,18 @@ class Composer:
         return {name: float(np.mean([own[name] for own in rows])) for name in rows[0]} if rows else {}
 
     def keep(self, arm: str, pieces: Sequence[Piece]) -> None:
-        """Write pieces of an arm into the folder of samples."""
+        """Write pieces of an arm into the folder of samples, as sound and as data for the report."""
         folder = self.out / SAMPLES
         folder.mkdir(exist_ok=True)
         for i, piece in enumerate(pieces):
             write_piece(folder / f"{arm}_{i + 1}", piece, self.config.tempo, self.names)
+        write_file(folder / f"{arm}.json", to_json(pieces))
+
+
+def kept(out: Path, arm: str) -> list[Piece]:
+    """The pieces of an arm that were kept."""
+    stored = json.loads((out / SAMPLES / f"{arm}.json").read_text(encoding="utf-8"))
+    return [Piece(**{**own, "notes": np.array(own["notes"], np.int32)}) for own in stored]
 
 
 @jax.jit
@@ -413,12 +420,10 @@ def _sections(composer: Composer, ledger: Ledger) -> list[Section]:
         ),
     ]
     for arm, title in TITLES.items():
-        files = sorted((composer.out / SAMPLES).glob(f"{arm}_*.mid"))
-        pieces = [piece for file in files if (piece := midi.read(file, composer.voices)[0]) is not None]
-        if pieces:
-            links = ", ".join(f"[{file.stem}]({SAMPLES}/{file.stem}.wav)" for file in files)
+        if pieces := kept(composer.out, arm):
+            links = ", ".join(f"[{i + 1}]({SAMPLES}/{arm}_{i + 1}.wav)" for i in range(len(pieces)))
             sections.append(Section(title, f"As sound: {links}.", rolls(pieces, composer.names)))
-    names = ("in_range", "four_voices", "in_key", "key_correlation", "crossing", "copied", "notes", "bars")
+    names = ("in_range", "all_voices", "in_key", "key_correlation", "crossing", "copied", "notes", "bars")
     rows = [
         [row["arm"], row["seed"], *(row.get(name) for name in names)] for row in ledger.rows if "notes" in row
     ]

@@ -64,8 +64,8 @@ def read(file: Path, voices: int = 4, title: str | None = None) -> tuple[Piece |
     """The piece in a MIDI file, and how many notes the file has; None for a piece of several metres, or too few voices.
 
     Where exactly so many tracks or channels have notes, one at a time, they are the voices, highest first. Else all
-    notes are dealt out: the highest and the lowest at a time go first, each to the free voice that was nearest. Times
-    are rounded to sixteenths of the file's own beat, percussion and pedals left out; without a metre it is 4/4.
+    notes are dealt out, each to the free voice that was nearest, as many as there are; of the others the inner ones
+    are left out. Times are rounded to sixteenths of the file's own beat, percussion and pedals left out; without a metre it is 4/4.
 
     Raises DataError if it is no MIDI file.
     """
@@ -74,7 +74,7 @@ def read(file: Path, voices: int = 4, title: str | None = None) -> tuple[Piece |
     title = file.stem if title is None else title
     try:
         midi = mido.MidiFile(file)
-    except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
+    except (OSError, EOFError, ValueError, LookupError, mido.KeySignatureError) as error:
         raise DataError(f"{file}: not a whole MIDI file ({error or type(error).__name__})") from error
     if midi.ticks_per_beat <= 0:
         raise DataError(f"{file}: counts frames, not beats, so that it has no sixteenths")
@@ -131,8 +131,8 @@ def _dealt(notes: Sequence[Note], voices: int) -> list[list[Note]]:
         chord = sorted(
             {note[2]: note for note in sorted(together[start])}.values(), key=lambda note: -note[2]
         )
-        while len(chord) > len(free):  # what lies inside goes first, the bass last
-            chord.pop(len(chord) // 2 if len(chord) > 2 else 0)
+        while len(chord) > len(free):  # what lies inside goes first, the highest note last
+            chord.pop(len(chord) // 2)
 
         def far(chosen: tuple[int, ...], chord: list[Note] = chord) -> float:
             return sum(

@@ -196,7 +196,9 @@ def tune(abc: Any, title: str, tokens: Sequence[Any]) -> Piece | None:
             tones = getattr(token, "subTokens", None) or [token]
             pitches = [_midi(tone.pitchName) for tone in tones if tone.pitchName is not None]
             if pitches:
-                line.append((at, token.quarterLength, max(pitches), token.tie in ("stop", "continue")))
+                line.append(
+                    (at, Fraction(token.quarterLength), max(pitches), token.tie in ("stop", "continue"))
+                )
             at += Fraction(token.quarterLength)
     if len(metres) != 1 or None in metres or len(line) < LEAST_NOTES:
         return None
