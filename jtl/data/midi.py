@@ -65,7 +65,8 @@ def read(file: Path, voices: int = 4, title: str | None = None) -> tuple[Piece |
 
     Where exactly so many tracks or channels have notes, one at a time, they are the voices, highest first. Else all
     notes are dealt out, each to the free voice that was nearest, as many as there are; of the others the inner ones
-    are left out. Times are rounded to sixteenths of the file's own beat, percussion and pedals left out; without a metre it is 4/4.
+    are left out. Times are rounded to sixteenths of the file's own beat. Percussion and pedals are not read; without
+    a metre it is 4/4.
 
     Raises DataError if it is no MIDI file.
     """
