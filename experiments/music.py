@@ -10,7 +10,8 @@ are the test chorales themselves.
 
 Expected: not yet run in full.
 
-The trained model lies in ``OUT/model``; it writes new pieces, here three, as MIDI, WAV and a piano roll each:
+The trained model lies in ``OUT/model``; it writes new pieces, here three, as MIDI, WAV and a piano roll each, others
+with another ``--seed``:
 
     python -m experiments.music --out runs/music --predict 3
 

@@ -1,6 +1,21 @@
 """Data: embedded, public and your own sets; text and images made ready once; deterministic resumable loaders."""
 
-from jtl.data import annotated, audio, episodes, image, loader, pairs, shift, speech, text, windows
+from jtl.data import (
+    annotated,
+    audio,
+    episodes,
+    image,
+    loader,
+    midi,
+    music,
+    music_corpus,
+    music_tokens,
+    pairs,
+    shift,
+    speech,
+    text,
+    windows,
+)
 from jtl.data.coco import load_boxes
 from jtl.data.dataset import DataError, Dataset, Source, Subset, labels, subset, subset_indices
 from jtl.data.fewshot import load_classes
@@ -15,6 +30,6 @@ from jtl.data.utterances import load_utterances
 __all__ = [
     "NAMES", "DataError", "Dataset", "Mixed", "Source", "Subset", "annotated", "audio", "episodes", "image",
     "labels", "load", "load_boxes", "load_classes", "load_masks", "load_questions", "load_summaries",
-    "load_utterances", "loader", "pairs", "shift", "spec_augment", "speech", "subset", "subset_indices", "text",
-    "windows",
+    "load_utterances", "loader", "midi", "music", "music_corpus", "music_tokens", "pairs", "shift", "spec_augment",
+    "speech", "subset", "subset_indices", "text", "windows",
 ]  # fmt: skip

@@ -134,16 +134,18 @@ def _dealt(notes: Sequence[Note], voices: int) -> list[list[Note]]:
         )
         while len(chord) > len(free):  # what lies inside goes first, the highest note last
             chord.pop(len(chord) // 2)
-
-        def far(chosen: tuple[int, ...], chord: list[Note] = chord) -> float:
-            return sum(
-                abs(note[2] - (lines[voice][-1][2] if lines[voice] else 72 - 24 * voice / voices))
-                for note, voice in zip(chord, chosen, strict=True)
-            )
-
-        for note, voice in zip(chord, min(combinations(free, len(chord)), key=far), strict=True):
+        for note, voice in zip(chord, _nearest(lines, free, chord), strict=True):
             lines[voice].append(note)
     return lines
+
+
+def _nearest(lines: Sequence[Sequence[Note]], free: Sequence[int], chord: Sequence[Note]) -> tuple[int, ...]:
+    """As many of the ``free`` voices as a chord has notes: those whose last notes are nearest to it, all in all."""
+    starts = np.linspace(72, 48, len(lines)).tolist()
+    last = [line[-1][2] if line else pitch for line, pitch in zip(lines, starts, strict=True)]
+    ways = list(combinations(free, len(chord)))
+    far = [sum(abs(n[2] - last[v]) for n, v in zip(chord, way, strict=True)) for way in ways]
+    return ways[int(np.argmin(far))]
 
 
 def write(file: Path, piece: Piece, tempo: float = 80.0, names: Sequence[str] = ()) -> None:

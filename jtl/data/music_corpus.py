@@ -76,7 +76,8 @@ def _kept(name: str, read: Callable[[Path], Iterator[Piece]]) -> tuple[Piece, ..
     if not file.exists():
         pieces = tuple(read(fetch_wheel(WHEEL) / "music21" / "corpus"))
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, lambda sink: np.savez_compressed(sink, **_packed(pieces)))
+        arrays: dict[str, Any] = _packed(pieces)
+        write_file(file, lambda sink: np.savez_compressed(sink, **arrays))
     with np.load(file) as stored:
         return _unpacked(dict(stored))
 
@@ -93,10 +94,10 @@ def _packed(pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> tuple[Piece, ...]:
     parts = np.split(arrays["notes"], np.cumsum(arrays["counts"])[:-1])
-    forms = arrays["forms"].tolist()
+    rows = zip(arrays["titles"], arrays["forms"].tolist(), parts, arrays["tunes"], strict=True)
     return tuple(
-        Piece(str(title), *form, notes, str(tune))
-        for title, tune, form, notes in zip(arrays["titles"], arrays["tunes"], forms, parts, strict=True)
+        Piece(str(title), bar, upbeat, voices, notes, str(tune))
+        for title, (bar, upbeat, voices), notes, tune in rows
     )
 
 
@@ -182,15 +183,19 @@ def _read_tunes(collection: str, corpus: Path) -> Iterator[Piece]:
 
 def tune(abc: Any, title: str, tokens: Sequence[Any]) -> Piece | None:
     """The piece of one voice that music21's tokens of ABC spell, or None if it has no metre, or several."""
-    metres, line, at, first_bar = set(), [], Fraction(0), None
+    bars: set[Fraction] = set()
+    line: list[Sounded] = []
+    at = first_bar = Fraction(0)
     for token in tokens:
         if isinstance(token, abc.ABCMetadata):
             if token.isMeter():
                 metre = token.getTimeSignatureParameters()
-                metres.add(None if metre is None else Fraction(4 * metre[0], metre[1]))
+                if metre is None:
+                    return None
+                bars.add(Fraction(4 * metre[0], metre[1]) * STEPS)
             elif token.tag == "V":
                 return None
-        elif isinstance(token, abc.ABCBar) and first_bar is None and at > 0:
+        elif isinstance(token, abc.ABCBar) and not first_bar:
             first_bar = at
         elif isinstance(token, abc.ABCNote) and not token.inGrace:
             tones = getattr(token, "subTokens", None) or [token]
@@ -200,10 +205,10 @@ def tune(abc: Any, title: str, tokens: Sequence[Any]) -> Piece | None:
                     (at, Fraction(token.quarterLength), max(pitches), token.tie in ("stop", "continue"))
                 )
             at += Fraction(token.quarterLength)
-    if len(metres) != 1 or None in metres or len(line) < LEAST_NOTES:
+    if len(bars) != 1 or len(line) < LEAST_NOTES:
         return None
-    bar = metres.pop() * STEPS
-    return on_grid(title, bar, (bar - (first_bar or 0) * STEPS) % bar, [line])
+    bar = bars.pop()
+    return on_grid(title, bar, (bar - first_bar * STEPS) % bar, [line])
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Tasks: for each its loss, metrics and decoding."""
 
-from jtl.tasks import ctc, detect
+from jtl.tasks import ctc, detect, music
 from jtl.tasks.answers import answer_f1, exact_match
 from jtl.tasks.average_precision import average_precision
 from jtl.tasks.beams import Beams, beam_search
@@ -23,7 +23,7 @@ __all__ = [
     "CTC", "Beams", "CausalLM", "Classify", "Detect", "Detections", "Dice", "Found", "MaskedLM", "Segment",
     "Seq2Seq", "Spans", "accuracy", "answer_f1", "average_precision", "beam_search", "best_spans",
     "class_embeddings", "confusion", "ctc", "detect", "detect_language", "erasure", "exact_match",
-    "expected_calibration_error", "find_spans", "generate", "macro_f1", "mask", "masked_head", "occlusion",
-    "pixel_confusion", "segmentation_scores", "span_head", "stream", "teacher_forcing", "transcribe",
+    "expected_calibration_error", "find_spans", "generate", "macro_f1", "mask", "masked_head", "music",
+    "occlusion", "pixel_confusion", "segmentation_scores", "span_head", "stream", "teacher_forcing", "transcribe",
     "transcribe_long", "without_masked_head", "word_error_rate", "written", "zero_shot",
 ]  # fmt: skip

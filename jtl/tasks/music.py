@@ -6,7 +6,7 @@ A piece is its notes (N, 4): voice, start, length and MIDI pitch, times in any u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -40,7 +40,7 @@ def find_key(notes: Notes) -> Key:
     """
     from music21 import analysis, note, stream
 
-    line = stream.Stream()
+    line: Any = stream.Stream()
     for pitch in range(12):
         length = int(notes[notes[:, 3] % 12 == pitch, 2].sum())
         if length:

@@ -66,7 +66,7 @@ def test_what_is_written_sounds(tmp_path):
     from scipy.io import wavfile
 
     midi.write_wav(
-        tmp_path / "a.wav", Piece("a", 16, 0, 1, np.array([[0, 0, 8, 69]], np.int32)), tempo=60, rate=16000
+        tmp_path / "a.wav", Piece("a", 16, 0, 1, np.array([[0, 0, 8, 69]], np.int32)), tempo=60.0, rate=16000
     )
     rate, sound = wavfile.read(tmp_path / "a.wav")
     assert rate == 16000 and sound.dtype == np.int16 and len(sound) == 3 * 16000

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jtl
-from experiments.music import Music, bits_per_event, main, run
+from experiments.music import Composer, Music, bits_per_event, main, run
+from jtl.data import midi
 from jtl.data.music import Piece
 from jtl.data.music_tokens import PITCH, SIZE, Whole, encode
 
@@ -18,8 +19,8 @@ pytest.importorskip("music21")
 def test_bits_of_an_event():
     """A model that thinks each token as likely as any other, but for C4, which it thinks twice as likely."""
 
-    def say(params, batch, **_):
-        return {"token_logits": jnp.broadcast_to(params["logits"], (*batch["input_ids"].shape, SIZE))}
+    def say(params, input_ids):
+        return {"token_logits": jnp.broadcast_to(params["logits"], (*input_ids.shape, SIZE))}
 
     logits = jnp.zeros(SIZE).at[PITCH + 60].set(jnp.log(2.0))
     model = jtl.wrap.function(say, {"logits": logits})
@@ -29,6 +30,28 @@ def test_bits_of_an_event():
     total = len(targets) * np.log2(SIZE + 1) - (targets == PITCH + 60).sum()
     for length in (16, 32, 128):
         assert bits_per_event(model, Whole(pieces, length)) == pytest.approx(total / 60, rel=1e-5)
+
+
+def test_a_folder_of_your_own(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        pitches = np.stack(
+            [70 + rng.integers(-4, 5, 20).cumsum() % 12, 50 + rng.integers(-4, 5, 20).cumsum() % 12]
+        )
+        notes = [[voice, 4 * at, 4, int(pitches[voice, at])] for at in range(20) for voice in range(2)]
+        midi.write(tmp_path / f"{i}.mid", Piece("", 12, 0, 2, np.array(notes, np.int32)))
+    composer = Composer(Music(out=tmp_path / "run", data=str(tmp_path), voices=2, train_pieces=2))
+    assert {name: len(own) for name, own in composer.splits.items()} == {
+        "train": 5,
+        "validation": 1,
+        "test": 2,
+    }
+    assert composer.names == ("voice 1", "voice 2") and composer.bar == 12 and len(composer.few(0)) == 2
+    (top_low, top_high), (low, high) = composer.ranges
+    assert 70 <= top_low < top_high <= 81 and 50 <= low < high <= 61
+    found = composer.described(composer.few(0), 0)
+    assert found["in_range"] == found["all_voices"] == found["copied"] == 1 and found["crossing"] == 0
+    assert composer.described((), 0) == {}
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ def test_measures_of_a_hand_made_piece():
     assert music.in_key(NOTES, music.Key(0, "major", "C major", 1.0)) == pytest.approx(9 / 10)
     assert music.in_key(NOTES, music.Key(0, "minor", "C minor", 1.0)) == pytest.approx(9 / 10)  # but for E
     raised = NOTES.copy()
-    raised[-1, 3] = 68
-    assert music.crossing(raised, 2) == pytest.approx(4 / 32)  # below A flat are G and B, above A
+    raised[-1, 3] = 70
+    assert music.crossing(raised, 2) == pytest.approx(4 / 32)  # above A, below B
 
 
 def test_keys():
