@@ -70,7 +70,7 @@ from jtl.train.result import to_json
 CHORALES = "chorales"
 CHOIR = {"soprano": (60, 81), "alto": (53, 76), "tenor": (48, 69), "bass": (40, 64)}
 TUNES = (36, 84)  # pitches between which tunes are moved
-RATES = {"pretraining": 2e-3, "transfer": 1e-3, "scratch": 2e-3}  # peaks of AdamW
+RATES = {"pretraining": 3e-3, "transfer": 3e-3, "scratch": 4e-3}  # peaks of AdamW
 DECAY = 0.1  # its weight decay
 PRETRAINING, PRETRAINED, SAMPLES, FORM = "pretraining", "pretrained", "samples", "form.json"  # in --out
 LONGEST = 640  # new tokens of a sample: 128 chords
@@ -208,7 +208,8 @@ class Composer:
             "model_type": "mistral", "vocab_size": SIZE, "hidden_size": config.width,
             "intermediate_size": -(-config.width * 8 // 96) * 32, "num_hidden_layers": config.layers,
             "num_attention_heads": max(1, config.width // 32), "num_key_value_heads": max(1, config.width // 32),
-            "max_position_embeddings": 4096, "sliding_window": config.length, "tie_word_embeddings": True,
+            "max_position_embeddings": 4096,
+            "initializer_range": config.width**-0.5, "sliding_window": config.length, "tie_word_embeddings": True,
             "bos_token_id": START, "eos_token_id": END,
         }  # fmt: skip
         folder = self.out / "architecture"
