@@ -71,7 +71,7 @@ def test_music(tmp_path, capsys):
     assert [row["arm"] for row in rows] == ["pretraining", "real", "before", "transfer", "scratch"]
 
     capsys.readouterr()
-    assert main(replace(config, predict=2)) is None
+    assert main(replace(config, predict=1)) is None
     assert "notes" in capsys.readouterr().out
     assert {file.suffix for file in (config.out / "new").iterdir()} == {".mid", ".wav", ".png"}
     again = run(replace(config, resume=True))
