@@ -32,5 +32,4 @@ __all__ = [
     "labels", "load", "load_boxes", "load_classes", "load_masks", "load_questions", "load_summaries",
     "load_utterances", "loader", "midi", "music", "music_corpus", "music_tokens", "pairs", "shift", "spec_augment",
     "speech", "subset", "subset_indices", "text", "windows",
-    "speech", "subset", "subset_indices", "text", "windows",
 ]  # fmt: skip
