@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,21 @@ MODEL, TEST = "model", "test.npz"  # in --out
 
 
 def transferred_or_scratch(
-    rows: list[dict[str, Any]], metrics: Sequence[str], better: str = "more"
+    rows: list[dict[str, Any]], metrics: Sequence[str], better: str | Mapping[str, str] = "more"
 ) -> Section:
     """The differences between ``transfer`` and ``scratch`` on the same data and seeds, and what they show.
 
     Args:
         rows: of the result.
         metrics: which.
-        better: ``"more"`` or ``"less"`` of them.
+        better: ``"more"`` or ``"less"`` of them, or which of each.
     """
     lines = []
     for metric in metrics:
         own = paired_difference(rows, metric, "transfer", "scratch")
         sure = own["ci95"] is not None and abs(own["mean"]) > own["ci95"]
-        verdict = ("better" if (own["mean"] > 0) == (better == "more") else "worse") if sure else "undecided"
+        wanted = better if isinstance(better, str) else better[metric]
+        verdict = ("better" if (own["mean"] > 0) == (wanted == "more") else "worse") if sure else "undecided"
         lines.append([metric, format_estimate(own), verdict])
     return Section(
         "Transferred or from scratch", table(["metric", "transfer less scratch", "transfer is"], lines)

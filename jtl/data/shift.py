@@ -74,6 +74,32 @@ def _hues(hues: Float[np.ndarray, " N"]) -> UInt8[np.ndarray, "N 3"]:
     return np.rint(255 * np.array(colours).reshape(-1, 3)).astype(np.uint8)
 
 
+def printed(
+    images: UInt8[np.ndarray, "*n H W 1"],
+    *,
+    ink: tuple[int, int, int] = (255, 214, 70),
+    shadow: tuple[int, int, int] = (196, 48, 120),
+    paper: tuple[int, int, int] = (16, 14, 48),
+    offset: tuple[int, int] = (2, 2),
+) -> UInt8[np.ndarray, "*n H W 3"]:
+    """Grey images as on a poster: the ink in a colour, over a shadow of itself in another, on paper.
+
+    Args:
+      images: 255 is full ink, as in MNIST; between, ink and shadow let through what lies under them.
+      ink: red, green and blue, 0 to 255.
+      shadow: likewise.
+      paper: likewise.
+      offset: rows down and columns to the right by which the shadow lies from its ink, at least 0.
+    """
+    cover = images / 255
+    down, right = offset
+    height, width = images.shape[-3:-1]
+    cast = np.zeros_like(cover)
+    cast[..., down:, right:, :] = cover[..., : height - down, : width - right, :]
+    under = np.array(paper) * (1 - cast) + np.array(shadow) * cast
+    return np.rint(under * (1 - cover) + np.array(ink) * cover).astype(np.uint8)
+
+
 def add_noise(images: UInt8[np.ndarray, "*n H W c"], std: float, seed: Seed) -> UInt8[np.ndarray, "*n H W c"]:
     """``images`` with independent Gaussian noise of ``std`` grey levels (of 255) a channel, rounded and cut to 0..255.
 

@@ -14,6 +14,7 @@ from jtl.models import (
     resnet,
     roberta,
     t5,
+    unet,
     vgg,
     vit,
     wav2vec2,
@@ -21,7 +22,7 @@ from jtl.models import (
 )
 from jtl.models.architecture import Architecture
 
-__all__ = ["ARCHITECTURES", "Architecture", "feature_pyramid"]
+__all__ = ["ARCHITECTURES", "Architecture", "feature_pyramid", "unet"]
 
 ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
     a.name: a

@@ -29,6 +29,7 @@ class Conv4(nn.Module):
     width: int = 64
     strided: bool = False
     patches: bool = False
+    momentum: float = 0.99
 
     @nn.compact
     def __call__(
@@ -44,7 +45,8 @@ class Conv4(nn.Module):
             x = nn.Conv(
                 self.width, (3, 3), stride, use_bias=False, conv_general_dilated=convolve, name=f"conv_{i}"
             )(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=use_running_average, name=f"norm_{i}")(x))
+            norm = nn.BatchNorm(use_running_average, momentum=self.momentum, name=f"norm_{i}")
+            x = nn.relu(norm(x))
             x = x if self.strided else max_pool(x)
         return {"map": x, "features": x.reshape(x.shape[0], -1)}
 

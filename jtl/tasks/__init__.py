@@ -1,6 +1,6 @@
 """Tasks: for each its loss, metrics and decoding."""
 
-from jtl.tasks import ctc, detect, music
+from jtl.tasks import ctc, detect, flow_matching, music
 from jtl.tasks.answers import answer_f1, exact_match
 from jtl.tasks.average_precision import average_precision
 from jtl.tasks.beams import Beams, beam_search
@@ -9,6 +9,8 @@ from jtl.tasks.classify import Classify, accuracy, confusion, expected_calibrati
 from jtl.tasks.ctc import CTC
 from jtl.tasks.detect import Detect, Detections
 from jtl.tasks.erasure import erasure, occlusion
+from jtl.tasks.flow_matching import FlowMatching
+from jtl.tasks.frechet import diversity, frechet_distance, kernel_distance
 from jtl.tasks.generate import generate, stream, written
 from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
 from jtl.tasks.segment import Dice, Segment, pixel_confusion, segmentation_scores
@@ -20,10 +22,11 @@ from jtl.tasks.words import word_error_rate
 from jtl.tasks.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
-    "CTC", "Beams", "CausalLM", "Classify", "Detect", "Detections", "Dice", "Found", "MaskedLM", "Segment",
-    "Seq2Seq", "Spans", "accuracy", "answer_f1", "average_precision", "beam_search", "best_spans",
-    "class_embeddings", "confusion", "ctc", "detect", "detect_language", "erasure", "exact_match",
-    "expected_calibration_error", "find_spans", "generate", "macro_f1", "mask", "masked_head", "music",
-    "occlusion", "pixel_confusion", "segmentation_scores", "span_head", "stream", "teacher_forcing", "transcribe",
-    "transcribe_long", "without_masked_head", "word_error_rate", "written", "zero_shot",
+    "Beams", "CTC", "CausalLM", "Classify", "Detect", "Detections", "Dice", "FlowMatching", "Found",
+    "MaskedLM", "Segment", "Seq2Seq", "Spans", "accuracy", "answer_f1", "average_precision", "beam_search",
+    "best_spans", "class_embeddings", "confusion", "ctc", "detect", "detect_language", "diversity", "erasure",
+    "exact_match", "expected_calibration_error", "find_spans", "flow_matching", "frechet_distance",
+    "generate", "kernel_distance", "macro_f1", "mask", "masked_head", "music", "occlusion", "pixel_confusion",
+    "segmentation_scores", "span_head", "stream", "teacher_forcing", "transcribe", "transcribe_long",
+    "without_masked_head", "word_error_rate", "written", "zero_shot",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from jtl.data.shift import (
     add_noise,
     class_colours,
     label_shift_indices,
+    printed,
     random_colours,
     recolour,
     rotate,
@@ -148,3 +149,16 @@ def test_shifted():
     assert rows[4]["image"].shape == (4, 4, 1)
     few = data.subset(shifted, 3, seed=0)
     np.testing.assert_array_equal(few[0]["image"], shifted[few.indices[0]]["image"])
+
+
+def test_printed_by_hand():
+    """One pixel of full ink casts a shadow two rows down and one to the right; half ink lets half of it through."""
+    grey = np.zeros((4, 3, 1), np.uint8)
+    grey[0, 0], grey[2, 1] = 255, 51
+    found = printed(grey, ink=(200, 0, 0), shadow=(0, 0, 100), paper=(250, 250, 250), offset=(2, 1))
+    wanted = np.full((4, 3, 3), 250)
+    wanted[0, 0] = 200, 0, 0
+    wanted[2, 1] = 40, 0, 80  # a fifth of the ink over the shadow
+    np.testing.assert_array_equal(found, wanted)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(printed(grey[None])[0], printed(grey))

@@ -36,3 +36,20 @@ def test_masks_leave_background_and_void_clear():
         [np.zeros((2, 2, 3), np.uint8)], {"true": [mask]}, ["sky", "sea", "ship"], clear=None
     ).axes
     assert np.asarray(every[1].images[1].get_array())[0, 0, 3] > 0
+
+
+def test_strips_put_images_where_they_belong():
+    """Three images of 2 x 2 in lines of two, white gaps and a white end; bytes and shares of 1 alike."""
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    images[1, ..., 0], images[2, ..., 1] = 255, 51
+    figure = figures.strips({"three": images, "one": np.full((1, 2, 2, 1), 0.5)}, columns=2)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["three", "one"]
+    first, second = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
+    assert first.shape == (5, 5, 3) and second.shape == (2, 5, 3)
+    np.testing.assert_array_equal(first[:2, :2], 0)
+    np.testing.assert_array_equal(first[:2, 3:], [[[1, 0, 0]] * 2] * 2)
+    np.testing.assert_allclose(first[3:, :2], [[[0, 0.2, 0]] * 2] * 2)
+    assert (first[2] == 1).all() and (first[:, 2] == 1).all() and (first[3:, 3:] == 1).all()
+    assert (second[:, :2] == 0.5).all() and (second[:, 2:] == 1).all()
+    with pytest.raises(ValueError, match="no images to draw"):
+        figures.strips({})

@@ -20,6 +20,7 @@ from jtl.train.figures.examples import (
     principal_components,
     reliability,
     saliency,
+    strips,
 )
 from jtl.train.figures.matrices import confusion, heatmaps
 from jtl.train.figures.rolls import piano_rolls
@@ -49,5 +50,6 @@ __all__ = [
     "reliability",
     "saliency",
     "score_scatter",
+    "strips",
     "trade_off",
 ]

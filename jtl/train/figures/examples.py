@@ -109,6 +109,36 @@ def images(pictures: Any, true: Sequence[str], predicted: Sequence[str], columns
     return figure
 
 
+def strips(rows: Mapping[str, Any], columns: int = 10, gap: int = 1) -> Figure:
+    """Small images side by side, without titles: for each name its images, in as many lines as they take.
+
+    Args:
+        rows: images (N, H, W, 1) or (N, H, W, 3) by name, uint8 or in [0, 1]; H and W are those of all.
+        columns: images of a line.
+        gap: pixels between two.
+    """
+    if not rows:
+        raise ValueError("there are no images to draw")
+    lines = {name: -(-len(own) // columns) for name, own in rows.items()}
+    with blank(1.6 + 0.62 * columns, 0.62 * sum(lines.values()) + 0.1 * len(rows)) as figure:
+        panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=list(lines.values()))[:, 0]
+        for axes, (name, own) in zip(panels, rows.items(), strict=True):
+            pictures = np.asarray(own)
+            pictures = pictures / 255 if pictures.dtype == np.uint8 else pictures
+            pictures = np.broadcast_to(pictures, (*pictures.shape[:3], 3))
+            height, width = np.array(pictures.shape[1:3]) + gap
+            sheet = np.ones((lines[name] * height - gap, columns * width - gap, 3))
+            for i, picture in enumerate(pictures):
+                top, left = i // columns * height, i % columns * width
+                sheet[top : top + height - gap, left : left + width - gap] = picture
+            axes.imshow(sheet, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
 def attributed(
     words: Sequence[Sequence[str]],
     scores: Sequence[Sequence[float]],
