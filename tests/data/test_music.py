@@ -203,3 +203,18 @@ def test_a_tune_is_what_music21_plays():
     assert [(start, pitch) for _, start, _, pitch in found.notes.tolist()] == expected
     assert found.notes[found.notes[:, 3] == 78][-2].tolist() == [0, 24, 8, 78]  # over the bar line
     assert tune(music21.abcFormat, "no metre", handler.tokens[:2] + handler.tokens[3:]) is None
+
+
+def test_the_corpus():
+    pytest.importorskip("music21")
+    from jtl.data.music_corpus import FIDDLE, chorales, tunes
+
+    found = chorales()
+    assert len(found) == 401 and {one.voices for one in found} == {4}
+    parts = music.split(found)
+    names = [{one.tune for one in part if one.tune} for part in parts.values()]
+    assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
+    assert min(map(len, parts.values())) > 40
+    fiddle = tunes((FIDDLE,))
+    assert 950 < len(fiddle) <= 1059 and {one.voices for one in fiddle} == {1}
+    assert np.median([one.notes[:, 3].mean() for one in fiddle]) > 67  # of a violin
