@@ -18,6 +18,7 @@ from jtl.data.dataset import DataError, stable_hash
 
 STEPS = 4  # of the grid in a quarter note
 LONGEST_BAR = 32  # steps: that of 4/2
+MAJOR = (0, 2, 4, 5, 7, 9, 11)  # semitones above the first note of a scale
 # Start and length in quarters, MIDI pitch, and whether it is tied to the note before.
 Sounded = tuple[Fraction, Fraction, int, bool]
 
@@ -104,6 +105,68 @@ def on_grid(
     notes[:, 1] -= first
     order = np.lexsort((notes[:, 0], notes[:, 1]))
     return Piece(title, int(bar), int(round(upbeat) + first) % int(bar), len(lines), notes[order], tune)
+
+
+# --- tunes sung at once ----------------------------------------------------------------------------
+
+
+def quodlibets(
+    tunes: Sequence[Piece], low: Sequence[int], high: Sequence[int], rounds: int = 1, seed: int = 0
+) -> tuple[Piece, ...]:
+    """Pieces of several voices, each of which sings a tune of its own: in one metre, one scale, and their ranges.
+
+    They teach a model what voices are, and that they share bars and a key; of harmony they know nothing.
+
+    Args:
+        tunes: of one voice. Those of a round are all different; tunes of like length meet.
+        low: the lowest pitch of each voice, from the highest voice on.
+        high: the highest. A tune is moved by octaves to where its middle is nearest to that of its voice.
+        rounds: how often each tune is sung.
+        seed: of who sings with whom, and in which scale.
+    """
+    rng, voices, found = np.random.default_rng(seed), len(low), []
+    groups: dict[int, list[Piece]] = {}
+    for tune in tunes:
+        groups.setdefault(tune.bar, []).append(tune)
+    for _ in range(rounds):
+        for group in groups.values():
+            lengths = np.array([tune.length for tune in group])
+            order = np.argsort(lengths * np.exp(0.2 * rng.normal(size=len(group))))
+            for first in range(0, len(group) - voices + 1, voices):
+                chosen = rng.permutation(order[first : first + voices])
+                found.append(_together([group[i] for i in chosen], low, high, int(rng.integers(12))))
+    return tuple(found)
+
+
+def _together(tunes: Sequence[Piece], low: Sequence[int], high: Sequence[int], tonic: int) -> Piece:
+    parts, end = [], min(tune.upbeat + tune.length for tune in tunes)
+    for voice, tune in enumerate(tunes):
+        pitch = tune.notes[:, 3]
+        by = tonic - scale(tune)
+        by += 12 * round(((low[voice] + high[voice]) / 2 - (pitch.min() + pitch.max()) / 2 - by) / 12)
+        part = tune.notes + np.array([voice, tune.upbeat, 0, by], np.int32)
+        part = part[part[:, 1] < end]
+        part[:, 2] = np.minimum(part[:, 2], end - part[:, 1])
+        parts.append(part)
+    notes = np.concatenate(parts)
+    first = int(notes[:, 1].min())
+    notes[:, 1] -= first
+    notes = notes[np.lexsort((notes[:, 0], notes[:, 1]))]
+    return Piece(
+        " with ".join(tune.title for tune in tunes), tunes[0].bar, first % tunes[0].bar, len(tunes), notes
+    )
+
+
+def scale(piece: Piece) -> int:
+    """The pitch class on which the major scale begins that holds most of a piece, 0 for C: also for A minor.
+
+    Of scales that hold as much the one whose own triad sounds longest.
+    """
+    weights = np.zeros(12)
+    weights[list(MAJOR)] = 1
+    weights[[0, 4, 7]] += 0.01
+    length = np.bincount(piece.notes[:, 3] % 12, piece.notes[:, 2], 12)
+    return int(np.argmax([length @ np.roll(weights, first) for first in range(12)]))
 
 
 # --- which pieces share a melody -------------------------------------------------------------------

@@ -63,6 +63,46 @@ def test_pieces_of_one_melody_stay_in_one_split():
         music.split([pieces[0], pieces[0].transposed(1)])
 
 
+def test_tunes_sung_at_once():
+    low, high = (60, 53, 40), (81, 76, 64)
+    major = np.array([0, 2, 4, 5, 7, 9, 11])
+    rng, songs = np.random.default_rng(0), []
+    for i in range(12):
+        lengths = rng.choice([2, 4, 8], 30)
+        degrees = (
+            np.clip(rng.integers(-1, 2, 30).cumsum(), -4, 4) + 7
+        )  # of G major, moved to another key for each
+        pitches = (major[degrees % 7] + 12 * (degrees // 7) + 55 + i).tolist()
+        at = [0, *np.cumsum(lengths)[:-1].tolist()]
+        notes = [(0, *one) for one in zip(at, lengths.tolist(), pitches, strict=True)]
+        songs.append(piece(*notes, upbeat=4 * (i % 4), bar=(16, 12)[i % 2], title=str(i)))
+    found = music.quodlibets(songs, low, high, rounds=2)
+    assert len(found) == 8 and len({one.title for one in found}) > 6
+    for half in (found[:4], found[4:]):
+        assert sorted(name for one in half for name in one.title.split(" with ")) == sorted(
+            map(str, range(12))
+        )
+    for one in found:
+        parts = [songs[int(name)] for name in one.title.split(" with ")]
+        assert one.voices == 3 and {part.bar for part in parts} == {one.bar} and one.notes[0, 1] == 0
+        for voice, part in enumerate(parts):
+            own = one.notes[one.notes[:, 0] == voice]
+            by = own[0, 3] - part.notes[0, 3]
+            assert abs((own[:, 3].min() + own[:, 3].max()) / 2 - (low[voice] + high[voice]) / 2) < 12
+            np.testing.assert_array_equal(own[:, 3], part.notes[: len(own), 3] + by)
+            np.testing.assert_array_equal(own[:-1, 2], part.notes[: len(own) - 1, 2])
+            assert (own[0, 1] + one.upbeat - part.upbeat) % one.bar == 0  # bars stand over bars
+        ends = [one.notes[one.notes[:, 0] == voice] for voice in range(3)]
+        assert {int(own[-1, 1] + own[-1, 2]) for own in ends} == {one.length}
+        scales = {
+            music.scale(piece(*own.tolist())) for own in ends if len(set((own[:, 3] % 12).tolist())) == 7
+        }
+        assert len(scales) <= 1
+    c_major = piece(*((0, 4 * i, 4, pitch) for i, pitch in enumerate((60, 62, 64, 65, 67, 69, 71))))
+    assert music.scale(c_major) == 0 and music.scale(c_major.transposed(-3)) == 9
+    assert music.scale(songs[3].transposed(2)) == (music.scale(songs[3]) + 2) % 12
+
+
 def test_tokens_of_a_hand_made_piece():
     # The soprano holds through the bar line; the alto rests for a quarter, and begins in the upbeat.
     made = piece((0, 0, 8, 72), (0, 8, 16, 74), (1, 0, 4, 65), (1, 8, 4, 64), bar=12, upbeat=8, voices=2)
