@@ -3,8 +3,8 @@
 A decoder of four layers is pre-trained on some 10,000 tunes, sung four at once in one metre and one scale, each in the
 range of its voice: quodlibets, which teach what voices, bars and keys are, and nothing of harmony. ``transfer``
 fine-tunes it on ``--train-pieces`` chorales; ``scratch`` trains the same architecture from random weights on the same
-chorales, for as many updates; ``before`` is the pre-trained model as it is. Every row is moved to another key within the
-ranges of a choir. The best of five validations is kept, and tested once; ``real`` are the test chorales themselves.
+chorales, for as many updates; ``before`` is the pre-trained model as it is. Every row is moved to another key within
+the ranges of a choir. The best of five validations is kept, and tested once; ``real`` are the test chorales themselves.
 
     python -m experiments.music --out runs/music
 
@@ -32,8 +32,8 @@ notes in any key and by the names of the hymns, and no tune of pre-training shar
 time are no help: pre-trained on them (420 updates, one seed), ``transfer`` needed 4.48 bits an event where ``scratch``
 needed 3.94. All seeds share one pre-training, whose own chance the intervals do not have.
 
-Your own music: ``--data FOLDER`` of MIDI files, such as MAESTRO's (TensorFlow Datasets has no builder of it), whose piano
-is dealt out to ``--voices`` voices on a grid that a performance does not keep: a coarse picture of it.
+Your own music: ``--data FOLDER`` of MIDI files, such as MAESTRO's (TensorFlow Datasets has no builder of it), whose
+piano is dealt out to ``--voices`` voices on a grid that a performance does not keep: a coarse picture of it.
 """
 
 from __future__ import annotations
