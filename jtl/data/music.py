@@ -12,13 +12,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jtl.data.dataset import DataError, stable_hash
 
 STEPS = 4  # of the grid in a quarter note
 LONGEST_BAR = 32  # steps: that of 4/2
 MAJOR = (0, 2, 4, 5, 7, 9, 11)  # semitones above the first note of a scale
+# Which pitch classes sound well together: primes, thirds, fourths, fifths and sixths.
+CONSONANT = np.isin(np.subtract.outer(np.arange(12), np.arange(12)) % 12, (0, 3, 4, 5, 7, 8, 9)).astype(
+    np.float32
+)
 # Start and length in quarters, MIDI pitch, and whether it is tied to the note before.
 Sounded = tuple[Fraction, Fraction, int, bool]
 
@@ -111,11 +115,17 @@ def on_grid(
 
 
 def quodlibets(
-    tunes: Sequence[Piece], low: Sequence[int], high: Sequence[int], rounds: int = 1, seed: int = 0
+    tunes: Sequence[Piece],
+    low: Sequence[int],
+    high: Sequence[int],
+    rounds: int = 1,
+    seed: int = 0,
+    among: int = 128,
 ) -> tuple[Piece, ...]:
     """Pieces of several voices, each of which sings a tune of its own: in one metre, one scale, and their ranges.
 
-    They teach a model what voices are, and that they share bars and a key; of harmony they know nothing.
+    They teach a model what voices are, that they share bars and a key, and which intervals sound together: to a tune
+    are found others that are least often a second, a seventh or a tritone away.
 
     Args:
         tunes: of one voice. Those of a round are all different; tunes of like length meet.
@@ -123,19 +133,40 @@ def quodlibets(
         high: the highest. A tune is moved by octaves to where its middle is nearest to that of its voice.
         rounds: how often each tune is sung.
         seed: of who sings with whom, and in which scale.
+        among: how many tunes each voice is chosen from; 1 takes any.
     """
-    rng, voices, found = np.random.default_rng(seed), len(low), []
+    rng, voices = np.random.default_rng(seed), len(low)
+    found: list[Piece] = []
     groups: dict[int, list[Piece]] = {}
     for tune in tunes:
         groups.setdefault(tune.bar, []).append(tune)
-    for _ in range(rounds):
-        for group in groups.values():
-            lengths = np.array([tune.length for tune in group])
-            order = np.argsort(lengths * np.exp(0.2 * rng.normal(size=len(group))))
-            for first in range(0, len(group) - voices + 1, voices):
-                chosen = rng.permutation(order[first : first + voices])
-                found.append(_together([group[i] for i in chosen], low, high, int(rng.integers(12))))
+    for group in groups.values():
+        sung = _sung(group)
+        fits = (sung @ CONSONANT).reshape(len(group), -1)
+        sounds, sung = np.asarray(sung.any(-1), np.float32), sung.reshape(len(group), -1)
+        lengths = np.array([tune.length for tune in group])
+        for _ in range(rounds):
+            waiting = np.argsort(lengths * np.exp(0.2 * rng.normal(size=len(group)))).tolist()
+            while len(waiting) >= voices:
+                chosen = [waiting.pop(0)]
+                while len(chosen) < voices:
+                    near = waiting[:among]
+                    at_once = np.maximum(sounds[near] @ sounds[chosen].T, 1)
+                    share = (sung[near] @ fits[chosen].T / at_once).sum(1)
+                    chosen.append(waiting.pop(int(share.argmax())))
+                parts = [group[i] for i in rng.permutation(chosen)]
+                found.append(_together(parts, low, high, int(rng.integers(12))))
     return tuple(found)
+
+
+def _sung(tunes: Sequence[Piece], steps: int = 256) -> Float[np.ndarray, "N steps 12"]:
+    """1 where a tune sings a degree of its scale, in each of so many sixteenths from its first bar line on."""
+    found = np.zeros((len(tunes), steps, 12), np.float32)
+    for own, tune in zip(found, tunes, strict=True):
+        first = scale(tune)
+        for _, start, length, pitch in tune.notes.tolist():
+            own[tune.upbeat + start : tune.upbeat + start + length, (pitch - first) % 12] = 1
+    return found
 
 
 def _together(tunes: Sequence[Piece], low: Sequence[int], high: Sequence[int], tonic: int) -> Piece:

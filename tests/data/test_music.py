@@ -76,9 +76,9 @@ def test_tunes_sung_at_once():
         at = [0, *np.cumsum(lengths)[:-1].tolist()]
         notes = [(0, *one) for one in zip(at, lengths.tolist(), pitches, strict=True)]
         songs.append(piece(*notes, upbeat=4 * (i % 4), bar=(16, 12)[i % 2], title=str(i)))
-    found = music.quodlibets(songs, low, high, rounds=2)
+    found = music.quodlibets(songs, low, high, rounds=2, among=1)
     assert len(found) == 8 and len({one.title for one in found}) > 6
-    for half in (found[:4], found[4:]):
+    for half in (found[:2] + found[4:6], found[2:4] + found[6:]):  # the rounds; metres come one after another
         assert sorted(name for one in half for name in one.title.split(" with ")) == sorted(
             map(str, range(12))
         )
@@ -101,6 +101,23 @@ def test_tunes_sung_at_once():
     c_major = piece(*((0, 4 * i, 4, pitch) for i, pitch in enumerate((60, 62, 64, 65, 67, 69, 71))))
     assert music.scale(c_major) == 0 and music.scale(c_major.transposed(-3)) == 9
     assert music.scale(songs[3].transposed(2)) == (music.scale(songs[3]) + 2) % 12
+
+
+def test_who_sings_together_sounds_well_together():
+    """Of four tunes on one scale, in C: the first two are a third apart, the others a second above those."""
+    line = np.array([60, 62, 64, 65, 67, 65, 64, 62] * 3 + [60, 64, 67, 72])
+    third = np.array([64, 65, 67, 69, 71, 69, 67, 65] * 3 + [64, 67, 71, 76])
+    tunes = [
+        piece(*((0, 4 * i, 4, pitch) for i, pitch in enumerate(own.tolist())), title=name)
+        for name, own in {"a": line, "b": np.roll(third, 1), "c": third, "d": np.roll(line, 1)}.items()
+    ]
+    assert {music.scale(tune) for tune in tunes} == {0}
+    for seed in range(3):
+        pairs = {
+            frozenset(one.title.split(" with "))
+            for one in music.quodlibets(tunes, (60, 40), (81, 64), seed=seed)
+        }
+        assert pairs == {frozenset("ac"), frozenset("bd")}
 
 
 def test_tokens_of_a_hand_made_piece():
