@@ -3,9 +3,9 @@
 A decoder of four layers is pre-trained on some 10,000 tunes, sung four at once in one metre and one scale, each in the
 range of its voice, beside others that it sounds well with: quodlibets, which teach what voices, bars and keys are, and
 little of harmony. ``transfer`` fine-tunes it on ``--train-pieces`` chorales; ``scratch`` trains the same architecture
-from random weights on the same chorales, for as many updates; ``before`` is the pre-trained model as it is. Every row is
-moved to another key within the ranges of a choir. The best of five validations is kept, and tested once; ``real`` are
-the test chorales themselves.
+from random weights on the same chorales, for as many updates; ``before`` is the pre-trained model as it is. Every row
+is moved to another key within the ranges of a choir. The best of five validations is kept, and tested once; ``real``
+are the test chorales themselves.
 
     python -m experiments.music --out runs/music
 
