@@ -24,9 +24,12 @@ folder of about twenty pictures, or one with a folder for each class. All become
 ``frechet`` and ``kernel`` are distances as FID and KID are, but of the 32 features of a Conv4 that was trained on real
 pictures of both styles, 20 classes of them; it also names the class of each sample and says whether it is in the style.
 A few hundred samples make ``frechet`` too large: beside ``real`` it can be read, beside the literature it cannot.
-``diversity`` is the mean distance of two samples of a class. Two pictures a class are few: the more updates, the more
-do both arms draw copies of them, so that they are stopped early, and ``diversity`` says how far it went. The style, the
-updates and the rates were set in trials of another seed that showed these metrics.
+``diversity`` is the mean distance of two samples of a class; ``held_out_loss`` the error of the velocity on a hundred
+other pictures of the style. Two pictures a class are few: the more updates, the more do both arms draw copies of them,
+which no distance punishes enough. So both are stopped early: in a trial ``scratch`` after 300 updates in place of 150
+drew good copies, as near to the real pictures as ``transfer`` (``frechet`` 13 and 14, of 100 samples), but its held-out
+loss was 0.172 and that of ``transfer`` 0.139. The style, the updates and the rates were set in trials of another seed
+that showed these metrics.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ SMALL = UNetConfig(patch_size=4, widths=(16,), num_attention_heads=2, condition_
 TIMES = (-1.0, 1.0)  # a digit is all but settled at t = 0.4
 POWER = 1.5  # of the times of sampling
 ROWS = 100  # pictures that are drawn at once
-BETTER = {"frechet": "less", "kernel": "less", "class_accuracy": "more", "in_style": "more"}
+BETTER = {"frechet": "less", "kernel": "less", "held_out_loss": "less", "class_accuracy": "more"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,8 @@ def run(config: Art) -> Result:
             scores = "  ".join(f"{name} {row[name]:.3f}" for name in pictures.METRICS)
             print(f"seed {seed}  {arm}  {scores}  {row['seconds']:.0f} s")
 
-    summary = summarise(ledger.rows, [*pictures.METRICS, "old_class_accuracy", "old_frechet", "seconds"])
+    metrics = [*pictures.METRICS, "held_out_loss", "old_class_accuracy", "old_frechet", "seconds"]
+    summary = summarise(ledger.rows, metrics)
     result = Result("art", settings(config), environment(), ledger.seconds, ledger.rows, summary)
     write_result(out, result)
     write_report(
@@ -262,6 +266,7 @@ class Studio:
                 model, fitted = self.trained(arm, seed)
                 history = fitted.history
                 row = {"steps": self.config.updates, "learning_rate": RATES[arm]}
+                row["held_out_loss"] = history[-1]["validation_loss"]
                 row["trained_parameters"] = tree.size(fitted.state.trained)
             drawn = draw(self.config, model, labels, seed)
             if arm != "scratch":

@@ -26,6 +26,7 @@ def test_art(tmp_path):
     assert set(result.summary["frechet"]) == {"real", "before", "transfer", "scratch"}
     assert result.summary["in_style"]["real"]["mean"] > 0.9
     assert result.summary["frechet"]["real"]["mean"] < result.summary["frechet"]["before"]["mean"]
+    assert set(result.summary["held_out_loss"]) == {"transfer", "scratch"}
     by_arm = {row["arm"]: row for row in result.rows}
     assert 0 < by_arm["transfer"]["trained_parameters"] < by_arm["scratch"]["trained_parameters"]
     curves = [json.loads(line)["curve"] for line in (out / "rows.jsonl").read_text().splitlines()]
