@@ -93,8 +93,8 @@ class Attention(nn.Module):
         q_BxLxHxE = heads("query", x, std * c.d_kv**-0.5)
         source = memory if self.cross else x
         if source is None:
-            k_BxTxHxE: Array = self.get_variable("cache", "keys").astype(x.dtype)
-            v_BxTxHxE: Array = self.get_variable("cache", "values").astype(x.dtype)
+            k_BxTxHxE = cache.recalled(self, "keys", x.dtype)
+            v_BxTxHxE = cache.recalled(self, "values", x.dtype)
         else:
             k_BxTxHxE = cache.remembered(self, "keys", heads("key", source, std), start)
             v_BxTxHxE = cache.remembered(self, "values", heads("value", source, std), start)
@@ -259,7 +259,9 @@ class T5(nn.Module):
             real = _real(input_ids, attention_mask)
             encoded = Encoder(c, name="encoder")(embeddings(input_ids), real, train=train)
             outputs = {"encoded": encoded, "features": mean_over(encoded, attention_mask)}
-            heard = cache.remembered(self, "heard", real, None)
+            heard = real
+            if self.has_variable("cache", "heard"):
+                self.put_variable("cache", "heard", real)
         elif not heard.shape[1]:
             raise ValueError("T5 needs input_ids, or a cache of what it has read: the batch has neither")
         if decoder_input_ids is None:

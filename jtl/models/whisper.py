@@ -59,8 +59,8 @@ class Attention(nn.Module):
         q_BxLxHxE = heads("query", x)
         source = memory if self.cross else x
         if source is None:
-            k_BxTxHxE: Array = self.get_variable("cache", "keys").astype(x.dtype)
-            v_BxTxHxE: Array = self.get_variable("cache", "values").astype(x.dtype)
+            k_BxTxHxE = cache.recalled(self, "keys", x.dtype)
+            v_BxTxHxE = cache.recalled(self, "values", x.dtype)
         else:
             k_BxTxHxE = cache.remembered(self, "keys", heads("key", source, bias=False), start)
             v_BxTxHxE = cache.remembered(self, "values", heads("value", source), start)

@@ -93,7 +93,7 @@ def _forward(
 def take_rows(cache: Cache, rows: Int[Array, " C"], *, heard: bool = True) -> Cache:
     """The cache of those ``rows`` of texts. Without ``heard`` what an encoder gave them stays as it is.
 
-    Keys and values end in the axes rows, length, heads, size; other leaves start with rows, but for ``filled``.
+    Keys and values end in the axes rows, heads, length, size; other leaves start with rows, but for ``filled``.
     """
 
     def take(path: str, leaf: Array) -> Array:
