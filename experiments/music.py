@@ -9,9 +9,9 @@ are the test chorales themselves.
 
     python -m experiments.music --out runs/music
 
-Expected: not yet run in full. One seed after 420 updates of pre-training, a fifth of the default: on test ``before`` 4.58
-bits an event, ``transfer`` 3.89, ``scratch`` 3.85; on validation after 40 updates 4.00 and 5.58, after 80 updates 3.84
-and 4.20, later both learn the few chorales by heart.
+Expected: not yet run in full. One seed, after 420 updates of pre-training, a fifth of the default: on test ``before``
+had 4.58 bits an event, ``transfer`` 3.89 and ``scratch`` 3.85, undecided. On validation ``transfer`` was far ahead
+after 40 updates (4.00, 5.58) and after 80 (3.84, 4.20); then it began to know its chorales by heart.
 
 The trained model lies in ``OUT/model``; it writes new pieces, here three, as MIDI, WAV and a piano roll each, others
 with another ``--seed``:
