@@ -8,7 +8,8 @@ validations is kept, and tested once.
 
     python -m experiments.speech_recognition --out runs/speech_recognition
 
-Expected: not yet run in full.
+Expected: not yet run with three seeds. One gave word errors of 0.399 before and 0.149 after, letters 0.201 and 0.053,
+and ``english_wer`` 0.168 and 0.105.
 
 The trained adapter lies in ``OUT/adapter``, as PEFT has them; it writes down a WAV file, or those in a folder:
 

@@ -3,8 +3,8 @@
 A `cache` collection has `filled`, how many tokens it holds; `real`, which of them are no padding; and `keys` and
 `values` (B, H, T, E) beside every attention. A module that finds none in its variables reads whole texts.
 
-Heads come before tokens as the products of attention read them: kept the other way, a CPU turns them for every token
-that is written, which took 18 times as long as the attention to half a minute of sound itself.
+Heads come before tokens, as the products of attention read them: kept and attended to the other way, a CPU turns them
+for every token that is written, and Whisper base took 240 ms for one of four sounds in place of 28.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ the model was trained on; shorter ones are read too, at the positions they have.
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtl.models import cache
 from jtl.models.architecture import CONV_1D, Architecture, Tensor, linear, norm
 from jtl.models.dropout import Dropout
-from jtl.models.layers import Ids, Mlp, activation, dense
+from jtl.models.layers import Ids, Mlp, activation, attend, bias_where, dense
 from jtl.models.whisper_config import WhisperConfig
 
 EPSILON = 1e-5  # of every layer norm
@@ -64,8 +63,10 @@ class Attention(nn.Module):
         else:
             k_BxTxHxE = cache.remembered(self, "keys", heads("key", source, bias=False), start)
             v_BxTxHxE = cache.remembered(self, "values", heads("value", source), start)
-        y = jax.nn.dot_product_attention(q_BxLxHxE, k_BxTxHxE, v_BxTxHxE, mask=mask)
-        return dense(D, "output", self.std)(y.reshape(B, L, D))
+        # Heads before tokens, as the cache has them: nothing is turned for each token that is written.
+        q, k, v = (t.swapaxes(1, 2) for t in (q_BxLxHxE * (D // H) ** -0.5, k_BxTxHxE, v_BxTxHxE))
+        y_BxHxLxE = attend(q, k, v, None if mask is None else bias_where(mask), lambda weights: weights)
+        return dense(D, "output", self.std)(y_BxHxLxE.swapaxes(1, 2).reshape(B, L, D))
 
 
 class Layer(nn.Module):
