@@ -48,6 +48,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -61,7 +62,7 @@ from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from jtl import pretrained
-from jtl.data import midi, music_corpus
+from jtl.data import DataError, midi, music_corpus
 from jtl.data.loader import Batches, loader
 from jtl.data.music import Piece, phrases, quodlibets, split, without
 from jtl.data.music_tokens import BAR, END, SIZE, START, VOICES, Crops, Grammar, Whole, decode, keys_between
@@ -370,9 +371,11 @@ def compose(model: Model, config: Music, bar: int, voices: int, count: int, seed
         model, prompt, max_new_tokens=160 if config.quick else LONGEST, temperature=config.temperature,
         top_p=config.top_p, eos_id=END, key=jax.random.key(seed), rule=Grammar(bar, voices),
     )  # fmt: skip
-    found = [decode(np.concatenate([start, own]), f"sample {i + 1}")
-             for i, (start, own) in enumerate(zip(prompt, np.asarray(new), strict=True))]  # fmt: skip
-    return [piece for piece in found if len(piece.notes)]
+    found = []
+    for i, own in enumerate(np.asarray(new)):
+        with suppress(DataError):  # the grammar allows a piece to end before its first note
+            found.append(decode(np.concatenate([prompt[i], own]), f"sample {i + 1}"))
+    return found
 
 
 def write_piece(path: Path, piece: Piece, tempo: float, names: Sequence[str]) -> None:

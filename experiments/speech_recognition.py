@@ -95,7 +95,7 @@ class SpeechRecognition(Config):
     rank: int = 8
     """Of LoRA."""
     english: int = 8
-    """Clips of plain English that measure what is unlearned; 0 for none. They need Linux on x86-64."""
+    """Clips of plain English (none with another --language) that measure what is unlearned. They need Linux on x86-64."""
     seeds: int = 3
     """Repetitions: other training clips, adapters and orders."""
     predict: Path | None = None
@@ -117,7 +117,7 @@ def run(config: SpeechRecognition) -> Result:
             row = ledger.get(partial(room.measured, arm, seed), arm=arm, seed=seed)
             print(f"seed {seed}  {arm}  word errors {row['wer']:.3f}  {row['seconds']:.0f} s")
 
-    metrics = [*METRICS, *(["english_wer"] if sizes.english else []), "seconds"]
+    metrics = [*METRICS, *(["english_wer"] if room.english else []), "seconds"]
     summary = summarise(ledger.rows, metrics)
     result = Result(
         "speech_recognition", settings(config), environment(), ledger.seconds, ledger.rows, summary
@@ -155,7 +155,8 @@ class Room:
         self.dataset = data.load_utterances(config.data, text_column=config.text_column)
         self.test = some(self.dataset.splits["test"], config.test_examples, 0)
         self.validation = some(self.dataset.splits["validation"], 2 if config.quick else 6, 0)
-        self.english = some(spoken.english(), config.english, 0) if config.english else []
+        known = config.english and config.language == "en"
+        self.english = some(spoken.english(), config.english, 0) if known else []
         self.model = pretrained.load(config.model)
         self.listener = listener(config.model, self.model, config.language)
 
