@@ -95,7 +95,7 @@ class SpeechRecognition(Config):
     rank: int = 8
     """Of LoRA."""
     english: int = 8
-    """Clips of plain English (none with another --language) that measure what is unlearned. They need Linux on x86-64."""
+    """Clips of plain English (none with another --language) to measure what is unlearned. They need Linux on x86-64."""
     seeds: int = 3
     """Repetitions: other training clips, adapters and orders."""
     predict: Path | None = None
