@@ -1,6 +1,7 @@
 """The rules of the test run: eight CPU devices, no rank promotion, warnings are errors, shapes are checked."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -13,7 +14,10 @@ _hook = install_import_hook("jtl", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+from jtl.train import mesh  # noqa: E402
 from jtl.wheel import cache_dir  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,6 +29,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture
+def slice_2x2() -> Iterator[jax.sharding.Mesh]:
+    """Four TPU chips to compile for, which need not be there: so no program for them is read back from the cache."""
+    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks only once in a process whether there is one
+    yield mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -108,13 +108,8 @@ LOSSES = {
 
 
 @pytest.mark.tpu
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_step_compiles_for_a_tpu_slice(model, name):
-    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
-    from jax.experimental import topologies
-
-    slice_2x2 = mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
+def test_every_step_compiles_for_a_tpu_slice(model, slice_2x2, name):
     loss, adversarial = LOSSES[name]
     if adversarial:
         model = domain.adversary(model, horizon=9, key=KEY, hidden=(16,))

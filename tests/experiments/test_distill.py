@@ -20,7 +20,7 @@ from jtl import distill, heads
 from jtl.features import Rows
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
-from jtl.train import make_step, mesh
+from jtl.train import make_step
 
 PAIRS = (("norm_2", "norm_2"), ("norm_3", "norm_3"))
 LAYERS = students.Student("conv4", lambda *_: None, PAIRS, PAIRS[1], "batch", 1e-3)
@@ -77,15 +77,10 @@ def test_a_term_between_layers_begins_as_large_as_the_labels(lesson):
 
 @pytest.mark.tpu
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 @pytest.mark.parametrize(
     "method", ["soft_targets", "hint", "rkd", "crd", "review_kd", "mutual", "ema_teacher"]
 )
-def test_steps_compile_for_a_tpu_slice(lesson, method):
-    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
-    from jax.experimental import topologies
-
-    slice_2x2 = mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
+def test_steps_compile_for_a_tpu_slice(lesson, slice_2x2, method):
     recipe = getattr(methods, method)(lesson)
     step = make_step(recipe.loss, optax.adam(1e-3), mesh=slice_2x2)
     assert step.lower(recipe.model, recipe.batches[0]).compile().cost_analysis()["flops"] > 0

@@ -18,7 +18,7 @@ from jtl import data, heads
 from jtl.features import Rows
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
-from jtl.train import make_step, mesh
+from jtl.train import make_step
 
 TRAINED = [m for m in methods.METHODS if m not in methods.ONLY_BATCH_NORM]
 
@@ -108,13 +108,8 @@ def test_batches_hold_no_pairs_of_one_place_in_both_domains(setting):
 
 @pytest.mark.tpu
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 @pytest.mark.parametrize("method", TRAINED)
-def test_every_step_compiles_for_a_tpu_slice(setting, method):
-    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
-    from jax.experimental import topologies
-
-    slice_2x2 = mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
+def test_every_step_compiles_for_a_tpu_slice(setting, slice_2x2, method):
     recipe = getattr(methods, method)(setting)
     step = make_step(recipe.loss, optax.adam(1e-3), recipe.labels, mesh=slice_2x2)
     lowered = step.lower(recipe.model, recipe.batches(recipe.model)[0])

@@ -178,12 +178,8 @@ def test_lora_is_the_identity_then_learns_beside_the_classes(batch, key):
 @pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
-def test_a_step_compiles_for_a_tpu(layout):
+def test_a_step_compiles_for_a_tpu(slice_2x2, layout):
     """With LoRA, and the classes in full."""
-    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc("v5e:2x2", "tpu").devices
     config = UNetConfig()
     key = jax.random.key(0)
     model = jax.eval_shape(
@@ -198,6 +194,6 @@ def test_a_step_compiles_for_a_tpu(layout):
     }
     sharding = {"replicated": mesh.REPLICATED, "sharded": mesh.FULLY_SHARDED}[layout]
     labels = finetune.train_only(model, ".*/lora/.*|label/.*")
-    step = make_step(FlowMatching(), adamw(1e-3), labels, mesh=mesh.make_mesh(devices), sharding=sharding)
+    step = make_step(FlowMatching(), adamw(1e-3), labels, mesh=slice_2x2, sharding=sharding)
     text = step.lower(model, batch).compile().as_text()
     assert "all-reduce" in text or "reduce-scatter" in text

@@ -7,23 +7,9 @@ from progressive_models import MODELS, WHERE, batch_of
 
 from jtl import progressive
 from jtl.tasks import Classify
-from jtl.train import make_step, mesh
+from jtl.train import make_step
 
-pytestmark = [
-    pytest.mark.tpu,
-    pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache"),
-]
-
-
-@pytest.fixture(scope="module")
-def slice_2x2():
-    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
-    from jax.experimental import topologies
-
-    # A program for absent chips cannot be read back from the cache.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    yield mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+pytestmark = pytest.mark.tpu
 
 
 @pytest.mark.parametrize("kind", ["conv4", "bert"])

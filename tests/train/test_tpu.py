@@ -12,23 +12,9 @@ from jtl.models import ARCHITECTURES
 from jtl.tasks import CausalLM, Classify
 from jtl.train import accumulate, make_step, mesh
 
-pytestmark = [
-    pytest.mark.tpu,
-    pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache"),
-]
+pytestmark = pytest.mark.tpu
 CHIP = 16 * 2**30  # bytes of a v5e chip
 SPARE = 32 * 2**20  # for a batch, and for what a program adds
-
-
-@pytest.fixture(scope="module")
-def slice_2x2():
-    pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
-    from jax.experimental import topologies
-
-    # A program for absent chips cannot be read back from the cache.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    yield mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 # Two layers of MiniLM, and of a ViT of its width, show all that six do; `minilm` and Lite0 are whole.
