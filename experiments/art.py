@@ -11,7 +11,10 @@ style, what a perfect model would score.
 
     python -m experiments.art --out runs/art
 
-Expected: not yet run in full.
+Expected (``experiments/results/art.json``, three seeds, 20 minutes of one shared core): ``frechet`` 14.1 ± 4.5
+(``transfer``), 29.0 ± 1.9 (``scratch``), 0.5 of real pictures; ``class_accuracy`` 0.945 ± 0.063 and 0.536 ± 0.241;
+``held_out_loss`` 0.134 ± 0.014 and 0.164 ± 0.020. ``transfer`` is better outside the intervals in all three, and draws
+the old digits as before, but its pictures of a class are more alike than real ones (``diversity`` 3.3 ± 0.3, 5.5).
 
 The adapted model lies in ``OUT``; it draws new pictures of a class:
 
