@@ -91,7 +91,7 @@ def run(config: BenchMaml) -> Result:
     model = _start(width, config.pooling, config.seed)
     batch = _tasks(tasks, config.queries, config.seed)
 
-    step = _step(config.inner_steps, config.rate, cores, chunk=1 if cores is None else cores.size)
+    step = _step(config.inner_steps, config.rate, cores, chunk=1, unroll=config.inner_steps)
     state = step.init(model, jax.random.key(config.seed))
     peers = {
         "functional_torch": _Functional(model, batch, config),
@@ -168,6 +168,7 @@ def _tasks(tasks: int, queries: int, seed: int) -> dict[str, dict[str, np.ndarra
 
 def _step(steps: int, rate: float, cores: Mesh | None = None, **options: Any) -> Step:
     gradient = meta.maml(steps=steps, rate=rate, **options)
+    gradient = gradient if cores is None else meta.sharded(gradient, cores)
     alone = ONE_THREAD if cores is not None and jax.default_backend() == "cpu" else None
     return make_step(
         Classify(stats="batch"), optax.adam(1e-3), gradient=gradient, mesh=cores, compiler_options=alone

@@ -18,9 +18,10 @@ from jtl.meta.relation import Relation, RelationNet, with_relation
 from jtl.meta.reptile import reptile
 from jtl.meta.ridge import Ridge, with_ridge
 from jtl.meta.rules import MetaCurvature, MetaSGD, PerStep, learn
+from jtl.meta.sharded import sharded
 
 __all__ = [
     "Cosine", "Diverged", "Matching", "MetaCurvature", "MetaSGD", "Metric", "PerStep", "Prototypes", "Relation",
     "RelationNet", "Ridge", "SupportStats", "adapt", "cavia", "context", "imaml", "learn", "make_evaluate", "maml",
-    "reptile", "step_weights", "trajectory", "with_relation", "with_ridge",
+    "reptile", "sharded", "step_weights", "trajectory", "with_relation", "with_ridge",
 ]  # fmt: skip

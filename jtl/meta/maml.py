@@ -22,6 +22,7 @@ def maml(
     first_order: bool = False,
     multi_step: bool = False,
     remat: bool = False,
+    unroll: int = 1,
     chunk: int | None = None,
 ) -> Any:
     """Model-agnostic meta-learning, for ``make_step(loss, optimizer, gradient=maml(steps=5, rate=0.4))``.
@@ -59,6 +60,7 @@ def maml(
         multi_step: the value is Σ w_i · query loss after step i, with the weights ``batch["step_weight"]`` (tasks,
             steps), say those of ``step_weights``.
         remat: trade time for memory: see ``adapt``.
+        unroll: inner steps written out: see ``adapt``.
         chunk: tasks to run at a time; by default all.
     """
 
@@ -71,6 +73,7 @@ def maml(
             "labels": labels,
             "first_order": first_order,
             "remat": remat,
+            "unroll": unroll,
         }
         after = lambda params: loss(params, query, query_key)  # noqa: E731
         if not multi_step:

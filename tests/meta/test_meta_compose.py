@@ -8,7 +8,7 @@ import pytest
 
 from jtl import adapters, finetune, heads, meta, tree
 from jtl.loss import Aux
-from jtl.model import linen
+from jtl.model import Mode, Model, linen
 from jtl.models import ARCHITECTURES
 from jtl.models.mlp import MLP
 from jtl.tasks import Classify
@@ -102,8 +102,13 @@ def test_one_compilation_and_eight_devices_compute_what_one_does(net, lines):
         traces.append(batch["x"].shape)
         return squared(model, batch, key)
 
-    for options in ({}, {"mesh": devices}):
-        gradient = meta.maml(steps=2, rate=meta.MetaSGD(0.1))
+    written_out = meta.maml(steps=2, rate=meta.MetaSGD(0.1), chunk=1, unroll=2)
+    alone = meta.maml(steps=2, rate=meta.MetaSGD(0.1))
+    for gradient, options in (
+        (alone, {}),
+        (alone, {"mesh": devices}),
+        (meta.sharded(written_out, devices), {"mesh": devices, "sharding": mesh.FULLY_SHARDED}),
+    ):
         step = make_step(traced, optax.adam(0.01), gradient=gradient, **options)
         state = step.init(model, KEY)
         for scale in (1.0, 2.0, 3.0):
@@ -112,10 +117,49 @@ def test_one_compilation_and_eight_devices_compute_what_one_does(net, lines):
             before = len(traces) if scale == 1.0 else before
         assert len(traces) == before
         found.append((state.model.params, metrics["loss"]))
-    for path, leaf in tree.flatten(found[0][0]).items():
-        np.testing.assert_allclose(tree.flatten(found[1][0])[path], leaf, atol=1e-5, err_msg=path)
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+    for params, loss in found[1:]:
+        for path, leaf in tree.flatten(found[0][0]).items():
+            np.testing.assert_allclose(tree.flatten(params)[path], leaf, atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(loss, found[0][1], rtol=1e-5)
     assert (found[0][0]["inner"]["out"]["kernel"]["rate"] != 0.1).all()
+
+
+def test_sharded_tasks_with_frozen_leaves_and_a_state(lines):
+    """Frozen leaves reach the devices beside the trained ones; running statistics come back as their mean."""
+
+    def forward(variables, batch, mode, key):
+        seen = {"batch_stats": {"mean": batch["x"].mean(), "count": variables["batch_stats"]["count"] + 1}}
+        params = variables["params"]
+        return {"prediction": batch["x"] @ params["w"] + params["b"]}, seen
+
+    variables = {
+        "params": {"w": jnp.array([[0.5]]), "b": jnp.array(0.1)},
+        "batch_stats": {"mean": jnp.array(0.0), "count": jnp.array(0)},
+    }
+    model, devices = Model(variables, forward, (), None), mesh.make_mesh()
+    labels = finetune.train_only(model, "b")
+
+    def loss(model, batch, key):
+        outputs, state = model.run(batch, Mode(stats="batch"))
+        return jnp.mean((outputs["prediction"] - batch["y"]) ** 2), Aux({}, state)
+
+    found = []
+    for gradient, options in (
+        (meta.reptile(steps=2, rate=0.1), {}),
+        (meta.sharded(meta.reptile(steps=2, rate=0.1, chunk=1), devices), {"mesh": devices}),
+    ):
+        step = make_step(loss, optax.sgd(1.0), labels, gradient=gradient, **options)
+        state, _ = step(step.init(model, KEY), mesh.global_batch(lines, options.get("mesh")))
+        found.append(tree.flatten(state.model.variables))
+    assert found[0]["params/b"] != 0.1 and found[0]["batch_stats/count"] == 1
+    for path, leaf in found[0].items():
+        np.testing.assert_allclose(found[1][path], leaf, rtol=1e-5, err_msg=path)
+
+
+def test_devices_divide_the_tasks(net, lines):
+    devices = mesh.make_mesh(jax.devices()[:3])
+    with pytest.raises(ValueError, match="3 devices of the mesh do not divide the 8 tasks"):
+        meta.sharded(meta.maml(steps=1, rate=0.1), devices)(lambda *_: None, net.params, lines, KEY)
 
 
 def test_what_the_step_freezes_cannot_adapt(net, lines):
