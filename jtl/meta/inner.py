@@ -55,8 +55,8 @@ def adapt(
         minibatch: rows of the support that a step sees, in a random order without repetition; by default all.
         first_order: stop the gradient of each step, so that no second derivative is taken.
         remat: recompute the forwards of a step when differentiating through it: memory for one step in place of all.
-        unroll: steps written out in one turn of the compiled loop: on a CPU all of them are a tenth faster; a deep model
-            compiles longer.
+        unroll: steps written out in one turn of the compiled loop: with all of them a CPU is a tenth faster, and a deep
+            model compiles longer.
 
     Raises:
         ValueError: no steps, nothing adapts, ``labels`` and ``params`` differ, or a rule lacks its leaves.
