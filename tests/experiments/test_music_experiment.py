@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jtl
-from experiments.music import Composer, Music, bits_per_event, main, run
+from experiments.composer import Composer, bits_per_event
+from experiments.music import Music, main, run
 from jtl.data import midi
 from jtl.data.music import Piece
 from jtl.data.music_tokens import PITCH, SIZE, Whole, encode
