@@ -8,7 +8,8 @@ chosen on validation and tested once.
 
     python -m experiments.detection --out runs/detection
 
-Expected: not yet run in full.
+Expected (``experiments/results/detection.json``, three seeds, 23 minutes of one shared core): ``map`` 0.518 ± 0.036
+(``transfer``) and 0.199 ± 0.069 (``scratch``), ``map_50`` 0.783 ± 0.067 and 0.351 ± 0.118.
 
 The trained model lies in ``OUT``; it finds objects in a picture or a folder of them:
 
