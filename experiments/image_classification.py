@@ -8,8 +8,8 @@ a model of saliency. Models were chosen on validation and tested once.
 
     python -m experiments.image_classification --out runs/image_classification
 
-Expected (``experiments/results/image_classification.json``, three seeds, 5 minutes of one shared core): ``accuracy`` 0.838
-± 0.093 (``transfer``), 0.559 ± 0.070 (``scratch``), 0.782 ± 0.086 (``probe_efficientnet-lite0``), 0.846 ± 0.029
+Expected (``experiments/results/image_classification.json``, three seeds, 5 minutes of one shared core): ``accuracy``
+0.838 ± 0.093 (``transfer``), 0.559 ± 0.070 (``scratch``), 0.782 ± 0.086 (``probe_efficientnet-lite0``), 0.846 ± 0.029
 (``probe_vgg16``), 0.774 ± 0.011 (``probe_dinov2-small-focus``). On digits a probe of the edges that VGG16 knows is as
 good as fine-tuning the smaller network.
 
