@@ -9,8 +9,8 @@ were chosen on validation and tested once.
     python -m experiments.sentiment --out runs/sentiment
 
 Expected (``experiments/results/sentiment.json``, three seeds, 24 minutes of one shared core): ``accuracy``
-0.759 ± 0.010 (``transfer``), 0.618 ± 0.060 (``scratch``), 0.681 (``prompt``), 0.604 (``majority``); ``macro_f1`` 0.751 ± 0.017 and
-0.447 ± 0.302 of the first two, whose difference is undecided: one in three learns something from random weights.
+0.759 ± 0.010 (``transfer``), 0.618 ± 0.060 (``scratch``), 0.681 (``prompt``), 0.604 (``majority``); ``macro_f1``
+0.751 ± 0.017 and 0.447 ± 0.302 of the first two, undecided: one in three learns something from scratch.
 
 The trained model lies in ``OUT/model``; it labels new texts, one a line, or those of a CSV or JSONL file:
 
