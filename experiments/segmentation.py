@@ -8,7 +8,8 @@ of ``experiments.detection``; the best of a run's validations was kept, and test
 
     python -m experiments.segmentation --out runs/segmentation
 
-Expected: not yet run in full.
+Expected (``experiments/results/segmentation.json``, three seeds, 18 minutes of one shared core): ``mean_iou`` 0.534 ±
+0.008 (``transfer``) and 0.248 ± 0.099 (``scratch``), ``mean_dice`` 0.685 ± 0.007 and 0.354 ± 0.144.
 
 The trained model lies in ``OUT``; it gives the masks of a picture or a folder of them:
 
