@@ -48,6 +48,7 @@ SAME = (
     3e-2  # relative, of the meta-gradient: batch normalisation over few rows amplifies rounding, step by step
 )
 WAYS, SIDE = 5, 28
+PAUSE = 0.3  # seconds before each step, so that no idle thread of the one before still spins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +99,21 @@ def run(config: BenchMaml) -> Result:
         "loop_torch": _Loop(model, batch, config),
     }
     differences = _differences(model, batch, config, peers)
-    for _ in range(2):  # compiles, and touches its memory
-        state, _ = step(state, batch)
-    jax.block_until_ready(state.trained)
-    rows: list[dict[str, Any]] = []
-    for i in range(1 if config.quick else config.rounds):
-        started = time.monotonic()
+
+    def own_step() -> None:
+        nonlocal state
         state, _ = step(state, batch)
         jax.block_until_ready(state.trained)
-        seconds = {"jtl": time.monotonic() - started}
-        for name, peer in peers.items():
+
+    for _ in range(2):  # compiles, and touches its memory
+        own_step()
+    rows: list[dict[str, Any]] = []
+    for i in range(1 if config.quick else config.rounds):
+        seconds = {}
+        for name, take in {"jtl": own_step, **peers}.items():
+            time.sleep(PAUSE)
             started = time.monotonic()
-            peer()
+            take()
             seconds[name] = time.monotonic() - started
         rows += [{"arm": name, "seed": config.seed, "round": i, "seconds": s} for name, s in seconds.items()]
         print(f"round {i + 1}:", *(f"{name} {s:.2f} s" for name, s in seconds.items()))
