@@ -80,8 +80,8 @@ def turned(kernel: Float[Array, "m n"]) -> Float[Array, "n m"]:
     """The transpose, whose cotangent is computed before it is turned back.
 
     So the gradient of a kernel in ``patches @ kernel`` is the product gᵀ · patches, g the cotangent of the output. XLA
-    would make patchesᵀ · g of it, which takes a CPU two to four times as long: the larger operand is turned. Derivatives
-    are those of reverse mode, of any order; forward mode has none.
+    would make patchesᵀ · g of it, which takes a CPU two to four times as long: the larger operand is turned. Reverse
+    mode alone, of any order.
     """
     return kernel.T
 
