@@ -15,9 +15,10 @@ Expected on two CPU cores (``experiments/results/bench_maml.json``, ``--memory-s
 ``step_ratio`` 4.83 ± 0.59 (``loop_torch``) and 2.83 ± 0.23 (``functional_torch``).
 
 Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds a step: above 1, jtl is faster. Rounds alternate,
-after compilation. ``memory`` is what the compiled step of jtl holds beside its arguments, in MiB, by inner steps:
-``kept_5`` keeps the forwards of all 5 steps of a task, ``remat_5`` makes them again in the backward pass, one task
-after another; ``vmap_5`` runs all tasks at once.
+after compilation. ``memory`` is what the compiled step of jtl holds beside its arguments, in MiB, by inner steps, on
+one device and in a loop, where the timed step runs on all devices and has its inner steps written out: ``kept_5`` keeps
+the forwards of all 5 steps of a task, ``remat_5`` makes them again in the backward pass, one task after another;
+``vmap_5`` runs all tasks at once.
 """
 
 from __future__ import annotations
