@@ -86,7 +86,7 @@ class QuestionAnswering(Config):
     """Training questions; 0 for all there are."""
     test_examples: int = 1000
     """Test questions; 0 for all there are."""
-    updates: int = 200
+    updates: int = 180
     """Updates of transfer and of scratch."""
     batch_size: int = 16
     """Windows of an update."""
@@ -156,7 +156,7 @@ def run(config: QuestionAnswering) -> Result:
 
 def shortened(config: QuestionAnswering) -> QuestionAnswering:
     """The settings of ``--quick``."""
-    few = {"train_examples": 400, "test_examples": 100, "updates": 30, "batch_size": 8}
+    few = {"train_examples": 400, "test_examples": 50, "updates": 20, "batch_size": 8}
     return replace(
         config, seeds=1, **{name: min(most, getattr(config, name) or most) for name, most in few.items()}
     )

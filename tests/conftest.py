@@ -1,7 +1,9 @@
 """The rules of the test run: eight CPU devices, no rank promotion, warnings are errors, shapes are checked."""
 
+import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -24,6 +26,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Workers and later runs share compilations.
 jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+MAPS = Path("/proc/self/maps")  # Linux allows a process 65,530
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forget earlier programs once they are many: each takes maps of memory, and with none left JAX crashes."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ def test_a_stack_equals_its_layers_unrolled(net, method):
     close(unrolled(IDS), adapted(IDS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_under_remat_and_second_derivatives(net, method):
     adapted = stirred(put(net, method))

@@ -244,6 +244,7 @@ def test_what_a_file_may_lack(minilm, files, tmp_path, config, part):
     assert all("layer_5" in path for path in left_out) and len(left_out) == (4 if part == "layer.5" else 0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written(minilm, tmp_path):
     with pytest.raises(ValueError, match="adapter 'loha' is LoHa; LoRA, DoRA, IA3, VeRA and AdaLoRA can be"):
         peft.save(adapters.loha(minilm, key=jax.random.key(0)), tmp_path / "a")
@@ -310,6 +311,7 @@ def test_old_and_new_names_of_one_tensor(tmp_path):
         peft.load(model, folders[0])
 
 
+@pytest.mark.slow
 def test_ia3_of_a_depthwise_convolution(tmp_path):
     """It has a factor for each channel, as every convolution has in PEFT's files."""
     model = small("efficientnet_lite")

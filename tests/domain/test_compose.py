@@ -107,6 +107,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_step_compiles_for_a_tpu_slice(model, slice_2x2, name):

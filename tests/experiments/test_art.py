@@ -45,6 +45,7 @@ def test_art(tmp_path):
         main(Art(out=out, predict="cat"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own(tmp_path):
     paint(tmp_path / "stars", 4)
     flat = load_pictures(str(tmp_path / "stars"), 500)

@@ -80,6 +80,7 @@ def test_every_architecture_has_a_paper():
     assert all(len(paper(architecture)) > 10 for architecture in ARCHITECTURES.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "raw"), [(LLAMA, False), (LLAMA, True), (T5, True)])
 def test_generate(tmp_path, capsys, settings, raw):
     folder = small(tmp_path / "small", settings, "smollm2")

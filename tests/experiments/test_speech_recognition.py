@@ -74,6 +74,7 @@ def test_rates_of_a_hand_made_case():
     assert found["wer"] == pytest.approx(2 / 6) and found["cer"] == pytest.approx(4 / 21)
 
 
+@pytest.mark.slow
 def test_letters_of_a_ctc_model(tmp_path):
     from transformers import Wav2Vec2CTCTokenizer
 

@@ -130,6 +130,7 @@ def test_a_changed_model_never_hits(net, tmp_path, change):
     assert hits(net, tmp_path)
 
 
+@pytest.mark.slow
 def test_changed_code_never_hits(net, tmp_path, monkeypatch):
     before = cached(net, ROWS, DATA, folder=tmp_path)["features"]
     monkeypatch.setattr(sys.modules[__name__], "FACTOR", 2.0)
@@ -193,6 +194,7 @@ cached(net, [x], DataKey("toy", "train", "abc", {"b": 1, "a": [2]}), folder=sys.
 """
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_file(tmp_path):
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}

@@ -113,6 +113,7 @@ def test_prototypes_on_conv4_thread_the_statistics(conv):
     assert (state.collections["batch_stats"]["norm_0"]["var"] != 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strided", [False, True])
 def test_patches_are_the_same_convolution(conv, strided):
     image = jax.random.normal(jax.random.key(1), (3, 29, 28, 1))

@@ -30,6 +30,7 @@ def test_sizes():
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 20, 3)))
 
 
+@pytest.mark.slow
 def test_patches_are_the_same_convolution(net):
     module, variables, image = net
     one, other = (ResNet12(WIDTHS, patches=p).apply(variables, image)["map"] for p in (False, True))

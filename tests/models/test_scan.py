@@ -97,6 +97,7 @@ DEEP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEEP)
 def test_the_program_does_not_grow_with_depth(name):
     """Of a gradient, as it is lowered; unrolled it does."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 SCRIPT = Path(__file__).with_name("digits_task.py")
 ROOT = SCRIPT.parents[2]
@@ -46,6 +47,7 @@ def bits(path):
         return {name: arrays[name].tobytes() for name in arrays.files}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_then_resumed(tmp_path):
     finish(start(tmp_path / "whole", tmp_path / "whole.npz"))
     folder, result = tmp_path / "killed", tmp_path / "killed.npz"
