@@ -74,7 +74,7 @@ class FewShot(Config):
     """K of each setting, as many as --ways."""
     normalise: Normalise = "transductive"
     """Statistics of batch normalisation."""
-    updates: int = 2000
+    updates: int = 3000
     """Updates of meta-training, and of training on all classes."""
     tasks: int = 8
     """Tasks of an update of the gradient methods."""

@@ -29,7 +29,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 MAPS = Path("/proc/self/maps")  # Linux allows a process 65,530
-MOST_MAPS = 20_000
+MOST_MAPS = 10_000
 
 
 @pytest.fixture(autouse=True, scope="module")
