@@ -10,6 +10,12 @@ features of a network trained to classify all training classes.
 
     python -m experiments.fewshot --out runs/fewshot
 
+Expected (``experiments/results/fewshot.json``, three seeds, 144 minutes of one core, without ``matching`` and
+``ridge``), 5-way 1-shot, 5-way 5-shot and 20-way 1-shot: ``prototypes`` 0.923, 0.979, 0.780; ``maml`` 0.887, 0.963,
+0.754; ``anil`` 0.910, 0.938, 0.777; ``baseline_plus_plus`` 0.860, 0.968, 0.686; each ± 0.006 or less over tasks. Of one
+seed (``fewshot_metric.json``): ``ridge`` 0.933, 0.982, 0.780; ``matching``, whose cosines have no scale, 0.782, 0.816,
+0.523.
+
 ``--data`` is ``glyphs`` (letters of many scripts, whole alphabets held out: ``jtl.data.glyphs``), ``newsgroups20``, a
 folder or ``tfds:NAME``, such as ``tfds:omniglot``, of which the papers report, 5-way 1-shot, 5-way 5-shot and 20-way
 1-shot: MAML 98.7, 99.9, 95.8; FOMAML 98.3, 99.2, 89.4; Reptile 97.7, 99.5, 89.4; ProtoNets 98.8, 99.7, 96.0. On glyphs,
@@ -331,7 +337,7 @@ def _by_step(rows: list[dict[str, Any]]) -> Any:
             if 1 < len(curve) < methods.HEAD_STEPS:
                 axes.plot(range(len(curve)), curve, marker="o", label=arm)
         axes.set(title=setting, xlabel="inner steps", ylabel="accuracy")
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=8)
     return figure
 
 
@@ -350,7 +356,7 @@ def _by_setting(rows: list[dict[str, Any]]) -> Any:
         axes.bar(np.arange(len(names)) + i / (len(arms) + 1), means, 1 / (len(arms) + 1), label=arm)
     axes.set_xticks(np.arange(len(names)) + 0.4, names)
     axes.set(ylabel="accuracy", ylim=(0, 1))
-    axes.legend(ncols=2, fontsize="small", loc="lower right")
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
     return figure
 
 
