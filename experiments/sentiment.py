@@ -99,7 +99,7 @@ def run(config: Sentiment) -> Result:
     out = prepare(config, "sentiment")
     ledger = Ledger(out, resume=config.resume)
     task = prepare_task(
-        config.model, config.data, max_length=config.max_length, validation=100 if config.quick else 500,
+        config.model, config.data, max_length=config.max_length, validation=200 if config.quick else 500,
         test=100 if config.quick else config.test_examples or None, text_column=config.text_column,
         label_column=config.label_column, quick=config.quick,
     )  # fmt: skip
