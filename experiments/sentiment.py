@@ -106,7 +106,7 @@ def run(config: Sentiment) -> Result:
     print(task.dataset)
     words = _words(config, task)
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
-        few = task.with_train(128 if config.quick else config.train_examples or None, seed)
+        few = task.with_train(256 if config.quick else config.train_examples or None, seed)
         ledger.get(lambda few=few: (arms.majority(few), []), arm="majority", seed=seed)
         for arm in ("transfer", "scratch"):
             row = ledger.get(partial(trained, config, few, arm, seed), arm=arm, seed=seed)
