@@ -56,6 +56,7 @@ from jtl.train.report import (
 
 WORDS = {"rotten": "negative", "fresh": "positive", "neg": "negative", "pos": "positive"}
 PROMPT, NOTHING = "Review: {}\nSentiment:", "N/A"
+QUICK_LENGTH = 32  # tokens of a text, with --quick
 SHOWN = 6  # texts whose words are shaded
 
 
@@ -99,7 +100,7 @@ def run(config: Sentiment) -> Result:
     out = prepare(config, "sentiment")
     ledger = Ledger(out, resume=config.resume)
     task = prepare_task(
-        config.model, config.data, max_length=config.max_length, validation=200 if config.quick else 500,
+        config.model, config.data, max_length=_longest(config), validation=200 if config.quick else 500,
         test=100 if config.quick else config.test_examples or None, text_column=config.text_column,
         label_column=config.label_column, quick=config.quick,
     )  # fmt: skip
@@ -154,19 +155,20 @@ def asked(config: Sentiment, task: Task, words: tuple[str, ...]) -> tuple[dict[s
         )
 
     def logits(texts: list[str]) -> np.ndarray:
-        cut = tokenizer(texts, truncation=True, max_length=config.max_length)["input_ids"]
+        cut = tokenizer(texts, truncation=True, max_length=_longest(config))["input_ids"]
         prompts = [PROMPT.format(tokenizer.decode(ids, skip_special_tokens=True)) for ids in cut]
         rows = [{"text": prompt, "label": i} for i, prompt in enumerate(prompts)]
-        split = text.encode(rows, tokenizer, config.max_length + 32)
+        split = text.encode(rows, tokenizer, _longest(config) + 32)
         found = np.zeros((len(split), len(words)), np.float32)
-        for batch in Batches(split, min(16, len(split)), train=False):
+        lengths = text.best_buckets(split.lengths, 2)  # each is compiled, as long as some batches take
+        for batch in Batches(split, 16, train=False, buckets=lengths):
             real = batch["weight"] > 0
             found[batch["label"][real]] = np.asarray(_next(model, batch, jnp.array(first)))[real]
         return found
 
     test = task.dataset.splits["test"]
-    found = logits([test[i]["text"] for i in range(len(test))]) - logits([NOTHING])
-    row = arms.scores(found, data.labels(test))
+    found = logits([NOTHING, *(test[i]["text"] for i in range(len(test)))])
+    row = arms.scores(found[1:] - found[0], data.labels(test))
     return {**row, "seconds": time.monotonic() - began, "steps": 0, "trained_parameters": 0}, []
 
 
@@ -176,6 +178,11 @@ def _next(model: Model, batch: Any, tokens: jax.Array) -> jax.Array:
     last = batch["attention_mask"].sum(1) - 1
     said = jnp.take_along_axis(model(batch)["token_logits"], last[:, None, None], 1)[:, 0]
     return jax.nn.log_softmax(said)[:, tokens]
+
+
+def _longest(config: Sentiment) -> int:
+    """The longest text in tokens."""
+    return min(config.max_length, QUICK_LENGTH) if config.quick else config.max_length
 
 
 def _words(config: Sentiment, task: Task) -> tuple[str, ...]:
