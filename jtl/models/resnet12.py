@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.models.conv4 import by_patches, max_pool
+from jtl.models.conv4 import max_pool
+from jtl.models.patch_convolution import by_patches
 
 
 class ResNet12(nn.Module):

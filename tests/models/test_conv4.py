@@ -1,16 +1,21 @@
-"""Conv4: convolution by patches against XLA's own, with its derivatives."""
+"""Convolutions by patches against XLA's own, with their derivatives; Conv4 by patches against Conv4."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtl.models.conv4 import by_patches
+from jtl.meta.normalise import run_episode
+from jtl.model import linen
+from jtl.models.conv4 import Conv4
+from jtl.models.patch_convolution import by_patches
+
+KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize(("side", "channels", "width"), [(7, 4, 5), (8, 4, 5), (8, 1, 16)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_patches_and_their_derivatives_are_those_of_a_convolution(stride, side):
+def test_patches_and_their_derivatives_are_those_of_a_convolution(stride, side, channels, width):
     """First and second derivatives, by reverse over reverse, as MAML takes them; also under ``vmap``."""
 
     def native(image, kernel):
@@ -22,8 +27,8 @@ def test_patches_and_their_derivatives_are_those_of_a_convolution(stride, side):
         return by_patches(image, kernel, (stride, stride))
 
     keys = jax.random.split(jax.random.key(side), 3)
-    images = jax.random.normal(keys[0], (2, 3, side, side, 4))
-    kernels = jax.random.normal(keys[1], (2, 3, 3, 4, 5))
+    images = jax.random.normal(keys[0], (2, 3, side, side, channels))
+    kernels = jax.random.normal(keys[1], (2, 3, 3, channels, width))
 
     def derivatives(convolve):
         def loss(image, kernel):
@@ -41,3 +46,39 @@ def test_patches_and_their_derivatives_are_those_of_a_convolution(stride, side):
     ):
         assert np.abs(other).max() > 0.1
         np.testing.assert_allclose(own, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("normalise", "strided"), [("transductive", True), ("support", False), ("running", True)]
+)
+def test_conv4_by_patches_is_conv4(normalise, strided):
+    """Same leaves, outputs, running statistics and second derivatives, whichever rows normalise."""
+    key, images = jax.random.split(KEY)
+    images = 0.3 + jax.random.normal(images, (8, 16, 16, 3))
+    plain, patched = (Conv4(6, strided=strided, patches=patches) for patches in (False, True))
+    variables = plain.init(key, images)
+    jax.tree.map(np.testing.assert_array_equal, variables, patched.init(key, images))
+    variables = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape) ** 2, variables)
+
+    def found(module):
+        model = linen(module, variables)
+
+        def outputs(params):
+            known, asked, state = run_episode(
+                model.with_params(params), {"image": images[:5]}, {"image": images[5:]}, normalise, None
+            )
+            return known["features"], asked["features"], state
+
+        def loss(params):
+            known, asked, _ = outputs(params)
+            return jnp.mean(jnp.sin(known)) + jnp.mean(jnp.sin(asked))
+
+        def after_a_step(params):
+            return loss(jax.tree.map(lambda p, g: p - 1e-3 * g, params, jax.grad(loss)(params)))
+
+        return outputs(model.params), jax.grad(loss)(model.params), jax.grad(after_a_step)(model.params)
+
+    own, other = jax.jit(found, static_argnums=0)(patched), jax.jit(found, static_argnums=0)(plain)
+    assert jax.tree.structure(own) == jax.tree.structure(other)
+    for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4 * float(np.abs(y).max()))

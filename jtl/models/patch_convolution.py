@@ -1,0 +1,127 @@
+"""3 x 3 convolutions as matrix products of patches, for meta-learning.
+
+There tasks have kernels of their own and are differentiated twice, which XLA's convolutions are not made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def by_patches(
+    image: Float[Array, "B H W c"],
+    kernel: Float[Array, "3 3 c C"],
+    strides: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> Float[Array, "B h w C"]:
+    """A 3 x 3 convolution, padded as ``"SAME"``, as one matrix product.
+
+    Tasks with a kernel each are a grouped convolution to XLA, which a CPU runs as a scalar loop, its second derivative
+    too: a step of MAML took 12 to 20 times as long.
+    """
+    patches = read_patches(image, strides[0])
+    *places, size = patches.shape
+    flat, kernel = patches.reshape(-1, size), kernel.reshape(size, -1)
+    if size < kernel.shape[1]:
+        found = flat @ kernel
+    else:
+        found = jax.lax.dot_general(flat, turned(kernel), (((1,), (1,)), ((), ())))
+    return found.reshape(*places, -1)
+
+
+def read_patches(image: Float[Array, "B H W c"], stride: int) -> Float[Array, "B h w 9*c"]:
+    """The 3 x 3 patches that a convolution reads, padded as ``"SAME"``."""
+    H, W = image.shape[1:3]
+    h, w = -(-H // stride), -(-W // stride)
+    pads = [(size - 1) * stride + 3 - full for size, full in ((h, H), (w, W))]
+    x = jnp.pad(image, ((0, 0), *((pad // 2, pad - pad // 2) for pad in pads), (0, 0)))
+    shifted = [x[:, i::stride, j::stride][:, :h, :w] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifted, -1)
+
+
+@jax.custom_vjp
+def turned(kernel: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """The transpose, whose cotangent is computed before it is turned back.
+
+    So the gradient of a kernel in ``patches @ kernel`` is the product gᵀ · patches, g the cotangent of the output. XLA
+    would make patchesᵀ · g of it, which takes a CPU two to four times as long where the patches are wider than g: the
+    larger operand is turned. Reverse mode alone, of any order.
+    """
+    return kernel.T
+
+
+@jax.custom_vjp
+def _turned_back(cotangent: Float[Array, "n m"]) -> Float[Array, "m n"]:
+    return jax.lax.optimization_barrier(cotangent).T
+
+
+turned.defvjp(lambda kernel: (turned(kernel), None), lambda _, g: (_turned_back(g),))
+_turned_back.defvjp(lambda g: (_turned_back(g), None), lambda _, h: (turned(h),))
+
+
+class Kernel(nn.Module):
+    """The kernel of an ``nn.Conv``, flat as a product with patches takes it.
+
+    Attributes:
+        width: columns, C.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> Float[Array, "n C"]:
+        """The kernel (3, 3, channels, C) as a matrix."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.width))
+        return kernel.reshape(9 * channels, self.width)
+
+
+class NormalisedProduct(nn.BatchNorm):
+    """``nn.BatchNorm`` of ``patches @ kernel``, by another kernel in place of passes over the product.
+
+    Of patches with mean m and covariance S, column k of the kernel makes numbers with mean m·k and variance kᵀ S k. So
+    normalising is a linear map too, and its derivatives are small where patches are narrow. The first layer of Conv4
+    has the narrowest patches and the largest map; as its patches do not depend on parameters, m and S are computed once
+    for all inner steps of MAML, which take an eighth less time.
+    """
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self,
+        patches: Float[Array, "B h w n"],
+        kernel: Float[Array, "n C"],
+        *,
+        mask: Bool[Array, "B 1 1 1"] | None = None,
+    ) -> Float[Array, "B h w C"]:
+        """Normalise by the rows of ``mask``, by default all, or by the running statistics."""
+        size, width = kernel.shape
+        running = {
+            "mean": self.variable("batch_stats", "mean", jnp.zeros, (width,)),
+            "var": self.variable("batch_stats", "var", jnp.ones, (width,)),
+        }
+        flat = patches.reshape(-1, size)
+        if self.use_running_average:
+            mean, var = (running[name].value[None] for name in ("mean", "var"))
+        else:
+            counts = jnp.ones((len(flat), 1)) if mask is None else _a_row(mask, patches)
+            centre = (counts * flat).sum(0, keepdims=True) / counts.sum()
+            spread = flat - centre
+            covariance = (counts * spread).T @ spread / counts.sum()
+            mean, var = centre @ kernel, (kernel * (covariance @ kernel)).sum(0, keepdims=True)
+            if not self.is_initializing():
+                for name, new in {"mean": mean, "var": var}.items():
+                    running[name].value = self.momentum * running[name].value + (1 - self.momentum) * new[0]
+        scale = self.param("scale", nn.initializers.ones, (width,))[None] * jax.lax.rsqrt(var + self.epsilon)
+        bias = self.param("bias", nn.initializers.zeros, (width,))[None] - mean * scale
+        return (flat @ (kernel * scale) + bias).reshape(*patches.shape[:-1], width)
+
+
+def _a_row(mask: Array, patches: Array) -> Array:
+    """``mask`` as 0 or 1 for each patch, (B·h·w, 1)."""
+    return jnp.broadcast_to(mask, (*patches.shape[:-1], 1)).reshape(-1, 1).astype(patches.dtype)
