@@ -9,7 +9,7 @@ are the test chorales themselves.
 
     python -m experiments.music --out runs/music
 
-Expected (``experiments/results/music.json``, three seeds, 32 minutes of one shared core): ``bits_per_event`` 4.077
+Expected (``experiments/results/music.json``, three seeds, 25 minutes on two cores): ``bits_per_event`` 4.077
 (``before``), 3.452 ± 0.102 (``transfer``), 3.970 ± 0.328 (``scratch``); samples of ``transfer`` stay in range, all four
 voices sound, and ``crossing`` is 0.045 ± 0.070 (0.018 in real ones). ``transfer`` is there after 40 to 80 updates, then
 it learns its chorales by heart; ``scratch`` still gains at the end of the budget.

@@ -8,7 +8,7 @@ validations is kept, and tested once.
 
     python -m experiments.speech_recognition --out runs/speech_recognition
 
-Expected (``experiments/results/speech_recognition.json``, three seeds, 36 minutes of one shared core): ``wer`` 0.399
+Expected (``experiments/results/speech_recognition.json``, three seeds, 22 minutes on two cores): ``wer`` 0.399
 (``before``), 0.141 ± 0.018 (``transfer``: 65 % less), 1.000 (``scratch``, which learns to say nothing); ``cer`` 0.201,
 0.052 ± 0.002, 1.000; ``english_wer`` 0.168 and 0.097 ± 0.021: plain English gains too.
 

@@ -12,7 +12,7 @@ meta-gradients differ.
     python -m experiments.benchmarks.maml --out runs/bench_maml
 
 Expected on two CPU cores (``experiments/results/bench_maml.json``, ``--memory-steps 1 5 --rounds 15``, 3 minutes):
-``step_ratio`` 4.83 ± 0.59 (``loop_torch``) and 2.83 ± 0.23 (``functional_torch``).
+``step_ratio`` 5.19 ± 0.44 (``loop_torch``) and 3.30 ± 0.25 (``functional_torch``).
 
 Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds a step: above 1, jtl is faster. Rounds alternate,
 after compilation. ``memory`` is what the compiled step of jtl holds beside its arguments, in MiB, by inner steps, on
