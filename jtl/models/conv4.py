@@ -22,8 +22,8 @@ class Conv4(nn.Module):
             https://arxiv.org/abs/1703.03400, section 5.2): a quarter of the arithmetic. 28 x 28 images give a map of
             2 x 2.
         patches: convolve by one matrix product of all 3 x 3 patches. For meta-learning, where under ``vmap`` each task
-            has kernels of its own; one kernel for all rows is twice as fast without. The first layer is normalised through
-            its kernel, see ``NormalisedProduct``, and takes no adapter.
+            has kernels of its own; one kernel for all rows is twice as fast without. The first layer is normalised
+            through its kernel, see ``NormalisedProduct``, and takes no adapter.
     """
 
     width: int = 64
