@@ -23,7 +23,7 @@ undecided, and no accuracy near 1 can be had. Public data: ``--data tfds:imdb_re
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,8 @@ def run(config: Sentiment) -> Result:
 def trained(config: Sentiment, few: Task, arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The row and learning curve of a network that learns from the labelled texts; keeps the first ``transfer``."""
     budget = arms.Budget(config.epochs, min_steps=1, batch_size=config.batch_size, validations=config.epochs)
+    if config.quick:
+        budget = replace(budget, max_steps=48, validations=2)
     found = arms.run_arm(few, {"transfer": "full"}.get(arm, arm), seed=seed, budget=budget)
     if arm == "transfer" and seed == config.seed:
         application.keep(Path(config.out), found.model, few, found.test)
