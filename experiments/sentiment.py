@@ -162,7 +162,7 @@ def asked(config: Sentiment, task: Task, words: tuple[str, ...]) -> tuple[dict[s
         rows = [{"text": prompt, "label": i} for i, prompt in enumerate(prompts)]
         split = text.encode(rows, tokenizer, _longest(config) + 32)
         found = np.zeros((len(split), len(words)), np.float32)
-        lengths = text.best_buckets(split.lengths, 2)  # each is compiled, as long as some batches take
+        lengths = text.best_buckets(split.lengths, 2)  # few: each has a program of its own to compile
         for batch in Batches(split, 16, train=False, buckets=lengths):
             real = batch["weight"] > 0
             found[batch["label"][real]] = np.asarray(_next(model, batch, jnp.array(first)))[real]

@@ -23,7 +23,7 @@ class Conv4(nn.Module):
             2 x 2.
         patches: convolve by one matrix product of all 3 x 3 patches. For meta-learning, where under ``vmap`` each task
             has kernels of its own; one kernel for all rows is twice as fast without. The first layer is normalised
-            through its kernel, see ``NormalisedProduct``, and takes no adapter.
+            through its kernel, see ``NormalisedProduct``, and takes no adapter or tap.
     """
 
     width: int = 64
@@ -48,13 +48,8 @@ class Conv4(nn.Module):
             else:
                 convolve = by_patches if self.patches else None
                 x = nn.Conv(
-                    self.width,
-                    (3, 3),
-                    stride,
-                    use_bias=False,
-                    conv_general_dilated=convolve,
-                    name=f"conv_{i}",
-                )(x)
+                    self.width, (3, 3), stride, use_bias=False, conv_general_dilated=convolve, name=f"conv_{i}"
+                )(x)  # fmt: skip
                 x = nn.BatchNorm(*norm, name=f"norm_{i}")(x)
             x = nn.relu(x)
             x = x if self.strided else max_pool(x)

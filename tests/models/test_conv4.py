@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jtl.meta.normalise import run_episode
-from jtl.model import linen
+from jtl.model import Mode, cast, linen
 from jtl.models.conv4 import Conv4
 from jtl.models.patch_convolution import by_patches
 
@@ -82,3 +82,17 @@ def test_conv4_by_patches_is_conv4(normalise, strided):
     assert jax.tree.structure(own) == jax.tree.structure(other)
     for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4 * float(np.abs(y).max()))
+
+
+def test_conv4_by_patches_in_low_precision():
+    """As far from float32 as plain Conv4 is; running statistics stay in float32."""
+    images = 3 + jax.random.normal(KEY, (8, 16, 16, 1))
+    variables = Conv4(16).init(KEY, images)
+    apart, mode = {}, Mode(stats="batch")
+    exact, _ = linen(Conv4(16), variables).run({"image": images}, mode)
+    for patches in (False, True):
+        model = cast(linen(Conv4(16, patches=patches), variables), jnp.bfloat16)
+        found, state = model.run({"image": images}, mode)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
+        apart[patches] = float(jnp.sqrt(jnp.mean((found["features"] - exact["features"]) ** 2)))
+    assert 0 < apart[True] < 1.5 * apart[False]
