@@ -36,9 +36,8 @@ from experiments.output import Config, command, prepare, settings
 from experiments.sweep import Grid, best_rate
 from experiments.task import Task, batches, prepare_task, score
 from jtl import features
-from jtl.tasks import accuracy
-from jtl.train import figures, outputs
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -49,6 +48,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import accuracy
+from jtl.train import outputs
 
 METHODS: tuple[arms.Technique, ...] = ("head", "full", "bitfit", *arms.ADAPTERS)
 MEASURES = ("accuracy", "trained_parameters", "peak_memory", "seconds", "forgetting")

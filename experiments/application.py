@@ -13,7 +13,7 @@ import numpy as np
 from experiments.task import Task
 from jtl import pretrained
 from jtl.model import Model
-from jtl.train.report import Section, format_estimate, paired_difference, table
+from jtl.report.report import Section, format_estimate, paired_difference, table
 
 MODEL, TEST = "model", "test.npz"  # in --out
 

@@ -52,11 +52,11 @@ from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.studio import ABOUT, MODEL, Studio, as_bytes, draw, painted
 from jtl import tree
-from jtl.files import write_file
+from jtl._files import write_file
 from jtl.model import Model
 from jtl.models.unet import UNetConfig, unet
-from jtl.train import figures
-from jtl.train.report import Result, Section, environment, summarise, write_report, write_result
+from jtl.report import figures
+from jtl.report.report import Result, Section, environment, summarise, write_report, write_result
 
 ARMS = ("transfer", "scratch")
 BETTER = {"frechet": "less", "kernel": "less", "held_out_loss": "less", "class_accuracy": "more"}

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtl import data, heads, tree
+from jtl._files import write_file
 from jtl.data import image, shift
 from jtl.data.dataset import DataError
 from jtl.data.fewshot import Joined
 from jtl.data.files import IMAGES, ImageFiles
 from jtl.data.image import Images, Preprocess
 from jtl.data.loader import Batches, loader
-from jtl.files import write_file
 from jtl.model import Model, linen
 from jtl.models.conv4 import Conv4
 from jtl.tasks import Classify, diversity, frechet_distance, kernel_distance

@@ -36,8 +36,8 @@ from jtl import tree
 from jtl.features import scores
 from jtl.model import Model, with_base
 from jtl.pretrained import scratch
-from jtl.train import figures
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,

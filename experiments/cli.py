@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import NoReturn, TypeVar
 
 from experiments.output import Config
-from jtl.train.report import Result, format_seconds, summary_rows
-from jtl.wheel import cache_dir
+from jtl._files import cache_dir
+from jtl.report.report import Result, format_seconds, summary_rows
 
 C = TypeVar("C", bound=Config)
 P = TypeVar("P")

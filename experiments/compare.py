@@ -21,8 +21,8 @@ from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.task import Task, prepare_task
-from jtl.train import figures
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,

@@ -16,18 +16,19 @@ import numpy as np
 
 from experiments.application import MODEL
 from jtl import pretrained
+from jtl._files import write_file
 from jtl.data import DataError, midi, music_corpus
 from jtl.data.loader import Batches, loader
 from jtl.data.music import Piece, phrases, quodlibets, split, without
 from jtl.data.music_tokens import BAR, END, SIZE, START, VOICES, Crops, Grammar, Whole, decode, keys_between
-from jtl.files import write_file
 from jtl.model import Model
+from jtl.report import figures
+from jtl.report.figures import png
+from jtl.report.result import to_json
 from jtl.tasks import CausalLM, generate
 from jtl.tasks.music import all_sound, crossing, find_key, in_key, in_range
-from jtl.train import adamw, figures, fit, make_step, schedule
+from jtl.train import adamw, fit, make_step, schedule
 from jtl.train.checkpoint import Checkpoints
-from jtl.train.figures import png
-from jtl.train.result import to_json
 
 if TYPE_CHECKING:
     from experiments.music import Music

@@ -16,12 +16,12 @@ from experiments.application import MODEL
 from experiments.output import Config
 from experiments.task import body
 from jtl import data, pretrained, tree
+from jtl._files import write_file
 from jtl.data import image
 from jtl.data.annotated import Annotated, stretched
 from jtl.data.files import IMAGES, read_image
 from jtl.data.loader import Batches, loader
 from jtl.data.scenes import load_scenes
-from jtl.files import write_file
 from jtl.model import Model
 from jtl.train import Fitted, adamw, fit, make_step, schedule
 

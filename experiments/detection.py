@@ -38,14 +38,14 @@ from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import command, prepare, settings
 from jtl import data
+from jtl._files import write_file
 from jtl.data.annotated import Annotated, with_boxes
 from jtl.data.loader import Batches
-from jtl.files import write_file
 from jtl.model import Model
 from jtl.models.feature_pyramid import detector
+from jtl.report import figures
+from jtl.report.report import Result, Section, environment, summarise, write_report, write_result
 from jtl.tasks import Detect, Detections, average_precision, detect
-from jtl.train import figures
-from jtl.train.report import Result, Section, environment, summarise, write_report, write_result
 
 METRICS = ("map", "map_50", "map_75")
 # By validation mAP after 300 updates, one seed each: of transfer 2e-3 (0.33), 5e-3 (0.38), and 5e-3 with the trunk at

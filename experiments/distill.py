@@ -55,8 +55,8 @@ from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.school import School
 from experiments.task import prepare_task
-from jtl.train import figures
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,

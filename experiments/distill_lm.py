@@ -38,9 +38,8 @@ from jtl import data, distill, pretrained
 from jtl.data import text
 from jtl.data.loader import Batches, loader
 from jtl.model import Model
-from jtl.tasks import CausalLM, generate
-from jtl.train import Step, TrainState, adamw, figures, fit, make_step, schedule
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -51,6 +50,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import CausalLM, generate
+from jtl.train import Step, TrainState, adamw, fit, make_step, schedule
 
 Arm = Literal["student_alone", "forward_kl", "top_k", "reverse_kl", "jsd", "gkd", "sequence_level"]
 ARMS: tuple[str, ...] = get_args(Arm)

@@ -47,8 +47,8 @@ from experiments.domain_trainer import CHOSEN, RULES, Trainer, key_of
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.transfer import Transfer, prepare_transfer
-from jtl.train import figures
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,

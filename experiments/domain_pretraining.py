@@ -43,9 +43,8 @@ from jtl.data import text
 from jtl.data.loader import Batches, loader
 from jtl.data.mixed import Mixed
 from jtl.model import Model
-from jtl.tasks import MaskedLM, masked_head, without_masked_head
-from jtl.train import adamw, figures, fit, make_step, schedule
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -56,6 +55,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import MaskedLM, masked_head, without_masked_head
+from jtl.train import adamw, fit, make_step, schedule
 
 ARMS = ("none", "domain", "other", "replay")
 METRICS = ("accuracy", "mlm_loss_domain", "mlm_loss_other")

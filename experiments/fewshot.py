@@ -49,8 +49,7 @@ from experiments.output import Config, command, prepare, settings
 from jtl.data import episodes
 from jtl.meta.normalise import Normalise
 from jtl.model import Model
-from jtl.train import make_step, schedule
-from jtl.train.report import (
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -60,6 +59,7 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.train import make_step, schedule
 
 BLOCK = 50
 

@@ -26,8 +26,8 @@ from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
 from experiments.task import Task, frozen, prepare_task
 from jtl import data, pretrained
-from jtl.train import figures
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     confident_errors,

@@ -40,9 +40,10 @@ from experiments.task import Task, prepare_task
 from jtl import pretrained
 from jtl.data import image
 from jtl.data.files import read_image
+from jtl.report import figures
+from jtl.report.report import Result, Section, environment, summarise, write_report, write_result
 from jtl.tasks import occlusion
-from jtl.train import figures, outputs
-from jtl.train.report import Result, Section, environment, summarise, write_report, write_result
+from jtl.train import outputs
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 SHOWN = 12

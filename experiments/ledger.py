@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jtl.train.result import plain
+from jtl.report.result import plain
 
 FILE = "rows.jsonl"
 

@@ -40,8 +40,8 @@ from experiments.task import Task, prepare_task, score
 from jtl import finetune, merging, tree
 from jtl.data.loader import Batches
 from jtl.model import Model
-from jtl.train import figures
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,

@@ -33,16 +33,8 @@ from jtl.data.episodes import sinusoids
 from jtl.loss import Aux
 from jtl.model import Batch, Model, linen
 from jtl.models.mlp import MLP
+from jtl.report.report import Result, Section, environment, estimate, summarise, write_report, write_result
 from jtl.train import make_step
-from jtl.train.report import (
-    Result,
-    Section,
-    environment,
-    estimate,
-    summarise,
-    write_report,
-    write_result,
-)
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the baseline's fine-tuning, tried on tasks of their own
 SHOWN = (0, 1, 10)

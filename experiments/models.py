@@ -32,6 +32,7 @@ from experiments import models_check
 from experiments.cli import keep_compilations, parse, refusals, show
 from experiments.models_check import Check
 from jtl import heads, pretrained, tasks
+from jtl._wheels import folder_of
 from jtl.data import audio, image
 from jtl.model import Model
 from jtl.models import ARCHITECTURES
@@ -39,7 +40,6 @@ from jtl.models.architecture import Architecture
 from jtl.models.imagenet import imagenet_classes
 from jtl.pretrained.load import find_architecture
 from jtl.pretrained.sources import SHORT_NAMES, read_config
-from jtl.wheel import folder_of
 
 
 @dataclass(frozen=True)

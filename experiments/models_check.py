@@ -29,7 +29,7 @@ from jtl.data import audio, speech
 from jtl.models import ARCHITECTURES
 from jtl.pretrained.load import find_architecture
 from jtl.pretrained.sources import SHORT_NAMES, read_config
-from jtl.train.report import Result, Section, environment, estimate, table, write_report, write_result
+from jtl.report.report import Result, Section, environment, estimate, table, write_report, write_result
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",

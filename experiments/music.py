@@ -66,9 +66,9 @@ from experiments.composer import (
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from jtl import pretrained
+from jtl.report import figures
+from jtl.report.report import Result, Section, environment, summarise, table, write_report, write_result
 from jtl.tasks.music import find_key
-from jtl.train import figures
-from jtl.train.report import Result, Section, environment, summarise, table, write_report, write_result
 
 METRICS = ("bits_per_event", "in_range", "all_voices", "in_key", "crossing", "copied", "seconds")
 TITLES = {

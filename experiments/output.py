@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jtl.files import write_file
-from jtl.train.result import plain, to_json
+from jtl._files import write_file
+from jtl.report.result import plain, to_json
 
 FILE = "config.json"
 USED = ("result.json", "rows.jsonl", "checkpoints/*", "*/checkpoints/*")

@@ -59,9 +59,8 @@ from jtl import finetune, progressive, tree
 from jtl.data.loader import Batches
 from jtl.features import Rows
 from jtl.model import Model
-from jtl.tasks import accuracy
-from jtl.train import Step, figures, fit, make_step, predict
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -72,6 +71,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import accuracy
+from jtl.train import Step, fit, make_step, predict
 
 Name = Literal["permuted_mnist", "split_mnist", "rotated_mnist", "digits", "newsgroups"]
 METRICS = ("average_accuracy", "bwt", "fwt", "transfer_score")

@@ -43,15 +43,14 @@ from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.task import body
 from jtl import data, pretrained
+from jtl._files import write_file
 from jtl.data.loader import Batches, loader
 from jtl.data.questions import read_asked
 from jtl.data.text import best_buckets
 from jtl.data.windows import Windows, encode
-from jtl.files import write_file
 from jtl.model import Model
-from jtl.tasks import Spans, answer_f1, exact_match, find_spans, span_head
-from jtl.train import adamw, figures, fit, make_step, schedule
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -62,7 +61,9 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
-from jtl.train.result import to_json
+from jtl.report.result import to_json
+from jtl.tasks import Spans, answer_f1, exact_match, find_spans, span_head
+from jtl.train import adamw, fit, make_step, schedule
 
 RATES = {
     "transfer": 5e-4,

@@ -39,14 +39,14 @@ from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import command, prepare, settings
 from jtl import data
+from jtl._files import write_file
 from jtl.data.annotated import Annotated, with_masks
 from jtl.data.loader import Batches
-from jtl.files import write_file
 from jtl.model import Model
 from jtl.models.feature_pyramid import segmenter
+from jtl.report import figures
+from jtl.report.report import Result, Section, environment, summarise, table, write_report, write_result
 from jtl.tasks import Dice, Segment, pixel_confusion, segmentation_scores
-from jtl.train import figures
-from jtl.train.report import Result, Section, environment, summarise, table, write_report, write_result
 
 METRICS = ("mean_iou", "mean_dice")
 # Those of detection, which were chosen on its validation scenes; no others were tried here.

@@ -42,9 +42,8 @@ from jtl.data import text
 from jtl.data.files import read_texts
 from jtl.data.loader import Batches
 from jtl.model import Model
-from jtl.tasks import erasure
-from jtl.train import figures, outputs
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     confident_errors,
@@ -53,6 +52,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import erasure
+from jtl.train import outputs
 
 WORDS = {"rotten": "negative", "fresh": "positive", "neg": "negative", "pos": "positive"}
 PROMPT, NOTHING = "Review: {}\nSentiment:", "N/A"

@@ -47,14 +47,14 @@ from experiments.ledger import Ledger
 from experiments.listeners import SECONDS, listener
 from experiments.output import Config, command, prepare, settings
 from jtl import adapters, data, finetune, pretrained
+from jtl._files import write_file
 from jtl.data import audio, spoken
 from jtl.data.dataset import Example, Source
 from jtl.data.loader import Batches, loader
-from jtl.files import write_file
 from jtl.loss import Loss
 from jtl.model import Model
-from jtl.train import LEAN_ON_CPU, adamw, figures, fit, make_step, schedule
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -65,7 +65,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
-from jtl.train.result import to_json
+from jtl.report.result import to_json
+from jtl.train import LEAN_ON_CPU, adamw, fit, make_step, schedule
 
 RATES = {"transfer": 1e-3, "scratch": 5e-4}  # peaks of AdamW, not searched
 ADAPTER, WRITTEN, SOUNDS = "adapter", "written.json", "sounds"  # in --out

@@ -15,10 +15,10 @@ import numpy as np
 
 from experiments import art_pictures as pictures
 from jtl import adapters, finetune, tree
+from jtl._files import write_file
 from jtl.data import Mixed
 from jtl.data.image import Images
 from jtl.data.loader import Batches, loader
-from jtl.files import write_file
 from jtl.model import Model
 from jtl.models.unet import UNetConfig, example, unet, with_classes
 from jtl.tasks import FlowMatching

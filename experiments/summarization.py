@@ -46,15 +46,14 @@ from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from jtl import adapters, data, finetune, pretrained
+from jtl._files import write_file
 from jtl.data.files import read_texts
 from jtl.data.loader import Batches, loader
 from jtl.data.pairs import Pairs, encode
-from jtl.files import write_file
 from jtl.model import Model
 from jtl.models import scan
-from jtl.tasks import CausalLM, Seq2Seq, generate
-from jtl.train import LEAN_ON_CPU, adamw, figures, fit, make_step, schedule
-from jtl.train.report import (
+from jtl.report import figures
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -65,7 +64,9 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
-from jtl.train.result import to_json
+from jtl.report.result import to_json
+from jtl.tasks import CausalLM, Seq2Seq, generate
+from jtl.train import LEAN_ON_CPU, adamw, fit, make_step, schedule
 
 # SmolLM2's chat format, without the system's turn.
 CHAT = "<|im_start|>user\nSummarize in one short line:\n{text}<|im_end|>\n<|im_start|>assistant\n"

@@ -35,9 +35,10 @@ from experiments.output import Config, command, prepare, settings
 from experiments.task import Task, prepare_task, score
 from jtl.data.loader import Batches, loader
 from jtl.model import Model
-from jtl.train import Step, TrainState, figures, run_of, sweep
+from jtl.report import figures
+from jtl.report.report import Result, Section, environment, summarise, table, write_report, write_result
+from jtl.train import Step, TrainState, run_of, sweep
 from jtl.train.progress import Display
-from jtl.train.report import Result, Section, environment, summarise, table, write_report, write_result
 
 
 @dataclass(frozen=True, kw_only=True)

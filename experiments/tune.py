@@ -21,7 +21,7 @@ from experiments.cli import cli
 from experiments.ledger import Ledger
 from experiments.output import Config, command, prepare, settings
 from experiments.task import prepare_task
-from jtl.train.report import (
+from jtl.report.report import (
     Result,
     Section,
     environment,

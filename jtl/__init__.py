@@ -5,27 +5,6 @@ exist), *labels* (which of them train, and how fast), *loss* (what they minimise
 update is taken).
 """
 
-from jtl import (
-    adapters,
-    continual,
-    data,
-    distill,
-    domain,
-    features,
-    finetune,
-    heads,
-    layout,
-    loss,
-    merging,
-    meta,
-    model,
-    pretrained,
-    progressive,
-    tasks,
-    train,
-    tree,
-    wrap,
-)
 from jtl.loss import Aux, Loss
 from jtl.model import Mode, Model
 from jtl.pretrained import load, save

@@ -19,8 +19,8 @@ import pytest  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-from jtl.train import mesh  # noqa: E402
-from jtl.wheel import cache_dir  # noqa: E402
+from jtl import sharding  # noqa: E402
+from jtl._files import cache_dir  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Workers and later runs share compilations.
@@ -52,7 +52,7 @@ def slice_2x2() -> Iterator[jax.sharding.Mesh]:
     pytest.importorskip("libtpu", reason="pip install -r requirements-tpu.txt")
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX asks only once in a process whether there is one
-    yield mesh.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
+    yield sharding.make_mesh(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
 

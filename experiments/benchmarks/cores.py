@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 from jax.sharding import Mesh
 
-from jtl.train import mesh
+from jtl import sharding
 
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}  # of a device that has one core: threads would only wait
 
@@ -29,4 +29,4 @@ def over_cores(devices: int) -> Mesh | None:
                 f"JAX has started with {jax.device_count()} devices, --devices {devices} needs a process of its own"
             ) from error
     found = jax.devices()[:devices]
-    return mesh.make_mesh(found) if len(found) > 1 else None
+    return sharding.make_mesh(found) if len(found) > 1 else None

@@ -29,8 +29,8 @@ from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
 from experiments.task import prepare_task
 from jtl import distill
+from jtl.report.report import Result, Section, environment, summarise, table, write_report, write_result
 from jtl.train import adamw, make_step
-from jtl.train.report import Result, Section, environment, summarise, table, write_report, write_result
 
 SETTINGS = {
     "text": ("minilm", "rotten_tomatoes", "layers_3"),

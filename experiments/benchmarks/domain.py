@@ -50,9 +50,7 @@ from jtl.data.loader import Batches, Encoded, loader
 from jtl.data.mixed import Mixed
 from jtl.loss import Loss
 from jtl.model import Model
-from jtl.tasks import Classify, accuracy
-from jtl.train import Step, adamw, fit, make_step, predict
-from jtl.train.report import (
+from jtl.report.report import (
     Result,
     environment,
     estimate,
@@ -61,6 +59,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import Classify, accuracy
+from jtl.train import Step, adamw, fit, make_step, predict
 
 Method = Literal["dann", "coral"]
 METHODS: tuple[Method, ...] = ("dann", "coral")

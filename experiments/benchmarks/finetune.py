@@ -30,9 +30,7 @@ from experiments.output import Config, command, prepare, settings
 from experiments.task import Task, batches, prepare_task
 from jtl import heads, pretrained
 from jtl.data.loader import Batches, loader, padding_waste, plan
-from jtl.tasks import Classify, accuracy
-from jtl.train import adamw, fit, make_step, predict, schedule
-from jtl.train.report import (
+from jtl.report.report import (
     Result,
     environment,
     estimate,
@@ -41,6 +39,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import Classify, accuracy
+from jtl.train import adamw, fit, make_step, predict, schedule
 
 PEERS = ("trainer", "trainer_grouped")
 

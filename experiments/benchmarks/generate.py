@@ -31,7 +31,7 @@ from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
 from jtl import data, pretrained, tasks
 from jtl.model import Model
-from jtl.train.report import Result, environment, estimate, summarise, write_report, write_result
+from jtl.report.report import Result, environment, estimate, summarise, write_report, write_result
 
 ARMS = ("jtl", "transformers")
 

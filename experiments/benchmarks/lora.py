@@ -36,9 +36,7 @@ from experiments.task import Task, prepare_task
 from jtl import adapters, finetune, heads, pretrained, tree
 from jtl.data.loader import Batches, loader
 from jtl.model import Model
-from jtl.tasks import Classify
-from jtl.train import LEAN_ON_CPU, Step, adamw, make_step
-from jtl.train.report import (
+from jtl.report.report import (
     Result,
     Section,
     environment,
@@ -48,6 +46,8 @@ from jtl.train.report import (
     write_report,
     write_result,
 )
+from jtl.tasks import Classify
+from jtl.train import LEAN_ON_CPU, Step, adamw, make_step
 
 RANK, RATE, LENGTH = 8, 1e-3, 128
 WHERE = ".*/(query|value)"

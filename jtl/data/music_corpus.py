@@ -19,10 +19,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from jtl._files import cache_dir, write_file
+from jtl._wheels import Wheel, fetch_wheel
 from jtl.data.dataset import DataError
 from jtl.data.music import STEPS, Piece, Sounded, on_grid
-from jtl.files import write_file
-from jtl.wheel import Wheel, cache_dir, fetch_wheel
 
 WHEEL = Wheel(
     distribution="music21",

@@ -42,7 +42,7 @@ def load(
       DataError: unknown name (near misses are listed), missing column (those found are listed), label out of range,
         not a whole number or unseen in train, empty split, class without example, undecodable image.
       FileNotFoundError: a path that does not exist.
-      jtl.wheel.WheelError: the wheel of an embedded set cannot be fetched.
+      jtl._wheels.WheelError: the wheel of an embedded set cannot be fetched.
     """
     name = os.fspath(name)
     if name in NAMES:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from jtl import tree
+from jtl._wheels import Wheel, fetch_wheel
 from jtl.data import audio
 from jtl.data.dataset import DataError
-from jtl.wheel import Wheel, fetch_wheel
 
 WHEEL = Wheel(
     distribution="espeakng-loader",

@@ -18,10 +18,10 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from jaxtyping import Int
 
+from jtl._files import cache_dir
 from jtl.data import audio
 from jtl.data.dataset import SPLITS, DataError, Dataset, Example, Source, check_labels, complete
 from jtl.tree import near_misses
-from jtl.wheel import cache_dir
 
 MAX_CARVED = 10_000
 # Of LibriSpeech, whose splits have names of their own.

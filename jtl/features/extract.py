@@ -18,10 +18,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jtl import tree
+from jtl._files import cache_dir, write_file
 from jtl.features.reads import reads
-from jtl.files import write_file
 from jtl.model import Model
-from jtl.wheel import cache_dir
 
 Fields = Mapping[str, Any]
 Arrays = dict[str, np.ndarray]

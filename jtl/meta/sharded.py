@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jtl.layout import AXIS
 from jtl.meta.inner import TaskLoss
 from jtl.meta.tasks import Graded, count
 from jtl.model import Batch
+from jtl.sharding import AXIS
 
 
 def sharded(gradient: Any, mesh: Mesh) -> Any:

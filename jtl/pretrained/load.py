@@ -16,12 +16,13 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 from jaxtyping import Array
 
-from jtl import heads, layout, tree
+from jtl import heads, tree
 from jtl.model import Linen, Model, arguments
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import LINEAR, PLAIN, Architecture, HeadSpec, Tensor
 from jtl.pretrained.formats import Tensors, read_tensors
 from jtl.pretrained.sources import UnknownModelError, read_config, resolve
+from jtl.sharding import REPLICATE, REPLICATED, layout
 
 
 class WeightsError(ValueError):
@@ -57,7 +58,7 @@ def load(
     dtype: Any = jnp.float32,
     key: Array | None = None,
     mesh: Mesh | None = None,
-    sharding: tree.Rules = layout.REPLICATED,
+    sharding: tree.Rules = REPLICATED,
 ) -> Model:
     """A pretrained model, with its head for classification or for spans of answers if the files have one.
 
@@ -74,7 +75,7 @@ def load(
             it a lacking leaf raises.
         mesh: of which devices; None for the default one. Each process reads what its own devices hold.
         sharding: rules from parameter paths to how a leaf is laid out on the mesh, as ``jtl.train.make_step`` takes
-            them: say ``jtl.layout.FULLY_SHARDED``. Running statistics are on every device.
+            them: say ``jtl.sharding.FULLY_SHARDED``. Running statistics are on every device.
 
     Raises:
         UnknownModelError: the name, or the architecture in config.json, is unknown; near misses are listed.
@@ -92,7 +93,7 @@ def load_with_report(
     dtype: Any = jnp.float32,
     key: Array | None = None,
     mesh: Mesh | None = None,
-    sharding: tree.Rules = layout.REPLICATED,
+    sharding: tree.Rules = REPLICATED,
 ) -> tuple[Model, Report]:
     """What ``load`` gives, and the account of every tensor."""
     folder = resolve(name, revision)
@@ -266,7 +267,7 @@ def _places(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None, rules: tre
     params = {path.removeprefix("params/"): 0 for path in shapes if path.startswith("params/")}
     found = tree.assign(rules, params)
     return {
-        path: layout.layout(shape, found.get(path.removeprefix("params/"), layout.REPLICATE), mesh)
+        path: layout(shape, found.get(path.removeprefix("params/"), REPLICATE), mesh)
         for path, shape in shapes.items()
     }
 

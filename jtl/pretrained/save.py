@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jtl import heads, tree
-from jtl.files import umask
+from jtl._files import umask
 from jtl.model import Cast, Model
 from jtl.models.architecture import Architecture, HeadSpec, Tensor
 from jtl.models.scan import unstack

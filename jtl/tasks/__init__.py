@@ -1,6 +1,5 @@
 """Tasks: for each its loss, metrics and decoding."""
 
-from jtl.tasks import ctc, detect, flow_matching, music
 from jtl.tasks.answers import answer_f1, exact_match
 from jtl.tasks.average_precision import average_precision
 from jtl.tasks.beams import Beams, beam_search

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jtl import tree
-from jtl.files import write_file
+from jtl._files import write_file
 from jtl.train.step import TrainState
 
 FORMAT = 1

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jtl.model import Model
+from jtl.prefetch import prefetch
 from jtl.train.checkpoint import Checkpoints, not_finite
-from jtl.train.prefetch import prefetch
 from jtl.train.progress import Display
 from jtl.train.step import TrainState
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from jtl import tree
 from jtl.model import Model
-from jtl.train.prefetch import prefetch
+from jtl.prefetch import prefetch
 
 
 @partial(jax.jit, static_argnames=("names", "taps"))

@@ -16,10 +16,10 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from jtl import sharding as meshes
 from jtl import tree
 from jtl.loss import Aux
 from jtl.model import Batch, Model
-from jtl.train import mesh as meshes
 
 # For steps with frozen weights on a CPU. XLA's YNN fusions of products keep broadcast constants as whole arrays:
 # without them a LoRA step of MiniLM, 32 x 128 tokens, holds 28 % less and takes 10 % less time. They speed up the
@@ -268,7 +268,7 @@ def make_step(
         gradient: how the gradient is taken: ``backprop``, ``accumulate(n)``, or your own
             ``(loss, trained, batch, key) -> ((value, aux), gradients)``.
         mesh: the devices, with an axis ``"data"`` over which batches are split; None for one device.
-        sharding: rules from parameter paths to how a leaf is laid out on the mesh (``jtl.train.mesh``).
+        sharding: rules from parameter paths to how a leaf is laid out on the mesh (``jtl.sharding``).
         compiler_options: XLA's, for this step alone, such as ``LEAN_ON_CPU``; another backend may not know them.
     """
     return Step(loss, optimizer, labels, gradient, mesh, sharding, compiler_options)

@@ -215,8 +215,8 @@ def test_crops_are_pieces_in_other_keys():
 
 def test_a_chorale_is_what_music21_reads():
     converter = pytest.importorskip("music21").converter
+    from jtl._wheels import fetch_wheel
     from jtl.data.music_corpus import WHEEL, read_musicxml
-    from jtl.wheel import fetch_wheel
 
     file = fetch_wheel(WHEEL) / "music21/corpus/bach/bwv66.6.mxl"
     parts, bars, first = read_musicxml(file)

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import adapters, domain, finetune, heads, tree
+from jtl import adapters, domain, finetune, heads, sharding, tree
 from jtl.model import linen
 from jtl.models.bert import Bert, BertConfig
 from jtl.tasks import Classify
-from jtl.train import make_step, mesh
+from jtl.train import make_step
 
 KEY = jax.random.key(0)
 B = 16
@@ -72,7 +72,7 @@ def test_a_step_over_eight_devices_is_that_over_one(model, batch):
     start = domain.adversary(model, horizon=20, key=KEY, hidden=(16,))
     loss = domain.Source(Classify()) + domain.DANN() + domain.DAN()
     found = []
-    for devices in (None, mesh.make_mesh()):
+    for devices in (None, sharding.make_mesh()):
         step = make_step(loss, optax.sgd(0.1), mesh=devices)
         state, _ = step(step.init(start, KEY), batch)
         found.append(jax.tree.map(np.asarray, state.model.variables))

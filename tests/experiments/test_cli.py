@@ -13,7 +13,7 @@ import pytest
 
 from experiments.cli import cli
 from experiments.output import Config, command, prepare, settings
-from jtl.train.report import Result, summarise, write_result
+from jtl.report.report import Result, summarise, write_result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from jtl.data import audio
 from jtl.models import ARCHITECTURES
 from jtl.models.imagenet import imagenet_classes
 from jtl.pretrained import SHORT_NAMES, save, scratch, tokenizer
+from jtl.report.report import read_result
 from jtl.tasks import generate, transcribe
-from jtl.train.report import read_result
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 49152, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import adapters, finetune, heads, meta, tree
+from jtl import adapters, finetune, heads, meta, sharding, tree
 from jtl.loss import Aux
 from jtl.model import Mode, Model, linen
 from jtl.models import ARCHITECTURES
 from jtl.models.mlp import MLP
 from jtl.tasks import Classify
-from jtl.train import make_step, mesh
+from jtl.train import make_step
 from jtl.wrap import function
 
 KEY = jax.random.key(0)
@@ -93,7 +93,7 @@ def net():
 
 
 def test_one_compilation_and_eight_devices_compute_what_one_does(net, lines):
-    devices = mesh.make_mesh()
+    devices = sharding.make_mesh()
     assert devices.size == 8
     model = meta.learn(net, meta.MetaSGD(0.1))
     found, traces = [], []
@@ -107,12 +107,12 @@ def test_one_compilation_and_eight_devices_compute_what_one_does(net, lines):
     for gradient, options in (
         (alone, {}),
         (alone, {"mesh": devices}),
-        (meta.sharded(written_out, devices), {"mesh": devices, "sharding": mesh.FULLY_SHARDED}),
+        (meta.sharded(written_out, devices), {"mesh": devices, "sharding": sharding.FULLY_SHARDED}),
     ):
         step = make_step(traced, optax.adam(0.01), gradient=gradient, **options)
         state = step.init(model, KEY)
         for scale in (1.0, 2.0, 3.0):
-            batch = mesh.global_batch(jax.tree.map(lambda x, s=scale: s * x, lines), options.get("mesh"))
+            batch = sharding.global_batch(jax.tree.map(lambda x, s=scale: s * x, lines), options.get("mesh"))
             state, metrics = step(state, batch)
             before = len(traces) if scale == 1.0 else before
         assert len(traces) == before
@@ -136,7 +136,7 @@ def test_sharded_tasks_with_frozen_leaves_and_a_state(lines):
         "params": {"w": jnp.array([[0.5]]), "b": jnp.array(0.1)},
         "batch_stats": {"mean": jnp.array(0.0), "count": jnp.array(0)},
     }
-    model, devices = Model(variables, forward, (), None), mesh.make_mesh()
+    model, devices = Model(variables, forward, (), None), sharding.make_mesh()
     labels = finetune.train_only(model, "b")
 
     def loss(model, batch, key):
@@ -149,7 +149,7 @@ def test_sharded_tasks_with_frozen_leaves_and_a_state(lines):
         (meta.sharded(meta.reptile(steps=2, rate=0.1, chunk=1), devices), {"mesh": devices}),
     ):
         step = make_step(loss, optax.sgd(1.0), labels, gradient=gradient, **options)
-        state, _ = step(step.init(model, KEY), mesh.global_batch(lines, options.get("mesh")))
+        state, _ = step(step.init(model, KEY), sharding.global_batch(lines, options.get("mesh")))
         found.append(tree.flatten(state.model.variables))
     assert found[0]["params/b"] != 0.1 and found[0]["batch_stats/count"] == 1
     for path, leaf in found[0].items():
@@ -157,7 +157,7 @@ def test_sharded_tasks_with_frozen_leaves_and_a_state(lines):
 
 
 def test_devices_divide_the_tasks(net, lines):
-    devices = mesh.make_mesh(jax.devices()[:3])
+    devices = sharding.make_mesh(jax.devices()[:3])
     with pytest.raises(ValueError, match="3 devices of the mesh do not divide the 8 tasks"):
         meta.sharded(meta.maml(steps=1, rate=0.1), devices)(lambda *_: None, net.params, lines, KEY)
 

@@ -9,9 +9,10 @@ import pytest
 
 from jtl import adapters, finetune, tree
 from jtl.models.unet import CLASSES, UNetConfig, example, to_depth, to_space, unet, with_classes
+from jtl.sharding import FULLY_SHARDED, REPLICATED
 from jtl.tasks import FlowMatching
 from jtl.tasks.flow_matching import noised
-from jtl.train import adamw, make_step, mesh
+from jtl.train import adamw, make_step
 
 SMALL = UNetConfig(3, (8, 12), 2, 2, (4, 8), 2, 2, 8, 2)  # two blocks a level
 LAYERS = "(?!label|.*norm).*"
@@ -192,7 +193,7 @@ def test_a_step_compiles_for_a_tpu(slice_2x2, layout):
         "image": jax.ShapeDtypeStruct((16, 28, 28, 3), jnp.float32),
         "label": jax.ShapeDtypeStruct((16,), jnp.int32),
     }
-    sharding = {"replicated": mesh.REPLICATED, "sharded": mesh.FULLY_SHARDED}[layout]
+    sharding = {"replicated": REPLICATED, "sharded": FULLY_SHARDED}[layout]
     labels = finetune.train_only(model, ".*/lora/.*|label/.*")
     step = make_step(FlowMatching(), adamw(1e-3), labels, mesh=slice_2x2, sharding=sharding)
     text = step.lower(model, batch).compile().as_text()

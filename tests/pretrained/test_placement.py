@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 
 import jtl
 from jtl import tree
-from jtl.layout import FULLY_SHARDED, REPLICATE, REPLICATED, SHARD, layout, make_mesh
 from jtl.models import ARCHITECTURES
 from jtl.pretrained import load, load_with_report, save, scratch
 from jtl.pretrained.load import expected
+from jtl.sharding import FULLY_SHARDED, REPLICATE, REPLICATED, SHARD, layout, make_mesh
 from jtl.tasks import CausalLM
 from jtl.train import make_step
 

@@ -8,7 +8,8 @@ import zipfile
 
 import pytest
 
-from jtl.wheel import Wheel, WheelError, cache_dir, fetch_wheel, fetch_wheels
+from jtl._files import cache_dir
+from jtl._wheels import Wheel, WheelError, fetch_wheel, fetch_wheels
 
 
 @pytest.fixture

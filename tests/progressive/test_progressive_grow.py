@@ -7,12 +7,12 @@ import optax
 import pytest
 from progressive_models import MODELS, WHERE, C, batch_of, mlp, stirred
 
-from jtl import heads, progressive, tree
+from jtl import heads, progressive, sharding, tree
 from jtl.model import cast, linen
 from jtl.models.conv4 import Conv4
 from jtl.models.mlp import MLP
 from jtl.tasks import Classify
-from jtl.train import make_step, mesh
+from jtl.train import make_step
 from jtl.wrap import function
 
 answer = jax.jit(lambda model, batch: model(batch)["logits"])
@@ -264,21 +264,23 @@ def test_a_column_in_bfloat16_and_a_second_round():
     assert progressive.columns(again) == 3 and again.techniques[-1] == low.techniques[-1]
 
 
-@pytest.mark.parametrize("rules", [mesh.REPLICATED, mesh.FULLY_SHARDED], ids=["replicated", "sharded"])
+@pytest.mark.parametrize(
+    "rules", [sharding.REPLICATED, sharding.FULLY_SHARDED], ids=["replicated", "sharded"]
+)
 def test_eight_devices_grow_what_one_does(rules):
-    model, batch, devices = stirred(grown("bert")), batch_of("bert"), mesh.make_mesh()
+    model, batch, devices = stirred(grown("bert")), batch_of("bert"), sharding.make_mesh()
     trained = []
     for options in ({}, {"mesh": devices, "sharding": rules}):
         step = make_step(Classify(), optax.sgd(1.0), progressive.labels(model), **options)
         state = step.init(model, jax.random.key(0))
         for _ in range(2):
-            state, _ = step(state, mesh.global_batch(batch, devices if options else None))
+            state, _ = step(state, sharding.global_batch(batch, devices if options else None))
         trained.append(state.model.params)
     one, many = trained
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
     moved = tree.flatten(tree.sub(one["column_2"], model.params["column_2"]))
     assert np.abs(moved["lateral/head/u"]).max() > 1e-3
-    if rules is mesh.FULLY_SHARDED:
+    if rules is sharding.FULLY_SHARDED:
         wide = many["column_2"]["encoder"]["layer_0"]["attention"]["query"]["kernel"]
         assert wide.addressable_shards[0].data.size == wide.size // 8
 

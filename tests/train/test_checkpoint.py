@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import tree
-from jtl.train import CheckpointError, Checkpoints, make_step, mesh
+from jtl import sharding, tree
+from jtl.train import CheckpointError, Checkpoints, make_step
 from jtl.train.checkpoint import fingerprint
 from jtl.train.step import TrainState
 
@@ -186,11 +186,11 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 
 
 def test_arrays_come_back_on_the_mesh_of_the_template(tmp_path):
-    devices = mesh.make_mesh()
-    sharded = task.step(mesh=devices, sharding=mesh.FULLY_SHARDED)
+    devices = sharding.make_mesh()
+    sharded = task.step(mesh=devices, sharding=sharding.FULLY_SHARDED)
     state = sharded.init(task.model(), jax.random.key(1))
     assert len(state.trained["first"]["kernel"].sharding.device_set) == 8
-    state, _ = sharded(state, mesh.global_batch(task.evaluation_batches(task.data()[1])[0], devices))
+    state, _ = sharded(state, sharding.global_batch(task.evaluation_batches(task.data()[1])[0], devices))
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, best=None, loader=None, progress={})
 

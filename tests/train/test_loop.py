@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import tree
+from jtl import sharding, tree
+from jtl.prefetch import prefetch
 from jtl.tasks import classify
-from jtl.train import Checkpoints, Diverged, Interrupted, fit, loop, make_step, mesh
-from jtl.train.prefetch import prefetch
+from jtl.train import Checkpoints, Diverged, Interrupted, fit, loop, make_step
 
 STEPS = 12
 
@@ -212,7 +212,7 @@ def test_parameters_that_are_not_finite_after_a_finite_loss_are_never_saved(trai
 
 
 def test_on_a_mesh_a_resumed_run_has_the_same_bits(train, tmp_path):
-    sharded = task.step(mesh=mesh.make_mesh(), sharding=mesh.FULLY_SHARDED)
+    sharded = task.step(mesh=sharding.make_mesh(), sharding=sharding.FULLY_SHARDED)
     options = {"validate_every": 4, "progress": False}
     whole = fit(sharded, init(sharded), task.loader(train), steps=8, **options)
     fit(sharded, init(sharded), task.loader(train), steps=4, checkpoints=Checkpoints(tmp_path), **options)

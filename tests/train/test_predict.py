@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from jtl.train import mesh, outputs, predict
+from jtl import sharding
+from jtl.train import outputs, predict
 from jtl.train.predict import _forward
 
 
@@ -39,8 +40,8 @@ def test_features_taps_and_fields(fields):
 
 
 def test_on_a_mesh(fields):
-    devices = mesh.make_mesh()
-    model = jax.device_put(task.model(), jax.sharding.NamedSharding(devices, mesh.REPLICATE))
+    devices = sharding.make_mesh()
+    model = jax.device_put(task.model(), jax.sharding.NamedSharding(devices, sharding.REPLICATE))
     logits, labels = predict(model, task.evaluation_batches(fields), mesh=devices)
     np.testing.assert_array_equal(labels, fields["label"])
     np.testing.assert_allclose(logits, expected(fields)[1], rtol=1e-4, atol=1e-5)

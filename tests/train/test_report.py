@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jtl.train import figures, report, result
-from jtl.train.figures import style
+from jtl.report import figures, report, result
+from jtl.report.figures import style
 
 ROWS = [
     {"arm": arm, "seed": seed, "size": size, "accuracy": base + 0.1 * seed + 0.01 * math.log(size)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from jtl.train import figures
+from jtl.report import figures
 
 
 def test_boxes_lie_on_the_edges_of_their_pixels():

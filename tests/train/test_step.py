@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import heads, tree
+from jtl import heads, sharding, tree
 from jtl.loss import Aux, Loss
 from jtl.model import linen
 from jtl.tasks import Classify
-from jtl.train import LEAN_ON_CPU, accumulate, make_step, mesh
+from jtl.train import LEAN_ON_CPU, accumulate, make_step
 
 
 class Net(nn.Module):
@@ -192,20 +192,20 @@ def test_label_errors(model, batch):
 
 @pytest.mark.parametrize("gradient", [None, accumulate(2)], ids=["whole", "accumulated"])
 @pytest.mark.parametrize(
-    "rules", [mesh.REPLICATED, mesh.FULLY_SHARDED, (("head/.*", mesh.REPLICATE), (".*", "shard"))]
+    "rules", [sharding.REPLICATED, sharding.FULLY_SHARDED, (("head/.*", sharding.REPLICATE), (".*", "shard"))]
 )
 def test_eight_devices_compute_what_one_does(model, batch, rules, gradient):
     options = {} if gradient is None else {"gradient": gradient}
     labels = rates(model, [("first/.*", 0.0), (".*", 1.0)])
     loss = Classify(stats="batch") if gradient is None else Classify()
     one, a = run(make_step(loss, optax.adam(1e-2), labels, **options), model, batch)
-    devices = mesh.make_mesh()
+    devices = sharding.make_mesh()
     assert devices.size == 8
     step = make_step(loss, optax.adam(1e-2), labels, mesh=devices, sharding=rules, **options)
-    many, b = run(step, model, mesh.global_batch(batch, devices))
+    many, b = run(step, model, sharding.global_batch(batch, devices))
     chex.assert_trees_all_close(one.model.variables, many.model.variables, atol=1e-5)
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
-    if rules is mesh.FULLY_SHARDED:
+    if rules is sharding.FULLY_SHARDED:
         second = many.trained["second"]["kernel"]
         assert second.addressable_shards[0].data.size == second.size // 8
         moment = many.opt_state[0].mu["second"]["kernel"]
@@ -223,18 +223,21 @@ def test_a_losses_leaves_reach_a_mesh_wherever_they_were(model, batch):
             moved = tree.sub(model.params, self.anchor)
             return tree.vdot(moved, moved), {}
 
-    devices = mesh.make_mesh()
+    devices = sharding.make_mesh()
     loss = Classify() + 0.5 * Near(jax.device_put(tree.scale(0.5, model.params), jax.devices()[0]))
     one, _ = run(make_step(loss, optax.sgd(0.1)), model, batch)
     step = make_step(loss, optax.sgd(0.1), mesh=devices)
     step.lower(model, batch)
-    many, _ = run(step, model, mesh.global_batch(batch, devices))
+    many, _ = run(step, model, sharding.global_batch(batch, devices))
     chex.assert_trees_all_close(one.model.params, many.model.params, atol=1e-5)
 
 
 def test_a_mesh_rule_that_meets_nothing_raises(model):
     step = make_step(
-        Classify(), optax.sgd(0.1), mesh=mesh.make_mesh(), sharding=[("encoder/.*", "shard"), (".*", "shard")]
+        Classify(),
+        optax.sgd(0.1),
+        mesh=sharding.make_mesh(),
+        sharding=[("encoder/.*", "shard"), (".*", "shard")],
     )
     with pytest.raises(tree.RuleError, match="encoder"):
         step.init(model, jax.random.key(0))

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import adapters, finetune, heads, tree
+from jtl import adapters, finetune, heads, sharding, tree
 from jtl.model import Linen, Model, cast
 from jtl.models import ARCHITECTURES
 from jtl.tasks import CausalLM, Classify
-from jtl.train import accumulate, make_step, mesh
+from jtl.train import accumulate, make_step
 
 pytestmark = pytest.mark.tpu
 CHIP = 16 * 2**30  # bytes of a v5e chip
@@ -57,7 +57,7 @@ def batch_of(example, rows, length=128):
 STEPS = {
     "full": ([(".*", 1.0)], {}),
     "head": ([("head/.*", 1.0), (".*", 0.0)], {}),
-    "sharded": ([(".*", 1.0)], {"sharding": mesh.FULLY_SHARDED}),
+    "sharded": ([(".*", 1.0)], {"sharding": sharding.FULLY_SHARDED}),
     "accumulated": ([(".*", 1.0)], {"gradient": accumulate(2)}),
     "bfloat16": ([(".*", 1.0)], {}),
     "lora": ([(".*/lora/.*|head/.*", 1.0), (".*", 0.0)], {}),
@@ -99,9 +99,9 @@ def test_a_language_model_fits_a_v5e_slice(slice_2x2, record_property):
     model, example = real_size("smollm2")
     batch = batch_of(example, rows=32)
     del batch["label"]
-    step = make_step(CausalLM(), optax.adamw(1e-4), None, mesh=slice_2x2, sharding=mesh.FULLY_SHARDED).lower(
-        cast(model, jnp.bfloat16), batch
-    )
+    step = make_step(
+        CausalLM(), optax.adamw(1e-4), None, mesh=slice_2x2, sharding=sharding.FULLY_SHARDED
+    ).lower(cast(model, jnp.bfloat16), batch)
     held = check(step.compile(), "smollm2 causal", record_property)
     assert held < 3 / 4 * 1.2 * 4 * tree.size(model.params) + SPARE
 

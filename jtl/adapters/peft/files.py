@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jtl.files import write_file
+from jtl._files import write_file
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

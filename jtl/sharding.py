@@ -1,6 +1,7 @@
-"""Device meshes: where parameters, optimiser state and batches lie.
+"""Device meshes, and where parameters, optimiser state and batches lie on them, by rules.
 
-Rules and layouts are those of ``jtl.layout``, whose names are here too.
+One rule language serves data parallelism and full sharding: rules map parameter paths to a layout, which is a
+``PartitionSpec``, ``REPLICATE``, or ``SHARD`` (split the largest axis that the mesh divides).
 """
 
 from __future__ import annotations
@@ -13,13 +14,39 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jtl import tree
-from jtl.layout import AXIS, FULLY_SHARDED, REPLICATE, REPLICATED, SHARD, layout, make_mesh, replicated
 
-__all__ = [
-    "AXIS", "FULLY_SHARDED", "REPLICATE", "REPLICATED", "SHARD",
-    "constrain", "described", "global_batch", "layout", "make_mesh", "place", "replicated", "rows", "shard_batch",
-    "shardings",
-]  # fmt: skip
+AXIS = "data"
+REPLICATE = PartitionSpec()
+SHARD = "shard"
+
+REPLICATED: tree.Rules = ((".*", REPLICATE),)
+FULLY_SHARDED: tree.Rules = ((".*", SHARD),)
+
+
+def make_mesh(devices: Any = None) -> Mesh:
+    """A mesh of all devices (or ``devices``) on the one axis ``"data"``."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices).reshape(-1), (AXIS,))
+
+
+def layout(shape: tuple[int, ...], rule: Any, mesh: Mesh) -> NamedSharding:
+    """The sharding of a leaf of ``shape`` under a rule's value.
+
+    ``SHARD`` replicates a leaf without an axis that the mesh divides: biases and scalars stay whole.
+    """
+    if rule != SHARD:
+        return NamedSharding(mesh, rule)
+    axes = [axis for axis, length in enumerate(shape) if length % mesh.shape[AXIS] == 0]
+    if not axes:
+        return replicated(mesh)
+    widest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(
+        mesh, PartitionSpec(*[AXIS if axis == widest else None for axis in range(len(shape))])
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of what every device holds whole."""
+    return NamedSharding(mesh, REPLICATE)
 
 
 def shardings(state: Any, mesh: Mesh, rules: tree.Rules) -> Any:

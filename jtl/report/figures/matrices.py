@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jtl.train.figures.style import blank
+from jtl.report.figures.style import blank
 
 
 def confusion(true: Any, predicted: Any, classes: Sequence[str]) -> Figure:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from jtl._files import cache_dir
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -47,15 +49,6 @@ class Wheel:
 
 class WheelError(OSError):
     """A wheel could not be fetched, is not the pinned one, or lacks an expected member."""
-
-
-def cache_dir() -> Path:
-    """Folder of what jtl keeps between runs: ``$JTL_CACHE``, else the platform's user cache for "jtl"."""
-    if folder := os.environ.get("JTL_CACHE"):
-        return Path(folder).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("jtl"))
 
 
 def fetch_wheel(wheel: Wheel) -> Path:

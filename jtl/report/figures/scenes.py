@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from jtl.train.figures.style import BLACK, MANY, ORANGE, PALETTE, blank
+from jtl.report.figures.style import BLACK, MANY, ORANGE, PALETTE, blank
 
 
 def boxes(

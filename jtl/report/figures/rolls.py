@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from jtl.train.figures.style import MANY, PALETTE, blank
+from jtl.report.figures.style import MANY, PALETTE, blank
 
 SHARP = (1, 3, 6, 8, 10)  # pitch classes of a piano's black keys
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jtl.files import write_file
+from jtl._files import write_file
 
 Row = Mapping[str, Any]
 Estimate = dict[str, Any]  # {"mean": float or None, "ci95": float or None, "n": int}

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
-from jtl.train.figures.style import BLACK, BLUE, MANY, MARKER, MARKERS, PALETTE, VERMILLION, blank, colours
+from jtl.report.figures.style import BLACK, BLUE, MANY, MARKER, MARKERS, PALETTE, VERMILLION, blank, colours
 
 
 def reliability(found: Mapping[str, tuple[Any, Any]], bins: int = 10) -> Figure:

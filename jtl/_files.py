@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""TODO."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+
+def cache_dir() -> Path:
+    """Folder of what jtl keeps between runs: ``$JTL_CACHE``, else the platform's user cache for "jtl"."""
+    if folder := os.environ.get("JTL_CACHE"):
+        return Path(folder).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("jtl"))
 
 
 def write_file(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:

@@ -4,8 +4,8 @@ Every function returns a matplotlib ``Figure`` and leaves pyplot's state alone: 
 to a report's ``Section``. "Rows" are a result's: flat dicts with ``arm``, ``seed`` and what was measured.
 """
 
-from jtl.train.figures.arms import gap_bars, over_parameters, score_scatter, trade_off
-from jtl.train.figures.curves import (
+from jtl.report.figures.arms import gap_bars, over_parameters, score_scatter, trade_off
+from jtl.report.figures.curves import (
     learning_curves,
     over_rates,
     over_sizes,
@@ -13,7 +13,7 @@ from jtl.train.figures.curves import (
     over_tasks,
     over_weights,
 )
-from jtl.train.figures.examples import (
+from jtl.report.figures.examples import (
     attributed,
     embeddings,
     images,
@@ -22,10 +22,10 @@ from jtl.train.figures.examples import (
     saliency,
     strips,
 )
-from jtl.train.figures.matrices import confusion, heatmaps
-from jtl.train.figures.rolls import piano_rolls
-from jtl.train.figures.scenes import boxes, masks
-from jtl.train.figures.style import colours, png
+from jtl.report.figures.matrices import confusion, heatmaps
+from jtl.report.figures.rolls import piano_rolls
+from jtl.report.figures.scenes import boxes, masks
+from jtl.report.figures.style import colours, png
 
 __all__ = [
     "attributed",

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from jtl.train.figures.style import BLUE, MARKER, arms_of, blank, colours, curve, plain_ticks, spoken
-from jtl.train.result import Row
+from jtl.report.figures.style import BLUE, MARKER, arms_of, blank, colours, curve, plain_ticks, spoken
+from jtl.report.result import Row
 
 
 def over_parameters(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator, StrMethodFormatter
 
-from jtl.train.figures.style import MARKER, arms_of, blank, colours, curve, plain_ticks, spoken
-from jtl.train.result import Row
+from jtl.report.figures.style import MARKER, arms_of, blank, colours, curve, plain_ticks, spoken
+from jtl.report.result import Row
 
 
 def learning_curves(

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jtl.files import write_file
-from jtl.train.result import (
+from jtl._files import write_file
+from jtl.report.result import (
     Estimate,
     Result,
     environment,
@@ -90,7 +90,7 @@ def write_report(
     for section in sections:
         parts.append(f"## {section.title}")
         if section.figure is not None:
-            from jtl.train.figures import png
+            from jtl.report.figures import png
 
             name = re.sub(r"\W+", "_", section.title.lower()).strip("_") + ".png"
             write_file(folder / name, png(section.figure))

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from jtl.train.result import Row, estimate
+from jtl.report.result import Row, estimate
 
 # Okabe and Ito, "Color Universal Design" (2008), without the yellow, which white paper swallows.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jtl.train import mesh as meshes
+from jtl import sharding as meshes
 
 
 class Ready(NamedTuple):

@@ -1,0 +1,1 @@
+"""The report of a run: `result.json`, `report.md` and its figures."""
