@@ -29,13 +29,14 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.sweep import Grid, best_rate
-from experiments.task import Task, batches, prepare_task, score
+from experiments.common import techniques
+from experiments.common.classification import Classification, batches, prepare_classification, score
+from experiments.common.command_line import cli
+from experiments.common.rate_grid import Grid, best_rate
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import features
+from jtl.errors import InputError
 from jtl.report import figures
 from jtl.report.report import (
     Result,
@@ -51,7 +52,7 @@ from jtl.report.report import (
 from jtl.tasks import accuracy
 from jtl.train import outputs
 
-METHODS: tuple[arms.Technique, ...] = ("head", "full", "bitfit", *arms.ADAPTERS)
+METHODS: tuple[techniques.Technique, ...] = ("head", "full", "bitfit", *techniques.ADAPTERS)
 MEASURES = ("accuracy", "trained_parameters", "peak_memory", "seconds", "forgetting")
 
 
@@ -75,7 +76,7 @@ class Adapters(Config):
     """Side of the images in pixels."""
     kinds: tuple[str, ...] = ("text", "image")
     """Which to run: text, image or both."""
-    methods: tuple[arms.Technique, ...] = METHODS
+    methods: tuple[techniques.Technique, ...] = METHODS
     """Which to compare."""
     factors: tuple[float, ...] = (1.0, 3.0)
     """What multiplies a method's usual learning rate in the search."""
@@ -96,17 +97,17 @@ class Adapters(Config):
 def run(config: Adapters) -> Result:
     """Search, train and measure; writes into ``config.out`` and returns the result."""
     if unknown := set(config.kinds) - {"text", "image"}:
-        raise ValueError(f"--kinds takes text and image, got {sorted(unknown)}")
+        raise InputError(f"--kinds takes text and image, got {sorted(unknown)}")
     out = prepare(config, "adapters")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     steps = 10 if config.quick else config.steps
-    budget = arms.Budget(
+    budget = techniques.Budget(
         epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=2
     )
     seeds = range(config.seed, config.seed + (1 if config.quick else config.seeds))
     for kind in config.kinds[:1] if config.quick else config.kinds:
         task, source = _tasks(config, kind)
-        methods = [m for m in config.methods if kind == "text" or m not in arms.ONLY_TEXT]
+        methods = [m for m in config.methods if kind == "text" or m not in techniques.ONLY_TEXT]
         for method in [m for m in methods if m in ("lora", "ia3")] if config.quick else methods:
             found = ledger.get(
                 partial(_search, task, method, config, steps), kind=kind, arm=method, seed=None
@@ -121,7 +122,7 @@ def run(config: Adapters) -> Result:
                 )
         for seed in seeds:
             few = task.with_train(config.train_examples or None, seed)
-            ledger.get(lambda few=few: (arms.probe(few)[1], []), kind=kind, arm="probe", seed=seed)
+            ledger.get(lambda few=few: (techniques.probe(few)[1], []), kind=kind, arm="probe", seed=seed)
 
     rows = [row for row in ledger.rows if row["seed"] is not None]
     summary: dict[str, Any] = {}
@@ -143,7 +144,7 @@ def run(config: Adapters) -> Result:
     return result
 
 
-def _tasks(config: Adapters, kind: str) -> tuple[Task, Task]:
+def _tasks(config: Adapters, kind: str) -> tuple[Classification, Classification]:
     """The task, and the other one on which forgetting is measured."""
     small = config.quick
     model, data, source = (
@@ -152,7 +153,7 @@ def _tasks(config: Adapters, kind: str) -> tuple[Task, Task]:
         else (config.image_model, config.image_data, config.image_source)
     )
     size = {"image_size": config.image_size} if kind == "image" else {}
-    task = prepare_task(
+    task = prepare_classification(
         model,
         data,
         validation=200 if small else 500,
@@ -160,7 +161,7 @@ def _tasks(config: Adapters, kind: str) -> tuple[Task, Task]:
         quick=small,
         **size,
     )
-    other = prepare_task(
+    other = prepare_classification(
         model, source, max_length=64, validation=200, test=200 if small else 500, quick=small, **size
     )
     return task, other.with_train(200 if small else config.source_examples, 0)
@@ -169,12 +170,12 @@ def _tasks(config: Adapters, kind: str) -> tuple[Task, Task]:
 Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a row and a learning curve, as the ledger keeps them
 
 
-def _search(task: Task, method: str, config: Adapters, steps: int) -> Measured:
+def _search(task: Classification, method: str, config: Adapters, steps: int) -> Measured:
     """The rate that validates best on examples and seeds of its own, and the compiled step's memory."""
     seed = config.seed + 100
     few = task.with_train(config.train_examples or None, seed)
-    memory = arms.peak_memory(few, method, arms.Budget(batch_size=config.batch_size))
-    usual = arms.usual_rate(method, task.dataset.kind)
+    memory = techniques.peak_memory(few, method, techniques.Budget(batch_size=config.batch_size))
+    usual = techniques.usual_rate(method, task.dataset.kind)
     if config.quick or method == "head":  # a head on cached features is no model that a grid could run
         return {"rate": usual, "peak_memory": memory}, []
     runs = tuple(product((usual * factor for factor in config.factors), (seed, seed + 1)))
@@ -187,17 +188,22 @@ def _search(task: Task, method: str, config: Adapters, steps: int) -> Measured:
 
 
 def _measure(
-    task: Task, source: Task, method: str, seed: int, budget: arms.Budget, found: dict[str, Any]
+    task: Classification,
+    source: Classification,
+    method: str,
+    seed: int,
+    budget: techniques.Budget,
+    found: dict[str, Any],
 ) -> Measured:
     """Train with the rate that was found, test, and test what is left of the other task."""
-    done = arms.run_arm(task, method, seed=seed, budget=budget, rate=found["rate"], progress=False)
+    done = techniques.run_arm(task, method, seed=seed, budget=budget, rate=found["rate"], progress=False)
     (x, y), validation, (test, labels) = (
         outputs(done.model, batches(source, split), ("features", "label")).values()
         for split in ("train", "validation", "test")
     )
     probe = features.fit_logistic(x, y, classes=source.classes, validation=tuple(validation))
     left = accuracy(probe(test), labels)
-    lost = {"source_accuracy": left, "forgetting": arms.probe(source)[1]["accuracy"] - left}
+    lost = {"source_accuracy": left, "forgetting": techniques.probe(source)[1]["accuracy"] - left}
     return {**done.row, **lost, "peak_memory": found["peak_memory"]}, done.history
 
 

@@ -27,12 +27,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, body, frozen, prepare_task
+from experiments.common import techniques
+from experiments.common.classification import Classification, body, frozen, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import tree
+from jtl.errors import InputError
 from jtl.features import scores
 from jtl.model import Model, with_base
 from jtl.pretrained import scratch
@@ -84,9 +85,9 @@ class ChooseModel(Config):
 def run(config: ChooseModel) -> Result:
     """Score and fine-tune every candidate; writes into ``config.out`` and returns the result."""
     if len(config.candidates) < 3:
-        raise ValueError(f"--candidates needs at least three models to rank, got {len(config.candidates)}")
+        raise InputError(f"--candidates needs at least three models to rank, got {len(config.candidates)}")
     out = prepare(config, "choose_model")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     names = config.candidates[::3] if config.quick else config.candidates
     seeds = 1 if config.quick else config.seeds
     limits = (
@@ -95,15 +96,15 @@ def run(config: ChooseModel) -> Result:
         else {"validation": 500, "test": config.test_examples or None}
     )
     steps = 20 if config.quick else config.steps
-    budget = arms.Budget(epochs=1, min_steps=steps, max_steps=steps, validations=3)
+    budget = techniques.Budget(epochs=1, min_steps=steps, max_steps=steps, validations=3)
 
     scored: dict[str, dict[str, Any]] = {}
     for name in names:
         task, source = (
             dataclasses.replace(task, pretrained=candidate(name))
             for task in (
-                prepare_task(name.partition(":")[0], config.data, quick=config.quick, **limits),
-                prepare_task(
+                prepare_classification(name.partition(":")[0], config.data, quick=config.quick, **limits),
+                prepare_classification(
                     name.partition(":")[0],
                     config.source_data,
                     validation=100 if config.quick else 500,
@@ -115,7 +116,9 @@ def run(config: ChooseModel) -> Result:
         task = task.with_train(256 if config.quick else config.train_examples or None, config.seed)
         source = source.with_train(256 if config.quick else config.source_examples, config.seed)
 
-        def score(task: Task = task, source: Task = source) -> tuple[dict[str, Any], list[Any]]:
+        def score(
+            task: Classification = task, source: Classification = source
+        ) -> tuple[dict[str, Any], list[Any]]:
             started = time.monotonic()
             return {**rate(task, source), "scoring_seconds": time.monotonic() - started}, []
 
@@ -123,8 +126,12 @@ def run(config: ChooseModel) -> Result:
         for seed in range(config.seed, config.seed + seeds):
             key = {"arm": name, "seed": seed}
 
-            def tune(task: Task = task, seed: int = seed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-                done = arms.run_arm(task, "full", seed=seed, budget=budget, on="features", progress=False)
+            def tune(
+                task: Classification = task, seed: int = seed
+            ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+                done = techniques.run_arm(
+                    task, "full", seed=seed, budget=budget, on="features", progress=False
+                )
                 return done.row, done.history
 
             row = ledger.get(tune, **key)
@@ -184,7 +191,7 @@ def candidate(name: str) -> Model:
     model = body(base)
     layers = getattr(model.config, "num_hidden_layers", 0)
     if not part.isdigit() or not 1 <= int(part) <= layers:
-        raise ValueError(
+        raise InputError(
             f"--candidates {name!r}: after the colon comes random or a number of layers, 1 to {layers}"
         )
     if int(part) == layers:
@@ -195,10 +202,10 @@ def candidate(name: str) -> Model:
     return with_base(shorter.replace(config=config), module=type(model.base.module)(config))
 
 
-def rate(task: Task, source: Task) -> dict[str, float]:
+def rate(task: Classification, source: Classification) -> dict[str, float]:
     """Every transferability score of a candidate on the target's training examples."""
     x, labels = frozen(task, "train")
-    opinion, _ = arms.probe(source)
+    opinion, _ = techniques.probe(source)
     logits = opinion(x)
     chances = np.exp(logits - logits.max(-1, keepdims=True))
     chances /= chances.sum(-1, keepdims=True)
@@ -208,7 +215,7 @@ def rate(task: Task, source: Task) -> dict[str, float]:
         "nce": scores.nce(chances.argmax(-1), labels),
         "h_score": scores.h_score(x, labels),
         "shrunk_h_score": scores.shrunk_h_score(x, labels),
-        "probe_accuracy": arms.probe(task)[1]["accuracy"],
+        "probe_accuracy": techniques.probe(task)[1]["accuracy"],
     }
 
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, prepare_task
+from experiments.common import techniques
+from experiments.common.classification import Classification, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
+from jtl.errors import InputError
 from jtl.report import figures
 from jtl.report.report import (
     Result,
@@ -72,11 +73,11 @@ class Compare(Config):
 def run(config: Compare) -> Result:
     """Run every arm; writes into ``config.out`` and returns the result."""
     if unknown := set(config.kinds) - {"text", "image"}:
-        raise ValueError(f"--kinds takes text and image, got {sorted(unknown)}")
+        raise InputError(f"--kinds takes text and image, got {sorted(unknown)}")
     out = prepare(config, "compare")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     quick = config.quick
-    budget = arms.Budget(
+    budget = techniques.Budget(
         epochs=config.epochs,
         min_steps=12 if quick else config.min_steps,
         max_steps=12 if quick else config.max_steps,
@@ -86,7 +87,7 @@ def run(config: Compare) -> Result:
     seeds = range(config.seed, config.seed + (2 if quick else config.seeds))
     origins = {}
     for kind in config.kinds[:1] if quick else config.kinds:
-        task = prepare_task(
+        task = prepare_classification(
             config.text_model if kind == "text" else config.image_model,
             config.text_data if kind == "text" else config.image_data,
             image_size=config.image_size,
@@ -138,19 +139,19 @@ def run(config: Compare) -> Result:
 
 
 def _measure(
-    task: Task, arm: str, seed: int, budget: arms.Budget
+    task: Classification, arm: str, seed: int, budget: techniques.Budget
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if arm == "majority":
-        return arms.majority(task), []
+        return techniques.majority(task), []
     if arm == "probe":
-        row = arms.probe(task)[1]
+        row = techniques.probe(task)[1]
         return {**row, "gap": row["train_accuracy"] - row["accuracy"]}, []
-    done = arms.run_arm(task, arm, seed=seed, budget=budget, progress=False)
+    done = techniques.run_arm(task, arm, seed=seed, budget=budget, progress=False)
     row = {**done.row, "gap": done.row["train_accuracy"] - done.row["accuracy"]}
-    return {**row, "flops_per_example": arms.flops_per_example(task, arm, budget)}, done.history
+    return {**row, "flops_per_example": techniques.flops_per_example(task, arm, budget)}, done.history
 
 
-def _with_target(row: dict[str, Any], ledger: Ledger) -> dict[str, Any]:
+def _with_target(row: dict[str, Any], ledger: ResumableRows) -> dict[str, Any]:
     """``row`` and the examples it had seen when it first validated as well as ``scratch`` ever did; None if never."""
     if row["arm"] not in ARMS:
         return row

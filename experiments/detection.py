@@ -15,7 +15,7 @@ The trained model lies in ``OUT``; it finds objects in a picture or a folder of 
 
     python -m experiments.detection --out runs/detection --predict pictures/
 
-The scenes are real digits over crops of two photographs (``jtl.data.scenes`` says what they are and are not): far
+The scenes are real digits over crops of two photographs (see ``experiments.data.scenes``): far
 simpler than photographs of things. Public data: ``--data tfds:voc/2007``, ``--data tfds:coco/2017``; your own: a folder
 with ``annotations.json`` in COCO's layout and the images.
 """
@@ -32,15 +32,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import application
-from experiments import dense_prediction as dense
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import command, prepare, settings
+from experiments.common import dense_prediction as dense
+from experiments.common import study
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import command, prepare, settings
 from jtl import data
 from jtl._files import write_file
-from jtl.data.annotated import Annotated, with_boxes
-from jtl.data.loader import Batches
+from jtl.data.batches.loader import Batches
+from jtl.data.encode.annotated import Annotated, with_boxes
 from jtl.model import Model
 from jtl.models.feature_pyramid import detector
 from jtl.report import figures
@@ -73,7 +73,7 @@ def run(config: Detection) -> Result:
     config = dense.shortened(config, updates=40)
     dense.check(config, config.updates)
     out = prepare(config, "detection")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     print(_dataset(config, config.seed))
     for seed in range(config.seed, config.seed + config.seeds):
         for arm in dense.ARMS:
@@ -124,7 +124,7 @@ def trained(config: Detection, arm: str, seed: int) -> tuple[dict[str, Any], lis
 
 @lru_cache(1)
 def _dataset(config: Detection, seed: int) -> data.Dataset:
-    return dense.dataset(config, config.data, partial(data.load_boxes, config.data), seed)
+    return dense.dataset(config, config.data, partial(data.load, config.data, "boxes"), seed)
 
 
 def _prepare(config: Detection, source: data.Source) -> Annotated:
@@ -197,7 +197,7 @@ def label(config: Detection, path: Path) -> None:
 # --- report ----------------------------------------------------------------------------------------
 
 
-def _sections(config: Detection, loaded: data.Dataset, ledger: Ledger) -> list[Section]:
+def _sections(config: Detection, loaded: data.Dataset, ledger: ResumableRows) -> list[Section]:
     trunk, head, names, _ = dense.kept(config)
     model = detector(trunk, len(names), key=jax.random.key(0), params=head)
     some = _prepare(
@@ -217,7 +217,7 @@ def _sections(config: Detection, loaded: data.Dataset, ledger: Ledger) -> list[S
         [some.fields["boxes"][i][own] for i, own in enumerate(real)],
     )
     return [
-        application.transferred_or_scratch(ledger.rows, METRICS),
+        study.transferred_or_scratch(ledger.rows, METRICS),
         Section(
             "Found",
             f"The first test images under transfer, the first seed: boxes of a score of {SURE} or more in orange, with "

@@ -31,12 +31,13 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, distill, pretrained
 from jtl.data import text
-from jtl.data.loader import Batches, loader
+from jtl.data.batches.loader import Batches, loader
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.report import figures
 from jtl.report.report import (
@@ -92,11 +93,11 @@ class DistillLM(Config):
 def run(config: DistillLM) -> Result:
     """Train a student under each arm; writes into ``config.out`` and returns the result."""
     if config.prompt >= config.max_length:
-        raise ValueError(f"--prompt {config.prompt} must be below --max-length {config.max_length}")
+        raise InputError(f"--prompt {config.prompt} must be below --max-length {config.max_length}")
     out = prepare(config, "distill_lm")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     sizes = shortened(config) if config.quick else config
-    school = School(sizes)
+    school = Trainer(sizes)
     chosen = ARMS if "all" in sizes.arm else dict.fromkeys(("student_alone", *sizes.arm))
     for seed in range(sizes.seed, sizes.seed + sizes.seeds):
         for arm in ("teacher", "untrained", *chosen):
@@ -126,7 +127,7 @@ def shortened(config: DistillLM) -> DistillLM:
     return replace(config, arm=arm, steps=6, batch_size=4, max_length=16, prompt=4, test_examples=16, seeds=1)  # type: ignore[arg-type]  # fmt: skip
 
 
-class School:
+class Trainer:
     """A teacher, the texts of a domain, and students that learn from both."""
 
     def __init__(self, config: DistillLM) -> None:
@@ -135,7 +136,7 @@ class School:
         self.tokenizer = pretrained.tokenizer(config.model)
         dataset = data.load(config.data)
         if dataset.kind != "text":
-            raise ValueError(f"--data {config.data} holds {dataset.kind}s: choose a text data set")
+            raise InputError(f"--data {config.data} holds {dataset.kind}s: choose a text data set")
         self.splits = {name: self._long_enough(dataset.splits[name]) for name in ("train", "test")}
         self.student = distill.choose_layers(self.teacher, config.layers, stack="decoder/layer_")
 
@@ -150,7 +151,7 @@ class School:
         count = self.config.steps * self.config.batch_size
         have = len(self.splits["train"])
         if have < count:
-            raise ValueError(
+            raise InputError(
                 f"--data {self.config.data} has {have} texts of {self.config.max_length} tokens; {count} are needed: "
                 "take fewer --steps, a smaller --batch-size or a lower --max-length"
             )
@@ -296,7 +297,7 @@ def held_out_loss(model: Model, batches: Iterable[Any]) -> float:
     return float(np.average(found[:, 0], weights=found[:, 1]))
 
 
-def _sections(rows: list[dict[str, Any]], ledger: Ledger, cost: dict[str, Any]) -> list[Section]:
+def _sections(rows: list[dict[str, Any]], ledger: ResumableRows, cost: dict[str, Any]) -> list[Section]:
     found = summarise(rows, ["perplexity", "loss", "seconds"])
     order = sorted(found["loss"], key=lambda arm: found["loss"][arm]["mean"])
     lines = []

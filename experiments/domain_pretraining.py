@@ -33,15 +33,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, prepare_task
+from experiments.common import techniques
+from experiments.common.classification import Classification, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, finetune, heads, pretrained
 from jtl.data import text
-from jtl.data.loader import Batches, loader
-from jtl.data.mixed import Mixed
+from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.mixing import SideBySide
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.report import figures
 from jtl.report.report import (
@@ -118,14 +119,14 @@ class Corpora:
 def run(config: DomainPretraining) -> Result:
     """Pretrain on, fine-tune and compare; writes into ``config.out`` and returns the result."""
     if not 0 < round(config.replay * config.batch_size) < config.batch_size:
-        raise ValueError(
+        raise InputError(
             f"--replay {config.replay} of {config.batch_size} texts leaves a batch without one of the domains: "
             "choose a share between 0 and 1, or a larger --batch-size"
         )
     out = prepare(config, "domain_pretraining")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     sizes = shortened(config) if config.quick else config
-    task = prepare_task(
+    task = prepare_classification(
         sizes.model,
         sizes.data,
         max_length=sizes.max_length,
@@ -207,15 +208,15 @@ def shortened(config: DomainPretraining) -> DomainPretraining:
     )
 
 
-def read(config: DomainPretraining, task: Task, tokenizer: Any) -> Corpora:
+def read(config: DomainPretraining, task: Classification, tokenizer: Any) -> Corpora:
     """The texts of both domains; none that is held out is trained on."""
     other = data.load(config.other_data)
     if other.kind != "text":
-        raise ValueError(f"--other-data {config.other_data} holds {other.kind}s: choose a text data set")
+        raise InputError(f"--other-data {config.other_data} holds {other.kind}s: choose a text data set")
     domain = task.dataset.splits["train"]
     train = [domain[i]["text"] for i in range(len(domain))]
     if config.data == "rotten_tomatoes":
-        from jtl.data.builders import rotten_tomatoes_rows
+        from jtl.data.sets.builders import rotten_tomatoes_rows
 
         films = {domain[i]["film"] for i in range(len(domain))}
         train += [plot for kind, film, plot in rotten_tomatoes_rows() if kind == "plot" and film in films]
@@ -247,7 +248,7 @@ def read(config: DomainPretraining, task: Task, tokenizer: Any) -> Corpora:
     )
 
 
-def order(config: DomainPretraining, corpora: Corpora, share: float, steps: int, seed: int) -> Mixed:
+def order(config: DomainPretraining, corpora: Corpora, share: float, steps: int, seed: int) -> SideBySide:
     """Batches for at least ``steps`` updates, ``share`` of the rows of each of the other domain."""
     other = round(share * config.batch_size)
     sizes = {"domain": config.batch_size - other, "other": other}
@@ -258,7 +259,7 @@ def order(config: DomainPretraining, corpora: Corpora, share: float, steps: int,
             epochs = -(-steps // per_epoch)
             part = Batches(corpora.train[name], size, seed=seed, epochs=epochs, buckets=corpora.buckets)
             parts.append(part)
-    return Mixed(tuple(parts))
+    return SideBySide(tuple(parts))
 
 
 def pretrain(
@@ -311,16 +312,16 @@ def masked_loss(model: Model, corpora: Corpora, texts: text.Texts) -> float:
     return float(np.average(found[:, 0], weights=found[:, 1]))
 
 
-def tuned(config: DomainPretraining, task: Task, model: Model, seed: int) -> float:
+def tuned(config: DomainPretraining, task: Classification, model: Model, seed: int) -> float:
     """Test accuracy after fine-tuning on a few labelled examples, from a new classifier on the mean of the words."""
     few = task.with_train(config.train_examples, seed)
     key = jax.random.fold_in(jax.random.key(seed), 2)
     begin = heads.classifier(without_masked_head(model), task.classes, key=key, on="features")
     steps = config.finetune_steps
-    budget = arms.Budget(
+    budget = techniques.Budget(
         epochs=1, min_steps=steps, max_steps=steps, batch_size=16, validations=1 if config.quick else 3
     )
-    return arms.run_arm(few, "full", seed=seed, budget=budget, model=begin).row["accuracy"]
+    return techniques.run_arm(few, "full", seed=seed, budget=budget, model=begin).row["accuracy"]
 
 
 def _about(config: DomainPretraining, corpora: Corpora) -> str:
@@ -334,7 +335,7 @@ def _about(config: DomainPretraining, corpora: Corpora) -> str:
     )
 
 
-def _sections(ledger: Ledger) -> list[Section]:
+def _sections(ledger: ResumableRows) -> list[Section]:
     lines = [
         [arm, *(format_estimate(paired_difference(ledger.rows, metric, arm, "none")) for metric in METRICS)]
         for arm in ARMS[1:]

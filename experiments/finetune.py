@@ -21,11 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, frozen, prepare_task
+from experiments.common import techniques
+from experiments.common.classification import Classification, frozen, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, pretrained
+from jtl.errors import InputError
 from jtl.report import figures
 from jtl.report.report import (
     Result,
@@ -49,7 +50,7 @@ class Finetune(Config):
     """minilm, efficientnet-lite0, a folder with config.json and weights, or a hub id org/name[@revision]."""
     data: str = "rotten_tomatoes"
     """rotten_tomatoes, newsgroups20, reuters_r8, mnist5k, uci_digits, tfds:NAME, a CSV or JSONL file, or a folder."""
-    technique: arms.Technique = "full"
+    technique: techniques.Technique = "full"
     """How to adapt the model."""
     seeds: int = 1
     """Repeat with this many seeds; intervals need at least two."""
@@ -82,11 +83,11 @@ def run(config: Finetune) -> Result:
     began = time.monotonic()
     for name in ("epochs", "batch_size", "max_length"):
         if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     if config.learning_rate is not None and config.learning_rate <= 0:
-        raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}")
+        raise InputError(f"--learning-rate must be positive, got {config.learning_rate}")
     out = prepare(config, "finetune")
-    task = prepare_task(
+    task = prepare_classification(
         config.model,
         config.data,
         max_length=config.max_length,
@@ -100,7 +101,7 @@ def run(config: Finetune) -> Result:
     )
     print(task.dataset)
     epochs = QUICK_EPOCHS if config.quick else config.epochs
-    budget = arms.Budget(epochs, min_steps=1, batch_size=config.batch_size, validations=max(3, epochs))
+    budget = techniques.Budget(epochs, min_steps=1, batch_size=config.batch_size, validations=max(3, epochs))
     count = 256 if config.quick else config.train_examples or None
 
     rows, curves, last = [], [], None
@@ -108,13 +109,13 @@ def run(config: Finetune) -> Result:
         few = task.with_train(count, seed)
         if config.save and last is None:
             _check_savable(config, few)
-        rows.append({**arms.majority(few), "seed": seed})
-        rows.append({**arms.probe(few)[1], "seed": seed})
+        rows.append({**techniques.majority(few), "seed": seed})
+        rows.append({**techniques.probe(few)[1], "seed": seed})
         print(
             f"seed {seed}: majority {rows[-2]['accuracy']:.3f}, probe {rows[-1]['accuracy']:.3f};"
             f" now {config.technique}"
         )
-        last = arms.run_arm(
+        last = techniques.run_arm(
             few,
             config.technique,
             seed=seed,
@@ -124,7 +125,7 @@ def run(config: Finetune) -> Result:
             resume=config.resume,
         )
         rows.append(last.row)
-        curves += arms.named(config.technique, seed, last.history)
+        curves += techniques.named(config.technique, seed, last.history)
     assert last is not None
 
     result = Result(
@@ -147,20 +148,20 @@ def run(config: Finetune) -> Result:
     )
     if config.save:
         names = dict(enumerate(task.dataset.classes))
-        model = arms.plain(last.model, config.technique)
+        model = techniques.plain(last.model, config.technique)
         pretrained.save(model, out / "model", tokenizer=config.model, id2label=names, overwrite=config.resume)
     return result
 
 
-def _check_savable(config: Finetune, task: Task) -> None:
-    start = arms.start(task, config.technique, jax.random.key(0))
+def _check_savable(config: Finetune, task: Classification) -> None:
+    start = techniques.start(task, config.technique, jax.random.key(0))
     try:
-        pretrained.check_savable(arms.plain(start, config.technique))
+        pretrained.check_savable(techniques.plain(start, config.technique))
     except ValueError as error:
-        raise ValueError(f"--save with --technique {config.technique} on {config.model}: {error}") from error
+        raise InputError(f"--save with --technique {config.technique} on {config.model}: {error}") from error
 
 
-def _about(config: Finetune, task: Task, few: Task) -> str:
+def _about(config: Finetune, task: Classification, few: Classification) -> str:
     sizes = {split: len(part) for split, part in few.splits.items()}
     return (
         f"The pretrained model `{config.model}` was adapted to `{config.data}` ({len(task.dataset.classes)} classes; "
@@ -170,7 +171,7 @@ def _about(config: Finetune, task: Task, few: Task) -> str:
     )
 
 
-def _notes(task: Task) -> list[str]:
+def _notes(task: Classification) -> list[str]:
     notes = [f"Data: {task.dataset.origin}.", *task.dataset.notes]
     cut = getattr(task.splits["train"], "truncated", 0)
     return (
@@ -180,7 +181,7 @@ def _notes(task: Task) -> list[str]:
     )
 
 
-def _sections(task: Task, last: arms.Arm, curves: list[dict[str, Any]]) -> list[Section]:
+def _sections(task: Classification, last: techniques.Arm, curves: list[dict[str, Any]]) -> list[Section]:
     names = task.dataset.classes
     labels, test = last.test["label"], last.test
     # Batches come in order of length, cached features in that of the split.

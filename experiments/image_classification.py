@@ -32,14 +32,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import application, arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, prepare_task
+from experiments.common import predictions, study, techniques
+from experiments.common.classification import Classification, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import pretrained
 from jtl.data import image
-from jtl.data.files import read_image
+from jtl.data.readers.images import read_image
+from jtl.errors import InputError
 from jtl.report import figures
 from jtl.report.report import Result, Section, environment, summarise, write_report, write_result
 from jtl.tasks import occlusion
@@ -80,11 +81,11 @@ def run(config: ImageClassification) -> Result:
     """Train, test and report; writes into ``config.out`` and returns the result."""
     for name in ("shots", "image_size", "updates", "batch_size"):
         if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     if not config.models:
-        raise ValueError("--models names no network: the first is fine-tuned, so give one or more")
+        raise InputError("--models names no network: the first is fine-tuned, so give one or more")
     out = prepare(config, "image_classification")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     models = config.models[:1] if config.quick else config.models
     tasks = {name: _task(config, name) for name in models}
     first = tasks[models[0]]
@@ -95,7 +96,9 @@ def run(config: ImageClassification) -> Result:
             row = ledger.get(partial(trained, config, few[models[0]], arm, seed), arm=arm, seed=seed)
             print(f"seed {seed}  {arm}  accuracy {row['accuracy']:.3f}  {row['seconds']:.0f} s")
         for name, task in few.items():
-            row = ledger.get(lambda task=task: (arms.probe(task)[1], []), arm=f"probe_{name}", seed=seed)
+            row = ledger.get(
+                lambda task=task: (techniques.probe(task)[1], []), arm=f"probe_{name}", seed=seed
+            )
             print(f"seed {seed}  probe_{name}  accuracy {row['accuracy']:.3f}  {row['seconds']:.0f} s")
 
     summary = summarise(ledger.rows, ["accuracy", "macro_f1", "seconds"])
@@ -115,22 +118,24 @@ def run(config: ImageClassification) -> Result:
     return result
 
 
-def _task(config: ImageClassification, model: str) -> Task:
-    return prepare_task(
+def _task(config: ImageClassification, model: str) -> Classification:
+    return prepare_classification(
         model, config.data, image_size=config.image_size, validation=200 if config.quick else 500,
         test=200 if config.quick else config.test_examples or None, image_column=config.image_column,
     )  # fmt: skip
 
 
 def trained(
-    config: ImageClassification, few: Task, arm: str, seed: int
+    config: ImageClassification, few: Classification, arm: str, seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The row and learning curve of a network that learns from the few pictures; keeps the first ``transfer``."""
     updates = 40 if config.quick else config.updates
-    budget = arms.Budget(1, min_steps=updates, max_steps=updates, batch_size=config.batch_size, validations=4)
-    found = arms.run_arm(few, {"transfer": "lp_ft"}.get(arm, arm), seed=seed, budget=budget)
+    budget = techniques.Budget(
+        1, min_steps=updates, max_steps=updates, batch_size=config.batch_size, validations=4
+    )
+    found = techniques.run_arm(few, {"transfer": "lp_ft"}.get(arm, arm), seed=seed, budget=budget)
     if arm == "transfer" and seed == config.seed:
-        application.keep(Path(config.out), found.model, few, found.test)
+        predictions.keep(Path(config.out), found.model, few, found.test)
     return found.row, found.history
 
 
@@ -140,17 +145,17 @@ def trained(
 def label(config: ImageClassification, path: Path) -> None:
     """Label pictures by the model in ``config.out``; writes predictions.csv there."""
     out = Path(config.out)
-    names = application.kept_classes(out)
+    names = predictions.kept_classes(out)
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"--predict {path} holds no pictures ({', '.join(PICTURES)})")
     pictures = [{"image": read_image(file), "label": 0} for file in files]
-    model = pretrained.load(out / application.MODEL)
+    model = pretrained.load(out / predictions.MODEL)
     split = image.prepare(pictures, _how(config.models[0], config.image_size))
     batch = split.batch(np.arange(len(files)), split.buckets[0], None)
     said = outputs(model, [{"image": batch["image"]}], ("logits",))
     chances = np.asarray(jax.nn.softmax(said["logits"]))
-    application.write_predictions(out, "picture", [str(file) for file in files], chances, names)
+    predictions.write_predictions(out, "picture", [str(file) for file in files], chances, names)
 
 
 def _how(model: str, side: int) -> image.Preprocess:
@@ -160,19 +165,19 @@ def _how(model: str, side: int) -> image.Preprocess:
 # --- report ----------------------------------------------------------------------------------------
 
 
-def _sections(task: Task, out: Path, ledger: Ledger) -> list[Section]:
-    test, names = application.kept_test(out), task.dataset.classes
+def _sections(task: Classification, out: Path, ledger: ResumableRows) -> list[Section]:
+    test, names = predictions.kept_test(out), task.dataset.classes
     predicted = test["logits"].argmax(-1)
     chances = np.asarray(jax.nn.softmax(test["logits"]))
-    chosen, titles = application.surest(test["label"], chances, names, SHOWN)
+    chosen, titles = predictions.surest(test["label"], chances, names, SHOWN)
     places = test["index"][chosen]
     side = task.preprocessing["size"][0]
     batch = task.splits["test"].batch(places, task.buckets[0], None)
     hide = jax.jit(partial(occlusion, patch=max(2, 2 * side // (PATCHES + 1))))
-    maps = np.asarray(hide(pretrained.load(out / application.MODEL), {"image": batch["image"]}))
+    maps = np.asarray(hide(pretrained.load(out / predictions.MODEL), {"image": batch["image"]}))
     pictures = [task.dataset.splits["test"][int(i)]["image"] for i in places]
     return [
-        application.transferred_or_scratch(ledger.rows, ("accuracy", "macro_f1")),
+        study.transferred_or_scratch(ledger.rows, ("accuracy", "macro_f1")),
         Section(
             "Learning curves",
             "Training loss and validation accuracy.",

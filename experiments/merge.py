@@ -32,13 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, prepare_task, score
+from experiments.common import techniques
+from experiments.common.classification import Classification, prepare_classification, score
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import finetune, merging, tree
-from jtl.data.loader import Batches
+from jtl.data.batches.loader import Batches
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.report import figures
 from jtl.report.report import (
@@ -86,12 +87,12 @@ class Merge(Config):
 def run(config: Merge) -> Result:
     """Fine-tune and merge; writes into ``config.out`` and returns the result."""
     if len(config.rates) < 2:
-        raise ValueError(f"--rates needs at least two members to merge, got {config.rates}")
+        raise InputError(f"--rates needs at least two members to merge, got {config.rates}")
     out = prepare(config, "merge")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     quick = config.quick
     first, second = (
-        prepare_task(
+        prepare_classification(
             config.model,
             name,
             max_length=config.max_length,
@@ -103,23 +104,28 @@ def run(config: Merge) -> Result:
         for name in (config.data, config.other_data)
     )
     count = 128 if quick else config.train_examples or None
-    budget = arms.Budget(epochs=1, min_steps=4 if quick else 30, batch_size=config.batch_size, validations=1)
+    budget = techniques.Budget(
+        epochs=1, min_steps=4 if quick else 30, batch_size=config.batch_size, validations=1
+    )
     rates = config.rates[:2] if quick else config.rates
 
     for seed in range(config.seed, config.seed + (1 if quick else config.seeds)):
         one, two = first.with_train(count, seed), second.with_train(count, seed)
 
-        def merged(one: Task = one, two: Task = two, seed: int = seed) -> Any:
-            start = arms.start(one, "lp_ft", jax.random.key(seed), on="features")
+        def merged(one: Classification = one, two: Classification = two, seed: int = seed) -> Any:
+            start = techniques.start(one, "lp_ft", jax.random.key(seed), on="features")
             members = [
-                arms.run_arm(one, "full", seed=seed + 1000 * i, budget=budget, rate=rate, model=start).model
+                techniques.run_arm(
+                    one, "full", seed=seed + 1000 * i, budget=budget, rate=rate, model=start
+                ).model
                 for i, rate in enumerate(rates)
             ]
             rows, curve = soup(one, start, members)
-            other = arms.run_arm(two, "full", seed=seed, budget=budget, on="features").model
+            other = techniques.run_arm(two, "full", seed=seed, budget=budget, on="features").model
             usual = members[
                 min(
-                    range(len(rates)), key=lambda i: abs(rates[i] - arms.usual_rate("full", one.dataset.kind))
+                    range(len(rates)),
+                    key=lambda i: abs(rates[i] - techniques.usual_rate("full", one.dataset.kind)),
                 )
             ]
             return {"soup": rows, "tasks": tasks((one, two), start, (usual, other))}, curve
@@ -170,7 +176,9 @@ def _against(rows: list[dict[str, Any]], base: str, title: str) -> Section:
     return Section(title, table(["arm", "accuracy", f"less {base}"], lines))
 
 
-def soup(task: Task, start: Model, members: list[Model]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def soup(
+    task: Classification, start: Model, members: list[Model]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Test accuracy of the members and of what they make together; and along the line from the start to the best."""
 
     def validated(params: PyTree) -> float:
@@ -196,7 +204,9 @@ def soup(task: Task, start: Model, members: list[Model]) -> tuple[dict[str, floa
     return rows, _line(start, best, task)
 
 
-def tasks(both: tuple[Task, Task], start: Model, tuned: tuple[Model, Model]) -> dict[str, float]:
+def tasks(
+    both: tuple[Classification, Classification], start: Model, tuned: tuple[Model, Model]
+) -> dict[str, float]:
     """Mean test accuracy over both tasks of one merged body, each task with the head it was trained with."""
     bodies = [_body(model.params) for model in tuned]
     origin = _body(start.params)
@@ -245,17 +255,17 @@ def _body(params: PyTree) -> PyTree:
     return {name: leaves for name, leaves in params.items() if name != "head"}
 
 
-def _some(task: Task) -> Batches:
+def _some(task: Classification) -> Batches:
     """A few training examples, for Fisher information and Gram matrices."""
     few = task.splits["train"].take(np.arange(min(64, len(task.splits["train"]))))
     return Batches(few, 16, train=False, buckets=task.buckets[-1:])
 
 
-def _fisher(model: Model, task: Task) -> PyTree:
+def _fisher(model: Model, task: Classification) -> PyTree:
     return finetune.fisher(model, _some(task), mode="sampled", key=jax.random.key(0), chunk=4)
 
 
-def _line(start: Model, best: Model, task: Task) -> list[dict[str, Any]]:
+def _line(start: Model, best: Model, task: Classification) -> list[dict[str, Any]]:
     """Test accuracy on the line from ``start`` to ``best``, all of its points in one program."""
     test = Batches(task.splits["test"], 32, train=False, buckets=task.buckets[-1:])
     batches = jax.tree.map(lambda *fields: jnp.stack(fields), *test)

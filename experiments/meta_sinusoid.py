@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.cli import cli
-from experiments.episodic import train
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
+from experiments.common.command_line import cli
+from experiments.common.device_loop import train
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import meta
-from jtl.data.episodes import sinusoids
+from jtl.data.batches.episodes import sinusoids
+from jtl.errors import InputError
 from jtl.loss import Aux
 from jtl.model import Batch, Model, linen
 from jtl.models.mlp import MLP
@@ -72,9 +73,9 @@ def squared_error(model: Model, batch: Batch, key: jax.Array) -> tuple[jax.Array
 def run(config: MetaSinusoid) -> Result:
     """Train both networks and test them; writes into ``config.out`` and returns the result."""
     if config.iterations < 1 or config.iterations % BLOCK:
-        raise ValueError(f"--iterations must be a multiple of {BLOCK}, got {config.iterations}")
+        raise InputError(f"--iterations must be a multiple of {BLOCK}, got {config.iterations}")
     out = prepare(config, "meta_sinusoid")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     iterations = 2000 if config.quick else config.iterations
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
         for arm in ("maml", "pretrained"):

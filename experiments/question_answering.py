@@ -37,17 +37,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import application
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import body
+from experiments.common import predictions, study
+from experiments.common.classification import body
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
+from experiments.data.docstring_questions import docstring_questions
 from jtl import data, pretrained
 from jtl._files import write_file
-from jtl.data.loader import Batches, loader
-from jtl.data.questions import read_asked
-from jtl.data.text import best_buckets
-from jtl.data.windows import Windows, encode
+from jtl.data.batches.loader import Batches, loader
+from jtl.data.encode.text import best_buckets
+from jtl.data.encode.windows import Windows, encode
+from jtl.data.readers.questions import read_asked
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.report import figures
 from jtl.report.report import (
@@ -126,9 +128,9 @@ def run(config: QuestionAnswering) -> Result:
     """Train, test and report; writes into ``config.out`` and returns the result."""
     for name in ("updates", "batch_size", "max_length", "longest_answer"):
         if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     out = prepare(config, "question_answering")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     sizes = shortened(config) if config.quick else config
     asked = read(sizes)
     print(asked.dataset)
@@ -165,7 +167,7 @@ def shortened(config: QuestionAnswering) -> QuestionAnswering:
 
 def read(config: QuestionAnswering) -> Asked:
     """Load the model and the questions, and cut these into windows."""
-    dataset = data.load_questions(config.data)
+    dataset = docstring_questions() if config.data == "docstrings" else data.load(config.data, "questions")
     model, tokenizer = body(config.model), pretrained.tokenizer(config.model)
     limits = {"validation": 20 if config.quick else 200, "test": config.test_examples}
     splits = {}
@@ -270,7 +272,7 @@ def by_kind(examples: Sequence[Any], said: Sequence[Mapping[str, Any]]) -> dict[
 def keep(config: QuestionAnswering, model: Model, examples: list[Any], said: list[dict[str, Any]]) -> None:
     """Store the model as a Hugging Face folder, and what it says on test."""
     out = Path(config.out)
-    pretrained.save(model, out / application.MODEL, tokenizer=config.model, overwrite=True)
+    pretrained.save(model, out / predictions.MODEL, tokenizer=config.model, overwrite=True)
     rows = [{**example, "said": own} for example, own in zip(examples, said, strict=True)]
     write_file(out / ANSWERS, to_json(rows))
 
@@ -281,7 +283,7 @@ def keep(config: QuestionAnswering, model: Model, examples: list[Any], said: lis
 def answer(config: QuestionAnswering, path: Path) -> None:
     """Answer the questions of a file by the model in ``config.out``; writes predictions.json there."""
     out = Path(config.out)
-    folder = out / application.MODEL
+    folder = out / predictions.MODEL
     if not folder.is_dir():
         raise FileNotFoundError(
             f"--predict needs a trained model, and {folder} is none: run without --predict first"
@@ -301,7 +303,7 @@ def answer(config: QuestionAnswering, path: Path) -> None:
 # --- report ----------------------------------------------------------------------------------------
 
 
-def _sections(out: Path, ledger: Ledger) -> list[Section]:
+def _sections(out: Path, ledger: ResumableRows) -> list[Section]:
     rows = json.loads((out / ANSWERS).read_text(encoding="utf-8"))
     right = [bool(exact_match([row["said"]["answer"]], [row["answers"]])) for row in rows]
     order = np.argsort([-row["said"]["probability"] for row in rows], kind="stable")
@@ -309,7 +311,7 @@ def _sections(out: Path, ledger: Ledger) -> list[Section]:
     hits = [i for i in range(len(rows)) if right[i]]
     every = max(1, len(hits) // SHOWN)
     sections = [
-        application.transferred_or_scratch(ledger.rows, ("exact_match", "f1")),
+        study.transferred_or_scratch(ledger.rows, ("exact_match", "f1")),
         Section(
             "Learning curves",
             "Training loss and F1 on validation.",

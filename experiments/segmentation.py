@@ -15,7 +15,7 @@ The trained model lies in ``OUT``; it gives the masks of a picture or a folder o
 
     python -m experiments.segmentation --out runs/segmentation --predict pictures/
 
-The scenes are real digits over crops of two photographs (``jtl.data.scenes`` says what they are and are not); strokes
+The scenes are real digits over crops of two photographs (see ``experiments.data.scenes``); strokes
 are two to six pixels wide. Public data: ``--data tfds:oxford_iiit_pet``; your own: a folder with ``images/`` and
 ``masks/``, whose values are the classes.
 """
@@ -33,15 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from experiments import application
-from experiments import dense_prediction as dense
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import command, prepare, settings
+from experiments.common import dense_prediction as dense
+from experiments.common import study
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import command, prepare, settings
 from jtl import data
 from jtl._files import write_file
-from jtl.data.annotated import Annotated, with_masks
-from jtl.data.loader import Batches
+from jtl.data.batches.loader import Batches
+from jtl.data.encode.annotated import Annotated, with_masks
 from jtl.model import Model
 from jtl.models.feature_pyramid import segmenter
 from jtl.report import figures
@@ -71,7 +71,7 @@ def run(config: Segmentation) -> Result:
     config = dense.shortened(config, updates=30)
     dense.check(config, config.updates)
     out = prepare(config, "segmentation")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     print(_dataset(config, config.seed))
     for seed in range(config.seed, config.seed + config.seeds):
         for arm in dense.ARMS:
@@ -125,7 +125,7 @@ def trained(config: Segmentation, arm: str, seed: int) -> tuple[dict[str, Any], 
 
 @lru_cache(1)
 def _dataset(config: Segmentation, seed: int) -> data.Dataset:
-    load = partial(data.load_masks, config.data, mask_column=config.mask_column)
+    load = partial(data.load, config.data, "masks", mask_column=config.mask_column)
     return dense.dataset(config, config.data, load, seed)
 
 
@@ -182,7 +182,7 @@ def _clear(names: tuple[str, ...]) -> int | None:
     return names.index("background") if "background" in names else None
 
 
-def _sections(config: Segmentation, loaded: data.Dataset, ledger: Ledger) -> list[Section]:
+def _sections(config: Segmentation, loaded: data.Dataset, ledger: ResumableRows) -> list[Section]:
     trunk, head, names, _ = dense.kept(config)
     model = segmenter(trunk, len(names), key=jax.random.key(0), params=head)
     some = _prepare(
@@ -202,7 +202,7 @@ def _sections(config: Segmentation, loaded: data.Dataset, ledger: Ledger) -> lis
         for c in range(len(names))
     ]
     return [
-        application.transferred_or_scratch(ledger.rows, METRICS),
+        study.transferred_or_scratch(ledger.rows, METRICS),
         Section(
             "Masks",
             "The first test images, what is there, and what transfer says, the first seed.",

@@ -32,15 +32,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import application, arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, prepare_task
+from experiments.common import predictions, study, techniques
+from experiments.common.classification import Classification, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, pretrained
 from jtl.data import text
-from jtl.data.files import read_texts
-from jtl.data.loader import Batches
+from jtl.data.batches.loader import Batches
+from jtl.data.readers.tables import read_texts
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.report import figures
 from jtl.report.report import (
@@ -97,10 +98,10 @@ def run(config: Sentiment) -> Result:
     """Train, test and report; writes into ``config.out`` and returns the result."""
     for name in ("epochs", "batch_size", "max_length"):
         if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     out = prepare(config, "sentiment")
-    ledger = Ledger(out, resume=config.resume)
-    task = prepare_task(
+    ledger = ResumableRows(out, resume=config.resume)
+    task = prepare_classification(
         config.model, config.data, max_length=_longest(config), validation=200 if config.quick else 500,
         test=100 if config.quick else config.test_examples or None, text_column=config.text_column,
         label_column=config.label_column, quick=config.quick,
@@ -109,7 +110,7 @@ def run(config: Sentiment) -> Result:
     words = _words(config, task)
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
         few = task.with_train(256 if config.quick else config.train_examples or None, seed)
-        ledger.get(lambda few=few: (arms.majority(few), []), arm="majority", seed=seed)
+        ledger.get(lambda few=few: (techniques.majority(few), []), arm="majority", seed=seed)
         for arm in ("transfer", "scratch"):
             row = ledger.get(partial(trained, config, few, arm, seed), arm=arm, seed=seed)
             print(f"seed {seed}  {arm}  accuracy {row['accuracy']:.3f}  {row['seconds']:.0f} s")
@@ -135,25 +136,31 @@ def run(config: Sentiment) -> Result:
 # --- arms ------------------------------------------------------------------------------------------
 
 
-def trained(config: Sentiment, few: Task, arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def trained(
+    config: Sentiment, few: Classification, arm: str, seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The row and learning curve of a network that learns from the labelled texts; keeps the first ``transfer``."""
-    budget = arms.Budget(config.epochs, min_steps=1, batch_size=config.batch_size, validations=config.epochs)
+    budget = techniques.Budget(
+        config.epochs, min_steps=1, batch_size=config.batch_size, validations=config.epochs
+    )
     if config.quick:
         budget = replace(budget, max_steps=48, validations=2)
-    found = arms.run_arm(few, {"transfer": "full"}.get(arm, arm), seed=seed, budget=budget)
+    found = techniques.run_arm(few, {"transfer": "full"}.get(arm, arm), seed=seed, budget=budget)
     if arm == "transfer" and seed == config.seed:
-        application.keep(Path(config.out), found.model, few, found.test)
+        predictions.keep(Path(config.out), found.model, few, found.test)
     return found.row, found.history
 
 
-def asked(config: Sentiment, task: Task, words: tuple[str, ...]) -> tuple[dict[str, Any], list[Any]]:
+def asked(
+    config: Sentiment, task: Classification, words: tuple[str, ...]
+) -> tuple[dict[str, Any], list[Any]]:
     """The row of a language model that is asked for the class."""
     assert config.prompted is not None
     began = time.monotonic()
     model, tokenizer = pretrained.load(config.prompted), pretrained.tokenizer(config.prompted)
     first = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in words]
     if len(set(first)) < len(first):
-        raise ValueError(
+        raise InputError(
             f"--words {words}: {config.prompted} begins two of them with the same token; choose others"
         )
 
@@ -171,7 +178,7 @@ def asked(config: Sentiment, task: Task, words: tuple[str, ...]) -> tuple[dict[s
 
     test = task.dataset.splits["test"]
     found = logits([NOTHING, *(test[i]["text"] for i in range(len(test)))])
-    row = arms.scores(found[1:] - found[0], data.labels(test))
+    row = techniques.scores(found[1:] - found[0], data.labels(test))
     return {**row, "seconds": time.monotonic() - began, "steps": 0, "trained_parameters": 0}, []
 
 
@@ -188,10 +195,10 @@ def _longest(config: Sentiment) -> int:
     return min(config.max_length, QUICK_LENGTH) if config.quick else config.max_length
 
 
-def _words(config: Sentiment, task: Task) -> tuple[str, ...]:
+def _words(config: Sentiment, task: Classification) -> tuple[str, ...]:
     classes = task.dataset.classes
     if config.words and len(config.words) != len(classes):
-        raise ValueError(
+        raise InputError(
             f"--words {config.words}: expected a word for each class of {classes}, in that order"
         )
     return config.words or tuple(WORDS.get(name, name) for name in classes)
@@ -203,26 +210,26 @@ def _words(config: Sentiment, task: Task) -> tuple[str, ...]:
 def label(config: Sentiment, path: Path) -> None:
     """Label the texts of a file by the model in ``config.out``; writes predictions.csv there."""
     out = Path(config.out)
-    names = application.kept_classes(out)
+    names = predictions.kept_classes(out)
     texts = read_texts(path, config.text_column or "text")
-    model, tokenizer = pretrained.load(out / application.MODEL), pretrained.tokenizer(out / application.MODEL)
+    model, tokenizer = pretrained.load(out / predictions.MODEL), pretrained.tokenizer(out / predictions.MODEL)
     split = text.encode([{"text": t, "label": i} for i, t in enumerate(texts)], tokenizer, config.max_length)
     said = outputs(model, Batches(split, min(32, len(texts)), train=False), ("logits", "label"))
     chances = np.asarray(jax.nn.softmax(said["logits"][np.argsort(said["label"])]))
-    application.write_predictions(out, "text", texts, chances, names)
+    predictions.write_predictions(out, "text", texts, chances, names)
 
 
 # --- report ----------------------------------------------------------------------------------------
 
 
-def _sections(task: Task, out: Path, ledger: Ledger) -> list[Section]:
-    test, names = application.kept_test(out), task.dataset.classes
+def _sections(task: Classification, out: Path, ledger: ResumableRows) -> list[Section]:
+    test, names = predictions.kept_test(out), task.dataset.classes
     chances = np.asarray(jax.nn.softmax(test["logits"]))
     texts = [task.dataset.splits["test"][int(i)]["text"] for i in test["index"]]
-    chosen, titles = application.surest(test["label"], chances, names, SHOWN)
-    words, scores = _leans_on(out / application.MODEL, [texts[i] for i in chosen])
+    chosen, titles = predictions.surest(test["label"], chances, names, SHOWN)
+    words, scores = _leans_on(out / predictions.MODEL, [texts[i] for i in chosen])
     return [
-        application.transferred_or_scratch(ledger.rows, ("accuracy", "macro_f1")),
+        study.transferred_or_scratch(ledger.rows, ("accuracy", "macro_f1")),
         Section(
             "Learning curves",
             "Training loss and validation accuracy.",

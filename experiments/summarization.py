@@ -41,15 +41,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.application import transferred_or_scratch
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.study import transferred_or_scratch
+from experiments.data.docstring_summaries import docstring_summaries
 from jtl import adapters, data, finetune, pretrained
 from jtl._files import write_file
-from jtl.data.files import read_texts
-from jtl.data.loader import Batches, loader
-from jtl.data.pairs import Pairs, encode
+from jtl.data.batches.loader import Batches, loader
+from jtl.data.encode.pairs import Pairs, encode
+from jtl.data.readers.tables import read_texts
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.models import scan
 from jtl.report import figures
@@ -114,11 +116,11 @@ def run(config: Summarization) -> Result:
     """Train, test and report; writes into ``config.out`` and returns the result."""
     for name in ("updates", "batch_size", "max_text", "max_summary", "rank"):
         if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     out = prepare(config, "summarization")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     sizes = shortened(config) if config.quick else config
-    writer = Writer(sizes)
+    writer = Trainer(sizes)
     print(writer.dataset)
     ledger.get(partial(writer.measured, "lead", sizes.seed), arm="lead", seed=sizes.seed)
     for seed in range(sizes.seed, sizes.seed + sizes.seeds):
@@ -156,14 +158,19 @@ def shortened(config: Summarization) -> Summarization:
     )
 
 
-class Writer:
+def _dataset(config: Summarization) -> data.Dataset:
+    if config.data == "docstrings":
+        return docstring_summaries()
+    columns = {"text_column": config.text_column, "summary_column": config.summary_column}
+    return data.load(config.data, "summaries", **columns)
+
+
+class Trainer:
     """A language model, texts with summaries, and the arms that learn from them."""
 
     def __init__(self, config: Summarization, dataset: data.Dataset | None = None) -> None:
         self.config, self.out = config, Path(config.out)
-        self.dataset = dataset or data.load_summaries(
-            config.data, text_column=config.text_column, summary_column=config.summary_column
-        )
+        self.dataset = dataset or _dataset(config)
         self.tokenizer = pretrained.tokenizer(config.model)
         limits = {"validation": 2 if config.quick else 32, "test": config.test_examples}
         self.examples = {split: self._some(split, limit, 0) for split, limit in limits.items()}
@@ -306,7 +313,7 @@ def summarise_file(config: Summarization, path: Path) -> None:
         )
     texts = [{"text": text} for text in read_texts(path, config.text_column or "text")]
     config = shortened(config) if config.quick else config
-    writer = Writer(
+    writer = Trainer(
         config, data.Dataset(str(path), "summary", {s: texts for s in data.dataset.SPLITS}, (), "", "")
     )
     model = adapters.merge(adapters.peft.load(writer.model, out / ADAPTER))
@@ -321,7 +328,7 @@ def summarise_file(config: Summarization, path: Path) -> None:
 # --- report ----------------------------------------------------------------------------------------
 
 
-def _sections(writer: Writer, ledger: Ledger) -> list[Section]:
+def _sections(writer: Trainer, ledger: ResumableRows) -> list[Section]:
     rows = json.loads((writer.out / WRITTEN).read_text(encoding="utf-8"))
     known = [row for row in ledger.rows if row["arm"] in ("before", "lead")]
     lines = []

@@ -17,28 +17,23 @@ LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, prepare_task, score
-from jtl.data.loader import Batches, loader
-from jtl.model import Model
+from experiments.common import techniques
+from experiments.common.classification import prepare_classification, score
+from experiments.common.command_line import cli
+from experiments.common.rate_grid import Grid, best_rate
+from experiments.common.settings import Config, command, prepare, settings
+from jtl.errors import InputError
 from jtl.report import figures
 from jtl.report.report import Result, Section, environment, summarise, table, write_report, write_result
-from jtl.train import Step, TrainState, run_of, sweep
-from jtl.train.progress import Display
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +46,7 @@ class SweepConfig(Config):
     """As for experiments.finetune."""
     image_size: int | None = None
     """Side of images in pixels; left out, that of the model."""
-    technique: arms.Technique = "lora"
+    technique: techniques.Technique = "lora"
     """What each run trains; whatever does not train is held once for all."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     """Peak learning rates of AdamW."""
@@ -71,83 +66,14 @@ class SweepConfig(Config):
     """Also train the runs one after another."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Runs of one technique on the same batches, which differ in peak rate and seed.
-
-    Attributes:
-        task: with its training examples already chosen.
-        technique: what trains.
-        runs: ``(rate, seed)`` of each.
-        steps: updates of each.
-        batch_size: examples an update.
-        order_seed: of the order of the examples.
-    """
-
-    task: Task
-    technique: str
-    runs: tuple[tuple[float, int], ...]
-    steps: int
-    batch_size: int
-    order_seed: int
-
-    @cached_property
-    def batches(self) -> Batches:
-        """The updates' batches."""
-        train = self.task.splits["train"]
-        epochs = -(-self.steps // (len(train) // self.batch_size))
-        return Batches(train, self.batch_size, seed=self.order_seed, epochs=epochs, buckets=self.task.buckets)
-
-    def start(self, index: int) -> tuple[Model, Step, jax.Array]:
-        """A run's model before its first step, its step and its key."""
-        rate, seed = self.runs[index]
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        model = arms.start(self.task, self.technique, init_key)
-        budget = arms.Budget(batch_size=self.batch_size)
-        return model, arms.build_step(self.task, self.technique, model, self.steps, rate, budget), run_key
-
-    def together(self) -> tuple[list[Model], float]:
-        """The trained models, all in one program, and the seconds that took, with its compilation."""
-        models, (step, *_), keys = zip(*map(self.start, range(len(self.runs))), strict=True)
-        runs, began = sweep(step), time.monotonic()
-        state = runs.init(models, jnp.stack(keys), [rate for rate, _ in self.runs])
-        state = self._train(runs, state, f"{len(self.runs)} runs in one program")
-        seconds = time.monotonic() - began
-        return [run_of(state, i).model for i in range(len(self.runs))], seconds
-
-    def alone(self, index: int) -> tuple[Model, dict[str, float]]:
-        """One trained model by itself, and the seconds of its compilation and of its training."""
-        model, step, key = self.start(index)
-        shapes = {
-            tuple(field.shape for field in self.batches[number].values()): number
-            for number in range(self.steps)
-        }
-        began = time.monotonic()
-        state = step.init(model, key)
-        for number in shapes.values():
-            state, _ = step(state, self.batches[number])
-        jax.block_until_ready(state)
-        compiled = time.monotonic()
-        state = self._train(step, step.init(model, key), f"run {index + 1} of {len(self.runs)}, alone")
-        return state.model, {"compilation": compiled - began, "training": time.monotonic() - compiled}
-
-    def _train(self, step: Any, state: TrainState, title: str) -> TrainState:
-        print(title)
-        with Display(0, self.steps, True) as display:
-            for number, batch in zip(range(1, self.steps + 1), loader(self.batches), strict=False):
-                state, metrics = step(state, batch)
-                display.update(number, float(np.mean(metrics["loss"])), number * self.batch_size)
-        return jax.block_until_ready(state)
-
-
 def run(config: SweepConfig) -> Result:
     """Train the grid; writes into ``config.out`` and returns the result."""
     if not config.rates or any(rate <= 0 for rate in config.rates):
-        raise ValueError(f"--rates must be positive, got {config.rates}")
+        raise InputError(f"--rates must be positive, got {config.rates}")
     out = prepare(config, "sweep")
     began = time.monotonic()
     quick = config.quick
-    task = prepare_task(
+    task = prepare_classification(
         config.model,
         config.data,
         image_size=config.image_size,
@@ -216,14 +142,6 @@ def run(config: SweepConfig) -> Result:
         ],
     )
     return result
-
-
-def best_rate(runs: Sequence[tuple[float, int]], validated: Sequence[float]) -> float:
-    """The rate with the highest mean over its seeds."""
-    values: dict[float, list[float]] = {}
-    for (rate, _), value in zip(runs, validated, strict=True):
-        values.setdefault(rate, []).append(value)
-    return max(values, key=lambda rate: float(np.mean(values[rate])))
 
 
 @contextmanager

@@ -16,11 +16,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from experiments import arms
-from experiments.cli import cli
-from experiments.ledger import Ledger
-from experiments.output import Config, command, prepare, settings
-from experiments.task import prepare_task
+from experiments.common.classification import prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.techniques import ONLY_TEXT, TECHNIQUES, Budget, Technique, run_arm, usual_rate
+from jtl.errors import InputError
 from jtl.report.report import (
     Result,
     Section,
@@ -43,7 +44,7 @@ class Tune(Config):
     """As for experiments.finetune."""
     image_size: int | None = None
     """Side of images in pixels; left out, that of the model."""
-    techniques: tuple[arms.Technique, ...] = arms.TECHNIQUES
+    techniques: tuple[Technique, ...] = TECHNIQUES
     """Which to search for; those for texts alone are left out of images."""
     rates: tuple[float, ...] = ()
     """Peak learning rates; left out, the technique's usual one and those three times above and below."""
@@ -60,14 +61,12 @@ class Tune(Config):
 def run(config: Tune) -> Result:
     """Train with every rate; writes into ``config.out`` and returns the result."""
     if any(rate <= 0 for rate in config.rates):
-        raise ValueError(f"--rates must be positive, got {config.rates}")
+        raise InputError(f"--rates must be positive, got {config.rates}")
     out = prepare(config, "tune")
-    ledger = Ledger(out, resume=config.resume)
+    ledger = ResumableRows(out, resume=config.resume)
     steps, seeds = (20, 1) if config.quick else (config.steps, config.seeds)
-    budget = arms.Budget(
-        epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=3
-    )
-    task = prepare_task(
+    budget = Budget(epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=3)
+    task = prepare_classification(
         config.model,
         config.data,
         image_size=config.image_size,
@@ -75,15 +74,15 @@ def run(config: Tune) -> Result:
         quick=config.quick,
     )
     task = dataclasses.replace(task, splits={**task.splits, "test": task.splits["validation"]})
-    techniques = [t for t in config.techniques if task.dataset.kind == "text" or t not in arms.ONLY_TEXT]
+    techniques = [t for t in config.techniques if task.dataset.kind == "text" or t not in ONLY_TEXT]
     for technique in techniques[-1:] if config.quick else techniques:
-        usual = arms.usual_rate(technique, task.dataset.kind)
+        usual = usual_rate(technique, task.dataset.kind)
         for rate in config.rates or (usual / 3, usual, usual * 3):
             for seed in range(config.seed, config.seed + seeds):
 
                 def train(technique: str = technique, rate: float = rate, seed: int = seed) -> Any:
                     few = task.with_train(config.train_examples or None, seed)
-                    done = arms.run_arm(few, technique, seed=seed, budget=budget, rate=rate, progress=False)
+                    done = run_arm(few, technique, seed=seed, budget=budget, rate=rate, progress=False)
                     return {"validation_accuracy": done.row["accuracy"]}, done.history
 
                 row = ledger.get(train, arm=technique, rate=rate, seed=seed)

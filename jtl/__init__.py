@@ -5,12 +5,35 @@ exist), *labels* (which of them train, and how fast), *loss* (what they minimise
 update is taken).
 """
 
+from jtl import (
+    adapters,
+    continual,
+    data,
+    distill,
+    domain,
+    errors,
+    features,
+    finetune,
+    heads,
+    loss,
+    merging,
+    meta,
+    model,
+    pretrained,
+    progressive,
+    sharding,
+    tasks,
+    train,
+    tree,
+    wrap,
+)
+from jtl.errors import UserError
 from jtl.loss import Aux, Loss
 from jtl.model import Mode, Model
 from jtl.pretrained import load, save
 
 __all__ = [
-    "Aux", "Loss", "Mode", "Model",
-    "adapters", "continual", "data", "distill", "domain", "features", "finetune", "heads", "layout", "load", "loss",
-    "merging", "meta", "model", "pretrained", "progressive", "save", "tasks", "train", "tree", "wrap",
+    "Aux", "Loss", "Mode", "Model", "UserError",
+    "adapters", "continual", "data", "distill", "domain", "errors", "features", "finetune", "heads", "load", "loss",
+    "merging", "meta", "model", "pretrained", "progressive", "save", "sharding", "tasks", "train", "tree", "wrap",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files written whole or not at all, and the folder of what jtl keeps between runs."""
 
 from __future__ import annotations
 

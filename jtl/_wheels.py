@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from jtl._files import cache_dir
+from jtl.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Wheel:
         return f"{self.distribution} {self.version}"
 
 
-class WheelError(OSError):
+class WheelError(UserError, OSError):
     """A wheel could not be fetched, is not the pinned one, or lacks an expected member."""
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables, run_linen
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": nn.relu, "identity": lambda x: x}
@@ -73,7 +74,7 @@ class Head:
             below, above = (None, None) if key is None else jax.random.split(key)
             outputs, state = forward(variables, batch, mode, below)
             if self.on not in outputs:
-                raise KeyError(
+                raise MissingError(
                     f"head {self.name!r} reads output {self.on!r}; the model gives {sorted(outputs)}"
                 )
             params = {"params": {self.name: variables["params"][self.name]}}
@@ -111,10 +112,10 @@ def attach(
     """
     if params is None:
         if key is None or width is None:
-            raise ValueError(f"attach(name={name!r}) needs params, or key and width to initialise them")
+            raise InputError(f"attach(name={name!r}) needs params, or key and width to initialise them")
         variables = jax.jit(module.init)(key, jnp.zeros((1, width)))
         if set(variables) != {"params"}:
-            raise ValueError(
+            raise InputError(
                 f"head {name!r} has the collections {sorted(variables)}; it may have parameters alone: use LayerNorm"
             )
         params = variables["params"]
@@ -151,10 +152,10 @@ def classifier(
         ValueError: fewer than one class; or ``on`` and ``width`` are missing for a model of unknown architecture.
     """
     if classes < 1:
-        raise ValueError(f"classes must be at least 1, got {classes}")
+        raise InputError(f"classes must be at least 1, got {classes}")
     spec: Any = getattr(model.config, "head", None)
     if spec is None and (on is None or width is None):
-        raise ValueError(
+        raise InputError(
             "this model has no standard head: name the output and its size, on='features', width=D"
         )
     if on is None:

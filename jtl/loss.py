@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.model import Batch, Mode, Model, Outputs, State
 
 
@@ -73,7 +74,7 @@ class Sum(Loss):
         modes = [mode for mode in (term.mode() for term in self.terms) if mode is not None]
         if len({(mode.train, mode.stats) for mode in modes}) > 1:
             asked = ", ".join(f"{type(t).__name__}: {t.mode()}" for t in self.terms)
-            raise ValueError(f"the terms of a sum share one forward but ask for different ones: {asked}")
+            raise InputError(f"the terms of a sum share one forward but ask for different ones: {asked}")
         taps = tuple(dict.fromkeys(tap for mode in modes for tap in mode.taps))
         return Mode(modes[0].train, modes[0].stats, taps) if modes else None
 

@@ -21,6 +21,7 @@ from flax.errors import ModifyScopeVariableError
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError, MissingError
 
 Variables = Mapping[str, Any]
 Batch = Mapping[str, Any] | Array
@@ -102,7 +103,7 @@ class Model(struct.PyTreeNode):
         outputs, state = forward(self.variables, batch, mode, key)
         for path in mode.taps:
             if path not in outputs.get("taps", {}):
-                raise KeyError(
+                raise MissingError(
                     f"no module at tap {path!r}; near misses: {tree.near_misses(path, modules(self, batch))}"
                 )
         return outputs, state
@@ -172,7 +173,7 @@ def arguments(function: Callable[..., Any], batch: Batch, name: str, skip: int =
     required = [p.name for p in parameters if p.default is p.empty]
     missing = [field for field in required if field not in batch]
     if missing:
-        raise KeyError(
+        raise MissingError(
             f"{name} needs the batch fields {required}; the batch has {sorted(batch)}, so {missing} are missing"
         )
     return {p.name: batch[p.name] for p in parameters if p.name in batch}
@@ -225,7 +226,7 @@ def run_linen(
 def _check_updated(module: nn.Module, before: PyTree, after: PyTree) -> None:
     """Raise ValueError if a forward with ``stats="batch"`` left every running statistic the very array it was."""
     if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)):
-        raise ValueError(
+        raise InputError(
             f"stats='batch' was asked for, but {type(module).__name__} used its running statistics: "
             "let its __call__ take use_running_average"
         )

@@ -24,6 +24,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from optax.tree import add, norm, scale, sub, vdot
 
+from jtl.errors import InputError
+
 __all__ = [
     "add", "norm", "scale", "sub", "vdot", "interpolate", "size",
     "flatten", "nest", "map_with_path", "near_misses",
@@ -33,7 +35,7 @@ __all__ = [
 Rules = Sequence[tuple[str, Any]]
 
 
-class RuleError(ValueError):
+class RuleError(InputError):
     """A rule list and a tree do not fit: a leaf is uncovered or a rule meets no leaf."""
 
 
@@ -68,9 +70,9 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{path!r} lies below {parent!r}, which is a leaf")
+                raise InputError(f"{path!r} lies below {parent!r}, which is a leaf")
         if name in node:
-            raise ValueError(f"{path!r} is both a leaf and a branch")
+            raise InputError(f"{path!r} is both a leaf and a branch")
         node[name] = leaf
     return root
 
@@ -186,7 +188,7 @@ def overlay(tree: Mapping[str, Any], extra: Mapping[str, Any], *, replace: bool 
     leaves, new = flatten(tree), flatten(extra)
     clash = [] if replace else sorted(leaves.keys() & new.keys())
     if clash:
-        raise ValueError(
+        raise InputError(
             f"leaves exist already: {', '.join(map(repr, clash[:5]))}; pass replace=True to replace them"
         )
     return nest({**leaves, **new})

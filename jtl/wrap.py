@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Batch, Mode, Model, Outputs, State, Variables, arguments
 
 
@@ -24,7 +25,7 @@ def _named(value: Any, returns: str) -> Outputs:
 
 def _no_taps(mode: Mode, kind: str) -> None:
     if mode.taps:
-        raise ValueError(
+        raise InputError(
             f"taps {mode.taps} need a Linen module; this model wraps {kind}: return activations in its outputs"
         )
 
@@ -107,7 +108,7 @@ class NNX:
         """Merge, set train or eval, call, and split again."""
         _no_taps(mode, "an NNX module")
         if mode.train and key is None and self.rngs.paths:
-            raise ValueError("training an NNX module with random streams needs key=")
+            raise InputError("training an NNX module with random streams needs key=")
         key = jax.random.key(0) if key is None else key
         # A stream is a key and a count; each stream gets a key of its own.
         streams = {
@@ -191,7 +192,7 @@ def from_equinox(module: Any, *, returns: str = "features") -> Model:
     leaves, structure = jax.tree.flatten(static)
     is_state = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
     if any(map(is_state, jax.tree.leaves(module, is_leaf=is_state))):
-        raise ValueError(
+        raise InputError(
             "an Equinox module with eqx.nn.State is not supported; use a layer without state (GroupNorm, LayerNorm)"
         )
     base = Equinox(

@@ -23,11 +23,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import arms, students
-from experiments import distill_methods as methods
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
-from experiments.task import prepare_task
+from experiments.common import techniques
+from experiments.common.classification import prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
+from experiments.distill import methods as methods
+from experiments.distill import students
 from jtl import distill
 from jtl.report.report import Result, Section, environment, summarise, table, write_report, write_result
 from jtl.train import adamw, make_step
@@ -57,13 +58,13 @@ def run(config: BenchDistill) -> Result:
     rows: list[dict[str, Any]] = []
     for setting, (model, data, student) in SETTINGS.items():
         size = config.image_size if setting == "image" else None
-        task = prepare_task(
+        task = prepare_classification(
             model, data, max_length=config.max_length, image_size=size, validation=64, test=64
         )
-        teacher, layers = arms.start(task, "full", jax.random.key(0)), students.choose(student, task)
+        teacher, layers = techniques.start(task, "full", jax.random.key(0)), students.choose(student, task)
         train = task.splits["train"].take(np.arange(256))
         logits = np.zeros((len(train), task.classes), np.float32)
-        lesson = methods.Lesson(
+        lesson = methods.Trial(
             teacher=teacher,
             student=layers.start(teacher, task, jax.random.key(0)),
             layers=layers,
@@ -117,7 +118,7 @@ def _flops(recipe: methods.Recipe) -> float:
     return float(step.lower(recipe.model, recipe.batches[0]).compile().cost_analysis()["flops"])
 
 
-def _forward(recipe: methods.Recipe, lesson: methods.Lesson) -> float:
+def _forward(recipe: methods.Recipe, lesson: methods.Trial) -> float:
     """Operations of the teacher's forward up to what the loss reads of it; 0 if that is stored."""
     if not isinstance(recipe.loss, distill.Distill):
         return 0.0

@@ -14,7 +14,7 @@ where they are not the same function.
 Expected on two CPU cores, ``--rounds 4``, three seeds, in 4 minutes (``experiments/results/bench_domain.json``):
 ``step_ratio`` 1.13 ± 0.09 (``skada_dann``) and 1.15 ± 0.07 (``skada_coral``), 1.18 ± 0.07 and 1.28 ± 0.10 beside bare
 torch; accuracies differ by 0.027 ± 0.157 (``dann``) and -0.044 ± 0.118 (``coral``). On one device (``--devices 1``)
-they were 1.05 ± 0.02, 1.00 ± 0.02, 1.03 ± 0.04 and 1.02 ± 0.04: see ``experiments.benchmarks.cores``.
+they were 1.05 ± 0.02, 1.00 ± 0.02, 1.03 ± 0.04 and 1.02 ± 0.04: see ``experiments.benchmarks.cpu_devices``.
 
 Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster. ``skada_*`` is
 its trainer (skorch, as skorch times an epoch, data loader included) over ``jtl.train.fit`` with jtl's loader;
@@ -40,14 +40,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from experiments.benchmarks.cores import over_cores
-from experiments.cli import cli
-from experiments.domain_methods import HIDDEN, TARGET_SEED
-from experiments.output import Config, command, prepare, settings
-from experiments.transfer import CONV4_WIDTH, Transfer, prepare_transfer
+from experiments.benchmarks.cpu_devices import over_cores
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
+from experiments.domain_adaptation.domains import CONV4_WIDTH, DomainPair, prepare_domains
+from experiments.domain_adaptation.methods import HIDDEN, TARGET_SEED
 from jtl import domain, tree
-from jtl.data.loader import Batches, Encoded, loader
-from jtl.data.mixed import Mixed
+from jtl.data.batches.loader import Batches, Encoded, loader
+from jtl.data.batches.mixing import SideBySide
 from jtl.loss import Loss
 from jtl.model import Model
 from jtl.report.report import (
@@ -100,7 +100,7 @@ def run(config: BenchDomain) -> Result:
     out = prepare(config, "bench_domain")
     torch.set_num_threads(config.threads)
     few, test = (200, 200) if config.quick else (500, 1000)
-    transfer = prepare_transfer("mnist_m", "mnist5k", "mnist_m", validation=few, test=test)
+    transfer = prepare_domains("mnist_m", "mnist5k", "mnist_m", validation=few, test=test)
     timed: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
@@ -147,7 +147,7 @@ def run(config: BenchDomain) -> Result:
 
 
 def _compare(
-    transfer: Transfer, method: Method, seed: int, config: BenchDomain, cores: Mesh | None
+    transfer: DomainPair, method: Method, seed: int, config: BenchDomain, cores: Mesh | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of every round, and those of the ends of the run."""
     start, loss = _start(transfer, method, seed)
@@ -204,7 +204,7 @@ def _compare(
 # --- jtl -------------------------------------------------------------------------------------------
 
 
-def _start(transfer: Transfer, method: Method, seed: int) -> tuple[Model, Loss]:
+def _start(transfer: DomainPair, method: Method, seed: int) -> tuple[Model, Loss]:
     """The model before training and what it minimises."""
     model = transfer.start(jax.random.key(seed))
     supervised = domain.Source(Classify(stats="batch"))
@@ -215,12 +215,14 @@ def _start(transfer: Transfer, method: Method, seed: int) -> tuple[Model, Loss]:
     return model, supervised + domain.DANN(stats="batch")
 
 
-def _epoch(transfer: Transfer, seed: tuple[int, int], config: BenchDomain) -> Mixed:
+def _epoch(transfer: DomainPair, seed: tuple[int, int], config: BenchDomain) -> SideBySide:
     """Every source and target example once, in an order of its own."""
     order = int(np.random.default_rng(seed).integers(2**31))
     splits = transfer.source["train"], transfer.target["train"]
     seeds = (order, order + TARGET_SEED)  # or each batch would hold the same digits on both sides
-    return Mixed([Batches(s, config.batch_size, seed=seed) for s, seed in zip(splits, seeds, strict=True)])
+    return SideBySide(
+        [Batches(s, config.batch_size, seed=seed) for s, seed in zip(splits, seeds, strict=True)]
+    )
 
 
 def _jax_round(step: Step, state: Any, batches: Sequence[Any]) -> tuple[Any, float]:
@@ -314,7 +316,7 @@ def _tensors(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]:
     return x, torch.from_numpy(batch["label"]).long()
 
 
-def _dataset(transfer: Transfer) -> Any:
+def _dataset(transfer: DomainPair) -> Any:
     """All training examples, those of the target without labels."""
     from skada.deep.base import DeepDADataset
 

@@ -25,11 +25,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, batches, prepare_task
+from experiments.common.classification import Classification, batches, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import heads, pretrained
-from jtl.data.loader import Batches, loader, padding_waste, plan
+from jtl.data.batches.loader import Batches, loader, padding_waste, plan
 from jtl.report.report import (
     Result,
     environment,
@@ -75,7 +75,7 @@ def run(config: Bench) -> Result:
     out = prepare(config, "bench_finetune")
     torch.set_num_threads(config.threads)
     count, test = (192, 200) if config.quick else (config.train_examples, config.test_examples)
-    task = prepare_task("minilm", "rotten_tomatoes", test=test)
+    task = prepare_classification("minilm", "rotten_tomatoes", test=test)
     epochs = 1 if config.quick else config.epochs
     peers = PEERS if config.grouped else PEERS[:1]
     rows = []
@@ -109,7 +109,7 @@ def run(config: Bench) -> Result:
     return result
 
 
-def _jtl(task: Task, model: Any, epochs: int, seed: int, config: Bench) -> dict[str, Any]:
+def _jtl(task: Classification, model: Any, epochs: int, seed: int, config: Bench) -> dict[str, Any]:
     train = task.splits["train"]
     order = Batches(train, config.batch_size, seed=seed, epochs=epochs)
     step = make_step(Classify(), adamw(schedule(config.learning_rate, len(order))))
@@ -142,7 +142,9 @@ def _fillers(rows: int) -> dict[str, np.ndarray]:
     return {"weight": np.ones(rows, np.float32), "index": np.arange(rows, dtype=np.int32)}
 
 
-def _trainer(task: Task, model: Any, epochs: int, seed: int, config: Bench, grouped: bool) -> dict[str, Any]:
+def _trainer(
+    task: Classification, model: Any, epochs: int, seed: int, config: Bench, grouped: bool
+) -> dict[str, Any]:
     import torch
     import transformers
 

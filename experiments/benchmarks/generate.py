@@ -27,9 +27,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, pretrained, tasks
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.report.report import Result, environment, estimate, summarise, write_report, write_result
 
@@ -129,7 +130,7 @@ def _prompts(config: BenchGenerate, count: int) -> np.ndarray:
             found.append(ids[: config.prompt_tokens])
         if len(found) == count:
             return np.array(found, np.int32)
-    raise ValueError(
+    raise InputError(
         f"--prompt-tokens {config.prompt_tokens}: {len(found)} reviews are as long, {count} are needed"
     )
 

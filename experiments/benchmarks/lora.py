@@ -30,11 +30,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
-from experiments.task import Task, prepare_task
+from experiments.common.classification import Classification, prepare_classification
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import adapters, finetune, heads, pretrained, tree
-from jtl.data.loader import Batches, loader
+from jtl.data.batches.loader import Batches, loader
 from jtl.model import Model
 from jtl.report.report import (
     Result,
@@ -79,7 +79,9 @@ def run(config: BenchLora) -> Result:
     out = prepare(config, "bench_lora")
     torch.set_num_threads(config.threads)
     rounds, count = (2, 128) if config.quick else (config.rounds, config.train_examples)
-    task = prepare_task("minilm", "rotten_tomatoes", validation=200, test=200).with_train(count, config.seed)
+    task = prepare_classification("minilm", "rotten_tomatoes", validation=200, test=200).with_train(
+        count, config.seed
+    )
     model = heads.classifier(task.pretrained, task.classes, key=jax.random.key(config.seed))
     model = adapters.lora(model, rank=RANK, where=WHERE, key=jax.random.key(config.seed + 1))
     labels = finetune.train_only(model, "(.*/)?lora/.*|head/.*")
@@ -164,7 +166,7 @@ def _fixed(model: Model, rows: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def _texts(task: Task, size: int, seed: Any) -> list[dict[str, np.ndarray]]:
+def _texts(task: Classification, size: int, seed: Any) -> list[dict[str, np.ndarray]]:
     """An epoch of random batches, each padded to its longest text, as torch's loaders do."""
     train = task.splits["train"]
     order = np.random.default_rng(seed).permutation(len(train))

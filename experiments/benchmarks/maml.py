@@ -35,10 +35,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from experiments.benchmarks.cores import ONE_THREAD, over_cores
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
+from experiments.benchmarks.cpu_devices import ONE_THREAD, over_cores
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
 from jtl import heads, meta, tree
+from jtl.errors import InputError
 from jtl.model import Model, linen
 from jtl.models.conv4 import Conv4
 from jtl.report.report import Result, Section, environment, estimate, write_report, write_result
@@ -85,7 +86,7 @@ def run(config: BenchMaml) -> Result:
     began = time.monotonic()
     for name in ("tasks", "inner_steps", "queries", "rounds"):
         if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     cores = over_cores(config.devices)
     out = prepare(config, "bench_maml")
     torch.set_num_threads(config.threads)

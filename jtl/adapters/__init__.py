@@ -1,5 +1,6 @@
 """Adapters: parameter-efficient fine-tuning as leaves beside a frozen model's weights."""
 
+from jtl.adapters import peft
 from jtl.adapters.activation import ActivationAdapter, Bottleneck, LoReFT, bottleneck, loreft
 from jtl.adapters.adalora import AdaLoRA, Orthogonality, adalora
 from jtl.adapters.allocate import AllocateState, allocate

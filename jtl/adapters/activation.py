@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from jtl import tree
 from jtl.adapters.method import Leaves
 from jtl.adapters.site import SiteError, example
+from jtl.errors import InputError
 from jtl.heads import Head
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
@@ -187,7 +188,7 @@ def _insert(model: Model, change: Any, where: str, key: Array, name: str, batch:
             raise SiteError(f"where={where!r} meets {path}, which does not give one array of features")
         prefix = "/".join((*filter(None, [path]), name, ""))
         if there := [leaf for leaf in tree.flatten(model.params) if leaf.startswith(prefix)]:
-            raise ValueError(
+            raise InputError(
                 f"{path} has leaves called {name!r} already, such as {there[0]}: choose another name"
             )
         init, own = partial(change.init, at.inputs, at.width), tree.fold_path(key, path)

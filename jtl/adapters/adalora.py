@@ -19,6 +19,7 @@ from jtl.adapters.insert import Adapter, insert, place
 from jtl.adapters.lora import check_rank
 from jtl.adapters.method import Leaves, LowRank, Matrix
 from jtl.adapters.site import QUERIES_AND_VALUES, Site
+from jtl.errors import InputError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
 
@@ -100,7 +101,7 @@ class Orthogonality(Loss):
         """The penalty. Raises ValueError if the model has no AdaLoRA."""
         adapters = [t for t in model.techniques if isinstance(t, Adapter) and isinstance(t.method, AdaLoRA)]
         if not adapters:
-            raise ValueError("Orthogonality: the model has no AdaLoRA; insert it with jtl.adapters.adalora")
+            raise InputError("Orthogonality: the model has no AdaLoRA; insert it with jtl.adapters.adalora")
         params = tree.flatten(model.params)
         each = jnp.concatenate(
             [

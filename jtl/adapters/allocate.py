@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 
 PARTS = ("p", "lambda", "q")
 
@@ -78,19 +79,19 @@ def allocate(
             adapter train, not all three of a layer do, or ``rank`` is above theirs.
     """
     if not (0 <= start and 0 <= final and start + final < steps and every >= 1 and rank >= 0):
-        raise ValueError(
+        raise InputError(
             "need 0 <= start, 0 <= final, start + final < steps, every >= 1 and rank >= 0; got "
             f"start={start}, final={final}, steps={steps}, every={every}, rank={rank}"
         )
     if not all(0 < beta < 1 for beta in decay):
-        raise ValueError(f"decay must be two numbers in (0, 1), got {decay}")
+        raise InputError(f"decay must be two numbers in (0, 1), got {decay}")
 
     def init(params: PyTree) -> AllocateState:
         own = _triplets(params, name)
         values = {path: leaf for path, leaf in own.items() if path.endswith("/lambda")}
         total, matrices = sum(v.size for v in values.values()), sum(_matrices(v) for v in values.values())
         if rank * matrices > total:
-            raise ValueError(f"rank={rank} is above the adapter's mean rank, {total / matrices:g}")
+            raise InputError(f"rank={rank} is above the adapter's mean rank, {total / matrices:g}")
         zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in own.items()}
         kept = {path: jnp.ones(leaf.shape, bool) for path, leaf in values.items()}
         # Two trees of zeros: the step reuses the memory of each.
@@ -102,7 +103,7 @@ def allocate(
         gradients: PyTree, state: AllocateState, params: PyTree | None = None
     ) -> tuple[PyTree, AllocateState]:
         if params is None:
-            raise ValueError("allocate needs the parameters: call update(gradients, state, params)")
+            raise InputError("allocate needs the parameters: call update(gradients, state, params)")
         own, slopes = _triplets(params, name), _triplets(gradients, name)
         scoring = state.step < steps - final
         sensitivity, uncertainty = {}, {}
@@ -184,9 +185,9 @@ def _triplets(params: PyTree, name: str) -> Triplets:
     places = tuple(f"/{name}/{leaf}" for leaf in PARTS)
     own = {path: leaf for path, leaf in tree.flatten(params).items() if f"/{path}".endswith(places)}
     if not own:
-        raise ValueError(f"allocate: no leaf of an adapter {name!r} trains; label its p, lambda and q 1")
+        raise InputError(f"allocate: no leaf of an adapter {name!r} trains; label its p, lambda and q 1")
     layers = {path.rpartition("/")[0] for path in own}
     frozen = sorted({f"{layer}/{leaf}" for layer in layers for leaf in PARTS} - set(own))
     if frozen:
-        raise ValueError(f"allocate: {frozen[0]} does not train; label p, lambda and q alike")
+        raise InputError(f"allocate: {frozen[0]} does not train; label p, lambda and q alike")
     return own

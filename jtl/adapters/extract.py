@@ -12,6 +12,7 @@ from jtl import tree
 from jtl.adapters.insert import Adapter, check_free, place
 from jtl.adapters.lora import LoRA, check_rank
 from jtl.adapters.site import Site, find
+from jtl.errors import InputError
 from jtl.model import Batch, Model
 
 
@@ -36,7 +37,7 @@ def extract(
     adapter there or of that name.
     """
     if there := [technique.name for technique in tuned.techniques if isinstance(technique, Adapter)]:
-        raise ValueError(
+        raise InputError(
             f"the tuned model has the adapters {there}, which are no part of its weights: pass "
             "jtl.adapters.merge(tuned)"
         )
@@ -48,7 +49,7 @@ def extract(
         old, new = before[place(site)], after.get(place(site))
         if new is None or new.shape != old.shape:
             found = "nothing" if new is None else f"shape {new.shape}"
-            raise ValueError(f"{place(site)}: the tuned model has {found} where {old.shape} is needed")
+            raise InputError(f"{place(site)}: the tuned model has {found} where {old.shape} is needed")
         factors = partial(_factors, site, check_rank(site, rank))
         for _ in site.stack:
             factors = jax.vmap(factors)

@@ -24,6 +24,7 @@ from jtl.adapters.method import Leaves, Method, check_rules
 from jtl.adapters.prefix import Prefix
 from jtl.adapters.prompt import WORD, Prompt
 from jtl.adapters.site import Site, SiteError, find
+from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -159,7 +160,7 @@ def check_free(model: Model, name: str, sites: tuple[Site, ...]) -> None:
             taken = {place(site) for site in technique.sites}
             both = sorted(site.path for site in sites if place(site) in taken)
             if both or technique.name == name:
-                raise ValueError(
+                raise InputError(
                     f"{both[0] if both else 'the model'} has the adapter {technique.name!r} already: "
                     "merge it first, or choose other layers and another name"
                 )
@@ -194,9 +195,9 @@ def merge(model: Model, name: str | None = None) -> Model:
     chosen = [t for t in model.techniques if isinstance(t, Adapter) and name in (None, t.name)]
     if not chosen:
         there = [t.name for t in model.techniques if isinstance(t, Adapter)]
-        raise ValueError(f"the model has no adapter{'' if name is None else f' {name!r}'}; it has {there}")
+        raise InputError(f"the model has no adapter{'' if name is None else f' {name!r}'}; it has {there}")
     if served := [adapter.name for adapter in chosen if adapter.served]:
-        raise ValueError(
+        raise InputError(
             f"the model serves many adapters {served[0]!r}: merge one, jtl.adapters.pick(model, i)"
         )
     params = model.params

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jtl import tree
 from jtl.adapters.site import Site, SiteError
+from jtl.errors import InputError
 
 Leaves = dict[str, Array]
 Matrix = Float[Array, "m n"]
@@ -33,7 +34,7 @@ def at(value: Any, path: str, name: str) -> Any:
     for pattern, own in value:
         if re.fullmatch(pattern, path):
             return own
-    raise ValueError(f"{name}: no rule covers {path!r}; end with ('.*', value)")
+    raise InputError(f"{name}: no rule covers {path!r}; end with ('.*', value)")
 
 
 def check_rules(method: Method, sites: tuple[Site, ...]) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from jtl import tree
 from jtl.adapters.site import SiteError, example
+from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 from jtl.models import ARCHITECTURES
 from jtl.models.layers import mean_over
@@ -139,7 +140,7 @@ def prompt(
         rows = jax.random.randint(tree.fold_path(key, WORD), (length,), 0, len(words))
     else:
         if not len(ids) or min(ids) < 0 or max(ids) >= len(words):
-            raise ValueError(f"ids must be some of the vocabulary's tokens, 0 to {len(words) - 1}, got {ids}")
+            raise InputError(f"ids must be some of the vocabulary's tokens, 0 to {len(words) - 1}, got {ids}")
         rows = jnp.asarray(np.resize(np.asarray(ids), length))
     technique = Prompt(name, length, pooled, first_position(model), positions(model))
     new = model.with_technique(technique, tree.nest({f"{WORD}/{name}/{VECTORS}": words[rows]}))
@@ -175,15 +176,15 @@ def check_new(model: Model, kind: type, length: int) -> None:
     """Raise ValueError for a length under 1, and for a model that has a technique of this kind."""
     name = kind.__name__.lower()
     if length < 1:
-        raise ValueError(f"{name}: length must be at least 1, got {length}")
+        raise InputError(f"{name}: length must be at least 1, got {length}")
     if there := [t.name for t in model.techniques if isinstance(t, kind)]:  # type: ignore[attr-defined]
-        raise ValueError(f"the model has the {name} {there[0]!r} already; it can have one")
+        raise InputError(f"the model has the {name} {there[0]!r} already; it can have one")
 
 
 def check_length(name: str, length: int, text: int, longest: int) -> None:
     """Raise ValueError if prompt (or prefix) and text have more tokens than the model has positions."""
     if length + text > longest:
-        raise ValueError(
+        raise InputError(
             f"{name} of length {length} and texts of length {text} need {length + text} positions; the model has "
             f"{longest}: cut texts to {max(longest - length, 0)} tokens or choose a shorter {name}"
         )

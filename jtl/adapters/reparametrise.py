@@ -18,6 +18,7 @@ from jtl import heads, tree
 from jtl.adapters.insert import Adapter, put
 from jtl.adapters.method import Leaves, LowRank, Method
 from jtl.adapters.site import Site, SiteError
+from jtl.errors import InputError
 from jtl.model import Forward, Linen, Mode, Model, Outputs, State, Variables
 from jtl.wrap import NNX, Equinox
 
@@ -105,13 +106,13 @@ def reparametrise(
     ['lora/w/a', 'lora/w/b', 'w']
     """
     if isinstance(method, LowRank) and method.dropout:
-        raise ValueError(
+        raise InputError(
             f"{type(method).__name__} has dropout {method.dropout} of the layer's input, which a reparametrised weight "
             "does not see: set it to 0"
         )
     structure: Any = jax.tree.structure(model.params)
     if structure != jax.tree.structure(tree.nest(tree.flatten(model.params))):
-        raise ValueError(
+        raise InputError(
             "the parameters must be nested dicts with names as keys; give the function such a tree"
         )
     axis = _inputs(model, inputs)
@@ -128,7 +129,7 @@ def _inputs(model: Model, inputs: int | None) -> int:
         return IN_OUT
     if isinstance(model.base, Equinox):
         return OUT_IN
-    raise ValueError(
+    raise InputError(
         f"which axis of a weight its inputs lie on is not known for {type(model.base).__name__}: pass inputs=0 for "
         "weights (in, out), 1 for (out, in)"
     )

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from jtl import tree
 from jtl.adapters.insert import Adapter
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 INDEX = "adapter"
@@ -40,7 +41,7 @@ class PerRow:
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             index, fields = self._index(batch)
             if mode.stats == "batch":
-                raise ValueError(
+                raise InputError(
                     "rows with adapters of their own share no batch statistics: ask for stats='running'"
                 )
             mask = tree.matches(self.own, variables["params"])
@@ -62,24 +63,24 @@ class PerRow:
         """Each row's adapter, and the other fields."""
         if not isinstance(batch, Mapping) or INDEX not in batch:
             found = sorted(batch) if isinstance(batch, Mapping) else "one array"
-            raise KeyError(
+            raise MissingError(
                 f"the model serves {self.count} adapters and needs the batch field {INDEX!r}, the index (B,) of each "
                 f"row's; the batch has {found}"
             )
         index, fields = batch[INDEX], {name: field for name, field in batch.items() if name != INDEX}
         if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
-            raise ValueError(
+            raise InputError(
                 f"batch[{INDEX!r}] must be integers (B,), found {index.dtype}{list(index.shape)}"
             )
         for path, field in tree.flatten(fields).items():
             if field.shape[:1] != index.shape:
-                raise ValueError(
+                raise InputError(
                     f"batch[{INDEX!r}] has {len(index)} rows, but {path!r} the shape {field.shape}"
                 )
         if not isinstance(index, jax.core.Tracer):
             outside = sorted({int(i) for i in np.asarray(index) if not 0 <= i < self.count})
             if outside:
-                raise ValueError(
+                raise InputError(
                     f"batch[{INDEX!r}] has {outside}; the model serves the adapters 0 to {self.count - 1}"
                 )
         return index, fields
@@ -107,10 +108,10 @@ def serve(models: Sequence[Model], *, own: str) -> Model:
             ``own`` does not meet.
     """
     if not models:
-        raise ValueError("serve needs at least one model")
+        raise InputError("serve needs at least one model")
     first = models[0]
     if any(isinstance(technique, PerRow) for technique in first.techniques):
-        raise ValueError("model 0 serves many adapters already: serve [pick(model, i), ...]")
+        raise InputError("model 0 serves many adapters already: serve [pick(model, i), ...]")
     mask = tree.matches(own, first.params)
     for i, model in enumerate(models[1:], start=1):
         _check_alike(first, model, own, f"model {i}")
@@ -148,22 +149,22 @@ def _marked(model: Model, *, served: bool) -> tuple[Any, ...]:
 def _served(model: Model, index: int) -> PerRow:
     technique = model.techniques[-1] if model.techniques else None
     if not isinstance(technique, PerRow):
-        raise ValueError(
+        raise InputError(
             "this model serves no adapters: make one by jtl.adapters.serve, and put nothing on top of it"
         )
     if not 0 <= index < technique.count:
-        raise ValueError(f"adapter {index}: the model serves the adapters 0 to {technique.count - 1}")
+        raise InputError(f"adapter {index}: the model serves the adapters 0 to {technique.count - 1}")
     return technique
 
 
 def _check_alike(first: Model, other: Model, own: str, name: str) -> None:
     """Raise ValueError unless the two are one function of leaves that differ at ``own`` alone."""
     if other.replace(variables={}) != first.replace(variables={}):
-        raise ValueError(
+        raise InputError(
             f"{name} computes another function than the first: base, techniques and config must be equal"
         )
     if lines := tree.diff(first.variables, other.variables):
-        raise ValueError(f"{name} has other leaves than the first: {'; '.join(lines[:5])}")
+        raise InputError(f"{name} has other leaves than the first: {'; '.join(lines[:5])}")
     mask = tree.flatten({"params": tree.matches(own, first.params)})
     one, two = tree.flatten(first.variables), tree.flatten(other.variables)
     differ = [
@@ -171,7 +172,7 @@ def _check_alike(first: Model, other: Model, own: str, name: str) -> None:
         if not mask.get(path) and one[path] is not two[path] and not jnp.array_equal(one[path], two[path])
     ]  # fmt: skip
     if differ:
-        raise ValueError(
+        raise InputError(
             f"{name} differs from the first in {len(differ)} leaves that own={own!r} does not meet, such as "
             f"{differ[0]!r}: those that rows have for themselves are stacked, all others shared"
         )
@@ -185,7 +186,7 @@ def _rows_of(leaf: Array, index: Array) -> Array:
 def _joined(path: str, rows: Array) -> Array:
     """(B, 1, ...) as (B, ...)."""
     if rows.shape[1:2] != (1,):
-        raise ValueError(
+        raise InputError(
             f"output {path!r} of one row has the shape {rows.shape[1:]}; its first axis must be the rows'"
         )
     return rows[:, 0]

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.heads import Head
 from jtl.model import Batch, Linen, Mode, Model
 from jtl.models import ARCHITECTURES
@@ -24,7 +25,7 @@ QUERIES_AND_VALUES = (
 )
 
 
-class SiteError(ValueError):
+class SiteError(InputError):
     """A rule meets a layer that a method cannot adapt."""
 
 
@@ -77,7 +78,7 @@ def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ..
         ValueError: a model of unknown architecture and no batch; or a model outside Linen.
     """
     if not isinstance(model.base, Linen):
-        raise ValueError(
+        raise InputError(
             f"adapters go into Linen layers, and this model wraps {type(model.base).__name__}: use "
             "jtl.adapters.reparametrise"
         )
@@ -105,7 +106,7 @@ def example(model: Model) -> Batch:
     """A smallest batch for a model of ``jtl.models``; ValueError for any other."""
     name = getattr(model.config, "model_type", None)
     if name not in ARCHITECTURES:
-        raise ValueError("this model is not of jtl.models: pass batch=, a smallest batch to trace it with")
+        raise InputError("this model is not of jtl.models: pass batch=, a smallest batch to trace it with")
     return ARCHITECTURES[name].example(model.config)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jtl.adapters.insert import insert
 from jtl.adapters.method import Leaves, LowRank, Matrix
 from jtl.adapters.site import QUERIES_AND_VALUES, Site
+from jtl.errors import InputError
 from jtl.model import Batch, Model
 
 
@@ -77,5 +78,5 @@ def vera(
         batch: see ``jtl.adapters.insert``.
     """
     if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+        raise InputError(f"rank must be at least 1, got {rank}")
     return insert(model, VeRA(rank, initial, dropout), where=where, key=key, name=name, batch=batch)

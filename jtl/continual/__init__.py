@@ -1,5 +1,6 @@
 """Continual learning: one network for a sequence of tasks. EWC and SI are regularisers of ``jtl.finetune``."""
 
+from jtl.continual import packnet
 from jtl.continual.agem import agem
 from jtl.continual.rehearse import Rehearse
 from jtl.continual.task_heads import TaskHeads, task_heads

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 LEAVES = "packnet"
@@ -66,7 +67,7 @@ def prune(model: Model, keep: float) -> Model:
     Train on after it, then call ``next_task``. Raises ValueError unless ``keep`` is in (0, 1].
     """
     if not 0 < keep <= 1:
-        raise ValueError(f"keep is the share of a task's weights that stays, in (0, 1]; got {keep}")
+        raise InputError(f"keep is the share of a task's weights that stays, in (0, 1]; got {keep}")
     task, owners = model.variables[LEAVES]["task"], tree.flatten(model.variables[LEAVES]["owner"])
     params = tree.flatten(model.params)
     for path, owner in owners.items():
@@ -94,7 +95,7 @@ def select(model: Model, task: int) -> Model:
     """
     last = max(int(own.max()) for own in jax.tree.leaves(model.variables[LEAVES]["owner"]))
     if not 1 <= task <= last:
-        raise ValueError(f"no weight belongs to task {task}: there are tasks 1 to {last}")
+        raise InputError(f"no weight belongs to task {task}: there are tasks 1 to {last}")
     return _with(model, jnp.int32(task), model.variables[LEAVES]["owner"])
 
 

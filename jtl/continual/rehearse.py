@@ -13,7 +13,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jtl.data.loader import Encoded, Steps
+from jtl.data.batches.loader import Encoded, Steps
+from jtl.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Rehearse:
         old = self.memory.batch(chosen, self.memory.buckets[-1], None)
         old = old | {"weight": np.ones(self.rows, np.float32), "index": chosen.astype(np.int32)}
         if current.keys() != old.keys():
-            raise ValueError(
+            raise InputError(
                 f"a batch has the fields {sorted(current)}, the memory {sorted(old)}: remember the same fields"
             )
         if self.apart:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtl import heads
+from jtl.errors import MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -25,7 +26,7 @@ class TaskHeads:
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if "task" not in batch:
-                raise KeyError(
+                raise MissingError(
                     f"a model with a head for each task reads batch['task'], (B,); it has {sorted(batch)}"
                 )
             outputs, state = forward(variables, batch, mode, key)

@@ -1,35 +1,17 @@
-"""Data: embedded, public and your own sets; text and images made ready once; deterministic resumable loaders."""
+"""Data: sets that ship with a name, public ones and your own; made ready for a model once; batches that resume."""
 
-from jtl.data import (
-    annotated,
-    audio,
-    episodes,
-    image,
-    loader,
-    midi,
-    music,
-    music_corpus,
-    music_tokens,
-    pairs,
-    shift,
-    speech,
-    text,
-    windows,
-)
-from jtl.data.coco import load_boxes
+from jtl.data.batches import episodes, loader
+from jtl.data.batches.arrays import Arrays
+from jtl.data.batches.mixing import SideBySide
 from jtl.data.dataset import DataError, Dataset, Source, Subset, labels, subset, subset_indices
-from jtl.data.fewshot import load_classes
-from jtl.data.masks import load_masks
-from jtl.data.mixed import Mixed
-from jtl.data.questions import load_questions
-from jtl.data.sources import NAMES, load
-from jtl.data.spec_augment import spec_augment
-from jtl.data.summaries import load_summaries
-from jtl.data.utterances import load_utterances
+from jtl.data.encode import annotated, image, pairs, spectrograms, text, windows
+from jtl.data.encode.spec_augment import spec_augment
+from jtl.data.load import NAMES, load, load_classes
+from jtl.data.readers import midi, sound
+from jtl.data.sets import chorales, espeak, shift
 
 __all__ = [
-    "NAMES", "DataError", "Dataset", "Mixed", "Source", "Subset", "annotated", "audio", "episodes", "image",
-    "labels", "load", "load_boxes", "load_classes", "load_masks", "load_questions", "load_summaries",
-    "load_utterances", "loader", "midi", "music", "music_corpus", "music_tokens", "pairs", "shift", "spec_augment",
-    "speech", "subset", "subset_indices", "text", "windows",
+    "NAMES", "Arrays", "DataError", "Dataset", "SideBySide", "Source", "Subset", "annotated", "chorales", "episodes",
+    "espeak", "image", "labels", "load", "load_classes", "loader", "midi", "pairs", "shift", "sound", "spec_augment",
+    "spectrograms", "subset", "subset_indices", "text", "windows",
 ]  # fmt: skip

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
+
+from jtl.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 
 Example = Mapping[str, Any]
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be trained on; the message names what, where, and what to do."""
 
 
@@ -196,3 +199,54 @@ def check_labels(label: Sequence[int] | np.ndarray, classes: Sequence[str], spli
             + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
             + "; add some, or number the classes from 0 without gaps"
         )
+
+
+ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
+            "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+
+
+def by_split(path: Path, entries: Sequence[Path]) -> dict[str, Path]:
+    """The files or folders in ``path`` by the split that each is named after. Raises DataError for other names."""
+    splits: dict[str, Path] = {}
+    for entry in entries:
+        name = entry.stem if entry.is_file() else entry.name
+        if name not in ALIASES:
+            raise DataError(
+                f"{entry}: expected the name of a split ({', '.join(ALIASES)}); name one file directly"
+            )
+        if (split := ALIASES[name]) in splits:
+            raise DataError(f"{path}: {splits[split].name} and {entry.name} are both split {split}; keep one")
+        splits[split] = entry
+    if splits and "train" not in splits:
+        raise DataError(f"{path}: no train split beside {', '.join(entry.name for entry in splits.values())}")
+    return splits
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Identity of the content of ``files``, in this order."""
+    whole = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:16]
+
+
+VOID = 255  # a pixel of no class: no loss and no metric counts it
+
+
+def split_classes(classes: Iterable[int], shares: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+    """``classes`` in random disjoint parts of the sizes ``shares``, the same for the same ``seed``.
+
+    Raises DataError if there are too few.
+
+    >>> split_classes(range(5), {"train": 3, "test": 2}, seed=0)
+    {'train': [2, 3, 4], 'test': [0, 1]}
+    """
+    known = sorted(set(classes))
+    if sum(shares.values()) > len(known) or min(shares.values()) < 1:
+        raise DataError(f"cannot split {len(known)} classes into {dict(shares)}")
+    order, parts, start = np.random.default_rng(seed).permutation(known), {}, 0
+    for name, size in shares.items():
+        parts[name] = sorted(order[start : start + size].tolist())
+        start += size
+    return parts

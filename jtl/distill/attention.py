@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jtl.distill import rows
 from jtl.distill.term import Layers, row_weight
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -40,7 +41,7 @@ def attention_transfer(
         ValueError: other rows or positions, or none at all.
     """
     if student.ndim < 3 or student.shape[:-1] != teacher.shape[:-1]:
-        raise ValueError(
+        raise InputError(
             f"attention transfer compares positions: the student gives {student.shape}, the teacher {teacher.shape}; "
             "all axes but the last must agree, and there must be one between the first and the last"
         )

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jtl.distill import rows
 from jtl.distill.term import Term, column, is_tap, read, row_weight, taps
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 NAME = "crd"
@@ -77,7 +78,7 @@ class Memory:
             outputs, state = forward(below, batch, replace(mode, taps=inner), key)
             needed = [name for name in (column(self.teacher), "index") if name not in batch]
             if needed or not isinstance(batch, Mapping):
-                raise KeyError(
+                raise MissingError(
                     f"the memory of CRD reads the fields {needed} of the batch: put Distill outermost, "
                     "Distill(teacher, task + 0.5 * CRD()), and let batches carry the index of each example"
                 )
@@ -198,7 +199,7 @@ class CRD(Term):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss. Raises ValueError without a key."""
         if key is None:
-            raise ValueError("CRD draws negatives: pass a key")
+            raise InputError("CRD draws negatives: pass a key")
         embeddings, memories = read(outputs, NAME), model.variables[NAME]
         examples, weight = len(memories["student"]), row_weight(batch)
         index = others(jnp.asarray(batch["index"]), examples, self.negatives, key)  # type: ignore[index]

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jtl import tree
 from jtl.distill.teacher import Distill
+from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 NAME = "ema"
@@ -44,7 +45,7 @@ def with_average(model: Model, decay: float = 0.999) -> Model:
     Raises ValueError unless 0 <= decay < 1.
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        raise InputError(f"decay must be at least 0 and below 1, got {decay}")
     model = model.replace(techniques=(*model.techniques, Average(float(decay))))
     return model.replace(variables={**model.variables, NAME: jax.tree.map(jnp.array, model.params)})
 
@@ -55,7 +56,7 @@ def averaged(model: Model) -> Model:
     Raises ValueError if ``model`` has no average.
     """
     if NAME not in model.variables:
-        raise ValueError("the model has no moving average: add one with jtl.distill.with_average")
+        raise InputError("the model has no moving average: add one with jtl.distill.with_average")
     kept = tuple(technique for technique in model.techniques if not isinstance(technique, Average))
     variables = {name: leaves for name, leaves in model.variables.items() if name != NAME}
     return model.replace(variables={**variables, "params": model.variables[NAME]}, techniques=kept)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jtl.distill import rows
 from jtl.distill.term import Layers, row_weight
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -16,7 +17,7 @@ def fsp_matrix(first: Float[Array, "B ... C"], second: Float[Array, "B ... E"]) 
     Raises ValueError unless both have the same rows and positions.
     """
     if first.ndim < 3 or first.shape[:-1] != second.shape[:-1]:
-        raise ValueError(
+        raise InputError(
             f"the FSP matrix needs two layers with the same positions, found {first.shape} and {second.shape}: "
             "take both within one stage, or pool the larger"
         )
@@ -47,7 +48,7 @@ class FSP(Layers):
         """The loss. Raises ValueError unless ``student`` and ``teacher`` name two layers each."""
         pairs = self.pairs(outputs, batch)
         if len(pairs) != 2:
-            raise ValueError(
+            raise InputError(
                 f"FSP takes two layers of the student and two of the teacher, found {len(pairs)}"
             )
         (first, earlier), (second, later) = pairs

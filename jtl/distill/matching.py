@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jtl.errors import MissingError
+
 
 def mixup(batch: Mapping[str, Any], key: Array, field: str = "image") -> dict[str, Any]:
     """``batch`` with each row of ``field`` mixed with another row's, ``λ · x_i + (1 - λ) · x_j``, λ uniform in [0, 1].
@@ -24,7 +26,7 @@ def mixup(batch: Mapping[str, Any], key: Array, field: str = "image") -> dict[st
     Raises KeyError if the batch lacks ``field``.
     """
     if field not in batch:
-        raise KeyError(f"mixup mixes batch[{field!r}]; the batch has {sorted(batch)}")
+        raise MissingError(f"mixup mixes batch[{field!r}]; the batch has {sorted(batch)}")
     x = jnp.asarray(batch[field])
     first, second = jax.random.split(key)
     share = jax.random.uniform(first, (len(x),) + (1,) * (x.ndim - 1))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jtl.distill.soft_targets import soft_targets
 from jtl.distill.term import row_weight
+from jtl.errors import InputError
 from jtl.loss import Loss
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Technique, Variables
 from jtl.tasks.classify import Classify
@@ -47,7 +48,7 @@ def _of(variables: Variables, name: str) -> dict[str, Any]:
 def peers(models: Sequence[Model]) -> Model:
     """Several models as one, which ``Mutual`` trains together; its leaves are ``peer_0/...``, ``peer_1/...``."""
     if len(models) < 2:
-        raise ValueError(f"mutual learning takes at least two models, got {len(models)}")
+        raise InputError(f"mutual learning takes at least two models, got {len(models)}")
     variables: dict[str, Any] = {}
     for i, model in enumerate(models):
         for collection, leaves in model.variables.items():
@@ -58,7 +59,7 @@ def peers(models: Sequence[Model]) -> Model:
 def peer(model: Model, number: int) -> Model:
     """One of the ``peers``, as a model of its own. Raises ValueError if there is none of that number."""
     if not isinstance(model.base, Peers) or not 0 <= number < len(model.base.statics):
-        raise ValueError(f"no peer {number}: the model is not of peers(...), or of fewer")
+        raise InputError(f"no peer {number}: the model is not of peers(...), or of fewer")
     base, techniques, config = model.base.statics[number]
     return Model(_of(model.variables, f"peer_{number}"), base, techniques, config)
 
@@ -84,7 +85,7 @@ class Mutual(Loss):
         """The loss, and each peer's accuracy as ``accuracy_0``, ..."""
         names = [name for name in outputs if name.startswith("peer_")]
         if len(names) < 2:
-            raise ValueError("Mutual trains a model of jtl.distill.peers((first, second, ...))")
+            raise InputError("Mutual trains a model of jtl.distill.peers((first, second, ...))")
         total, metrics = jnp.zeros(()), {}
         for i, name in enumerate(names):
             own = outputs[name]["logits"]

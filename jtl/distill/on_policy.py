@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.tasks.generate import generate
 
@@ -49,7 +50,7 @@ def continued(
     ids, mask = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask"))
     length = ids.shape[1]
     if not 0 < prompt < length:
-        raise ValueError(f"a prompt has at least 1 and at most {length - 1} of {length} tokens, got {prompt}")
+        raise InputError(f"a prompt has at least 1 and at most {length - 1} of {length} tokens, got {prompt}")
     # Padding to the left: what is written follows the last real token.
     left = jnp.argsort(mask[:, :prompt] != 0, axis=1, stable=True)
     ids, mask = (jnp.take_along_axis(x[:, :prompt], left, 1) for x in (ids, mask))

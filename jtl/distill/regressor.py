@@ -14,6 +14,7 @@ import jax
 from jaxtyping import Array
 
 from jtl.distill.term import read, taps
+from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -68,14 +69,14 @@ def regressor(
     names = (on,) if isinstance(on, str) else tuple(on)
     module = nn.Dense(module) if isinstance(module, int) else module
     if name in model.params:
-        raise ValueError(f"the model has leaves {name!r} already: choose another name")
+        raise InputError(f"the model has leaves {name!r} already: choose another name")
     outputs = jax.eval_shape(lambda model, batch: model(batch, taps=taps(names)), model, batch)
     inputs = [read(outputs, layer) for layer in names]
     variables = jax.jit(lambda key: module.init(key, *(jax.numpy.zeros(x.shape, x.dtype) for x in inputs)))(
         key
     )
     if set(variables) != {"params"}:
-        raise ValueError(
+        raise InputError(
             f"regressor {name!r} has the collections {sorted(variables)}: it may have params alone"
         )
     return model.with_technique(Regressor(name, module, names), {name: variables["params"]})

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jtl.distill import rows
 from jtl.distill.term import Term, read, row_weight
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 POOLED = (4, 2, 1)
@@ -83,14 +84,14 @@ class Review(nn.Module):
     def __call__(self, *levels: Float[Array, "B _H _W _C"]) -> tuple[Float[Array, "B _H _W _C"], ...]:
         """The fused map of each level."""
         if len(levels) != len(self.shapes):
-            raise ValueError(f"Review: {len(levels)} student levels, {len(self.shapes)} teacher shapes")
+            raise InputError(f"Review: {len(levels)} student levels, {len(self.shapes)} teacher shapes")
         fused: list[Array] = []
         above = None
         for level in reversed(range(len(levels))):
             height, width, channels = self.shapes[level]
             x = nn.Conv(self.width, (1, 1), use_bias=False, name=f"narrow_{level}")(levels[level])
             if x.shape[1:3] != (height, width):
-                raise ValueError(
+                raise InputError(
                     f"Review: level {level} of the student is {x.shape[1]} x {x.shape[2]}, that of the teacher "
                     f"{height} x {width}; choose levels of equal resolution"
                 )
@@ -129,7 +130,7 @@ class ReviewKD(Term):
         """The loss. Raises ValueError for other numbers of levels."""
         fused = read(outputs, self.student)
         if len(fused) != len(self.teacher):
-            raise ValueError(f"ReviewKD: {len(fused)} fused levels, {len(self.teacher)} teacher layers")
+            raise InputError(f"ReviewKD: {len(fused)} fused levels, {len(self.teacher)} teacher layers")
         parts = [
             hierarchical_context(own, self.taught(batch, name), row_weight(batch))
             for own, name in zip(fused, self.teacher, strict=True)

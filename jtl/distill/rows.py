@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
+
 Teacher = Float[Array, "..."]  # any shape: it is checked by `same`, whose errors say what to do
 
 
@@ -54,7 +56,7 @@ def huber(difference: Float[Array, "*S"]) -> Float[Array, "*S"]:
 def same(what: str, student: Array, teacher: Array, advice: str) -> None:
     """Raise ValueError unless both have one shape."""
     if student.shape != teacher.shape:
-        raise ValueError(f"{what}: the student gives {student.shape}, the teacher {teacher.shape}; {advice}")
+        raise InputError(f"{what}: the student gives {student.shape}, the teacher {teacher.shape}; {advice}")
 
 
 def same_classes(student: Array, teacher: Array) -> None:
@@ -69,6 +71,6 @@ def same_classes(student: Array, teacher: Array) -> None:
 def same_rows(what: str, student: Array, teacher: Array) -> None:
     """Raise ValueError unless both have one number of rows."""
     if student.shape[0] != teacher.shape[0]:
-        raise ValueError(
+        raise InputError(
             f"{what}: the student gives {student.shape[0]} rows, the teacher {teacher.shape[0]}; one batch for both"
         )

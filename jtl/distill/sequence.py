@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jtl.distill import rows
 from jtl.distill.term import Term, read, row_weight
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Model, Outputs
 
 Mask = Float[Array, "..."] | Int[Array, "..."] | None  # (B, L), which `_weight` checks
@@ -67,7 +68,7 @@ def generalised_jsd(
     Raises ValueError for β outside (0, 1), other lengths or vocabularies.
     """
     if not 0 < beta < 1:
-        raise ValueError(f"beta lies between 0 and 1, got {beta}; its limits are forward_kl and reverse_kl")
+        raise InputError(f"beta lies between 0 and 1, got {beta}; its limits are forward_kl and reverse_kl")
     student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
     middle = jnp.logaddexp(jnp.log(beta) + teacher, jnp.log1p(-beta) + student)
     values = beta * rows.kl(teacher, middle) + (1 - beta) * rows.kl(student, middle)
@@ -82,7 +83,7 @@ def top_k(
     Raises ValueError unless 1 <= k <= V.
     """
     if not 1 <= k <= teacher_logits.shape[-1]:
-        raise ValueError(f"top_k keeps 1 to {teacher_logits.shape[-1]} of the vocabulary, got k={k}")
+        raise InputError(f"top_k keeps 1 to {teacher_logits.shape[-1]} of the vocabulary, got k={k}")
     log_p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
     kept, places = jax.lax.top_k(log_p, k)
     return kept, places
@@ -103,13 +104,13 @@ def forward_kl_top_k(
     Raises ValueError for other lengths, or a k above the vocabulary.
     """
     if log_probabilities.shape[:2] != student_logits.shape[:2]:
-        raise ValueError(
+        raise InputError(
             f"cached top-k: the student gives {student_logits.shape[:2]} rows and positions, the cache "
             f"{log_probabilities.shape[:2]}; tokenise both alike: one tokenizer and one padded length"
         )
     vocabulary, k = student_logits.shape[-1], log_probabilities.shape[-1]
     if k > vocabulary:
-        raise ValueError(f"cached top-k: k={k} is above the student's vocabulary of {vocabulary}")
+        raise InputError(f"cached top-k: k={k} is above the student's vocabulary of {vocabulary}")
     student = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
     teacher = log_probabilities.astype(jnp.float32)
     # A place outside the vocabulary (another tokenizer) makes the loss NaN, where JAX would take the last token.
@@ -134,7 +135,7 @@ def _weight(mask: Mask, logits: Array) -> Array | None:
     if mask is None:
         return None
     if mask.shape != logits.shape[:2]:
-        raise ValueError(f"the mask has shape {mask.shape}, the logits {logits.shape[:2]} positions")
+        raise InputError(f"the mask has shape {mask.shape}, the logits {logits.shape[:2]} positions")
     return mask.astype(jnp.float32)
 
 
@@ -159,12 +160,14 @@ class _Sequence(Term, kw_only=True):
     def positions(self, batch: Batch, logits: Array) -> Float[Array, "B L"]:
         """The weight of each position, 0 in rows of weight 0. Raises KeyError if the batch lacks ``mask``."""
         if logits.ndim != 3:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} takes token_logits (B, L, V), the student gives {logits.shape}"
             )
         if self.mask is not None:
             if self.mask not in batch:
-                raise KeyError(f"the batch has no field {self.mask!r} of positions; it has {sorted(batch)}")
+                raise MissingError(
+                    f"the batch has no field {self.mask!r} of positions; it has {sorted(batch)}"
+                )
             mask = jnp.asarray(batch[self.mask]) != 0  # type: ignore[index]
         else:
             real = jnp.asarray(batch.get("attention_mask", jnp.ones(logits.shape[:2]))) != 0  # type: ignore[union-attr]
@@ -217,7 +220,9 @@ class TopKSequenceKD(_Sequence):
         """The loss. Raises KeyError if the batch lacks the columns."""
         names = ("teacher_top_log_probabilities", "teacher_top_places")
         if missing := [name for name in names if name not in batch]:
-            raise KeyError(f"TopKSequenceKD reads the columns {missing} of the batch: cache them with top_k")
+            raise MissingError(
+                f"TopKSequenceKD reads the columns {missing} of the batch: cache them with top_k"
+            )
         kept, places = (jnp.asarray(batch[name]) for name in names)  # type: ignore[index]
         logits = read(outputs, TOKENS)
         return forward_kl_top_k(logits, kept, places, self.positions(batch, logits), self.temperature), {}

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jtl import tree
+from jtl.errors import MissingError
 from jtl.model import Batch, Model
 
 
@@ -52,7 +53,7 @@ def measure(model: Model, batch: Batch, *, output: str = "logits", runs: int = 2
     def forward(model: Model, batch: Batch) -> Any:
         outputs = model(batch)
         if output not in outputs:
-            raise KeyError(f"the model gives no {output!r}; it gives {sorted(outputs)}")
+            raise MissingError(f"the model gives no {output!r}; it gives {sorted(outputs)}")
         return outputs[output]
 
     compiled = jax.jit(forward).lower(model, batch).compile()

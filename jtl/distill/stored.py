@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jtl.data.loader import Encoded
+from jtl.data.batches.loader import Encoded
+from jtl.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Taught:
     def __post_init__(self) -> None:
         for name, array in self.arrays.items():
             if len(array) != len(self.split):
-                raise ValueError(
+                raise InputError(
                     f"{name!r} holds the teacher's outputs for {len(array)} rows, the split has {len(self.split)}: "
                     "store them from this very split"
                 )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.heads import Head
 from jtl.model import Cast, Linen, Model, with_base
 
@@ -42,13 +43,13 @@ def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encode
     )  # an encoder and a decoder have depths of their own
     field = next((name for name in names if hasattr(teacher.config, name)), None)
     if field is None or not isinstance(teacher.base, Linen):
-        raise ValueError(
+        raise InputError(
             f"choose_layers rebuilds models of jtl.models with a depth ({' or '.join(names)}) alone"
         )
     check_bare(teacher)
     depth, kept = getattr(teacher.config, field), list(layers)
     if not kept or kept != sorted({*kept} & {*range(depth)}):
-        raise ValueError(f"layers must be ascending numbers from 0 to {depth - 1}, got {kept}")
+        raise InputError(f"layers must be ascending numbers from 0 to {depth - 1}, got {kept}")
     leaves = {}
     for path, leaf in tree.flatten(teacher.params).items():
         number = re.match(rf"{re.escape(stack)}(\d+)/", path)
@@ -58,7 +59,7 @@ def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encode
             leaves[f"{stack}{kept.index(int(number[1]))}/{path[number.end() :]}"] = leaf
     found = {path.removeprefix(stack).split("/")[0] for path in leaves if path.startswith(stack)}
     if len(found) != len(kept):
-        raise ValueError(f"no leaves under {stack!r} for {len(kept)} layers: name the stack of this model")
+        raise InputError(f"no leaves under {stack!r} for {len(kept)} layers: name the stack of this model")
     return rebuild(teacher, tree.nest(leaves), **{field: len(kept)})
 
 
@@ -68,7 +69,7 @@ def check_bare(model: Model) -> None:
         type(technique).__name__ for technique in model.techniques if not isinstance(technique, Head | Cast)
     ]
     if rest:
-        raise ValueError(
+        raise InputError(
             f"the teacher has {rest} in it: merge adapters and remove regressors before cutting it"
         )
 

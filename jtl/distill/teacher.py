@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jtl.distill.term import Term, columns, read, taps
+from jtl.errors import InputError
 from jtl.loss import Aux, Loss, Sum
 from jtl.model import Batch, Mode, Model, Outputs
 
@@ -51,13 +52,13 @@ class Distill(Loss):
     def fill(self, model: Model, batch: Batch) -> dict[str, Any]:
         """``batch`` with the columns that the terms read."""
         if not isinstance(batch, Mapping):
-            raise ValueError("distillation needs a batch of named fields, a dict")
+            raise InputError("distillation needs a batch of named fields, a dict")
         terms = self.loss.terms if isinstance(self.loss, Sum) else (self.loss,)
         names = tuple(
             dict.fromkeys(name for term in terms if isinstance(term, Term) for name in term.teacher_names())
         )
         if not names:
-            raise ValueError(f"Distill: no term of {type(self.loss).__name__} reads a teacher")
+            raise InputError(f"Distill: no term of {type(self.loss).__name__} reads a teacher")
         outputs = self.find(model)(batch, taps=taps(names))
         found = {name: read(outputs, name) for name in names}
         return {**batch, **jax.lax.stop_gradient(columns(found))}

@@ -19,6 +19,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jtl import tree
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Outputs
 
@@ -41,7 +42,7 @@ def read(outputs: Outputs, name: str) -> Any:
     name = name.removeprefix("outputs/")
     if name not in place:
         near = tree.near_misses(name, place) or sorted(place)
-        raise KeyError(f"the model gives no {name!r}; near misses: {near}")
+        raise MissingError(f"the model gives no {name!r}; near misses: {near}")
     return place[name]
 
 
@@ -86,7 +87,7 @@ class Term(Loss, kw_only=True):
     def taught(self, batch: Batch, name: str) -> Any:
         """The teacher's ``name``, from the batch. Raises KeyError if the batch lacks it."""
         if column(name) not in batch:
-            raise KeyError(
+            raise MissingError(
                 f"{type(self).__name__} reads batch[{column(name)!r}]; the batch has {sorted(batch)}: wrap the loss, "
                 f"Distill(teacher, {type(self).__name__}(...)), or bring that column with the batch"
             )
@@ -116,7 +117,7 @@ class Layers(Term):
         """The activations of student and teacher, layer by layer. Raises ValueError for other numbers of them."""
         own, other = self.student_names(), self.teacher_names()
         if len(own) != len(other):
-            raise ValueError(f"{type(self).__name__}: {len(own)} student layers, {len(other)} teacher layers")
+            raise InputError(f"{type(self).__name__}: {len(own)} student layers, {len(other)} teacher layers")
         return [
             (student_output(outputs, batch, a), self.taught(batch, b))
             for a, b in zip(own, other, strict=True)

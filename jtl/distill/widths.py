@@ -14,6 +14,7 @@ import numpy as np
 
 from jtl import tree
 from jtl.distill.student import check_bare, rebuild
+from jtl.errors import InputError
 from jtl.model import Linen, Model
 
 # What each axis of a leaf of BERT counts: "keys" are the inner channels of query and key, "values" those of value and
@@ -58,7 +59,7 @@ def choose_widths(
     """
     config = teacher.config
     if not isinstance(teacher.base, Linen) or getattr(config, "model_type", "") not in ("bert", "roberta"):
-        raise ValueError("choose_widths knows BERT and RoBERTa of jtl.models alone")
+        raise InputError("choose_widths knows BERT and RoBERTa of jtl.models alone")
     check_bare(teacher)
     old = {
         "hidden": config.hidden_size,
@@ -69,10 +70,10 @@ def choose_widths(
     new = {name: old[name] if size is None else size for name, size in given.items()}
     for name, size in new.items():
         if not 1 <= size <= old[name]:
-            raise ValueError(f"{name}={size}: the student keeps 1 to {old[name]} of the teacher's")
+            raise InputError(f"{name}={size}: the student keeps 1 to {old[name]} of the teacher's")
     before, after = old["hidden"] // old["heads"], new["hidden"] // new["heads"]
     if new["hidden"] % new["heads"] or after > before:
-        raise ValueError(
+        raise InputError(
             f"hidden={new['hidden']} over heads={new['heads']} must be a whole number, at most the teacher's {before}"
         )
 

@@ -1,5 +1,6 @@
 """Domain adaptation and generalisation: source and target differ, and labels exist for the source alone."""
 
+from jtl.domain import protocol
 from jtl.domain.adabn import adabn
 from jtl.domain.adda import ADDA, discriminator
 from jtl.domain.afn import AFN, afn

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Batch, Mode, Model
 
 
@@ -32,9 +33,9 @@ def adabn(model: Model, batches: Iterable[Mapping[str, Any]]) -> Model:
     stats = model.variables.get("batch_stats")
     paths = tree.flatten(stats or {})
     if not paths:
-        raise ValueError("the model has no running statistics: AdaBN needs batch normalisation")
+        raise InputError("the model has no running statistics: AdaBN needs batch normalisation")
     if odd := [path for path in paths if path.split("/")[-1] not in ("mean", "var")]:
-        raise ValueError(f"running statistics must be named mean or var; found {odd[0]!r}")
+        raise InputError(f"running statistics must be named mean or var; found {odd[0]!r}")
     sums: dict[str, Any] = {}
     count = 0
     for batch in batches:
@@ -49,13 +50,13 @@ def adabn(model: Model, batches: Iterable[Mapping[str, Any]]) -> Model:
             sums[path] = sums.get(path, 0.0) + n * value
         count += n
     if not count:
-        raise ValueError("AdaBN: the batches hold no row of weight over 0")
+        raise InputError("AdaBN: the batches hold no row of weight over 0")
     means = {path: total / count for path, total in sums.items()}
     for path in means:
         if path.endswith("var"):
             means[path] = np.maximum(means[path] - means[path.removesuffix("var") + "mean"] ** 2, 0.0)
     if not all(np.isfinite(value).all() for value in means.values()):
-        raise ValueError("AdaBN found statistics that are not finite: does a layer have momentum 1?")
+        raise InputError("AdaBN found statistics that are not finite: does a layer have momentum 1?")
     new = tree.nest({path: jnp.asarray(value, paths[path].dtype) for path, value in means.items()})
     return model.replace(variables={**model.variables, "batch_stats": new})
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jtl import heads
 from jtl.domain.dann import Discriminator, dann, width_of
 from jtl.domain.rows import DomainLoss, domains, layer, mean
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -65,7 +66,7 @@ class ADDA(DomainLoss):
         """
         head = heads.find(model, "discriminator")
         if head is None:
-            raise ValueError("ADDA needs a discriminator: jtl.domain.discriminator(model, key=key)")
+            raise InputError("ADDA needs a discriminator: jtl.domain.discriminator(model, key=key)")
         a, b = domains(batch)
         module = head.module
         params = model.params["discriminator"]

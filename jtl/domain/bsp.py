@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jtl.domain.rows import DomainLoss, layer, pair, source_and_target
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -36,7 +37,7 @@ def bsp(
     x, y, a, b = pair(source, target, source_weight, target_weight)
     most = min(*x.shape, *y.shape)
     if not 1 <= count <= most:
-        raise ValueError(f"count must lie between 1 and {most}, the number of singular values; got {count}")
+        raise InputError(f"count must lie between 1 and {most}, the number of singular values; got {count}")
     scaled = [rows * jnp.sqrt(w)[:, None] for rows, w in ((x, a), (y, b))]
     # Singular values alone: their gradient is finite where some are equal, that of the vectors is not.
     values = [jnp.linalg.svd(rows, compute_uv=False)[:count] for rows in scaled]

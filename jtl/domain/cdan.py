@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jtl.domain.dann import adversary, dann, domain_logits, told, width_of
 from jtl.domain.rows import DomainLoss, entropy, layer, source_and_target
+from jtl.errors import MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -52,7 +53,7 @@ class Conditioned:
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             outputs, state = forward(variables, batch, mode, key)
             if self.on not in outputs or "logits" not in outputs:
-                raise KeyError(
+                raise MissingError(
                     f"CDAN reads outputs {self.on!r} and 'logits'; the model gives {sorted(outputs)}"
                 )
             features, logits = outputs[self.on], outputs["logits"]

@@ -12,6 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jtl.domain.rows import DomainLoss, domains, layer, mean, pair
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -48,7 +49,7 @@ def coral(
     """
     x, y, a, b = pair(source, target, source_weight, target_weight)
     if min(len(x), len(y)) < 2:
-        raise ValueError(f"CORAL needs two rows of each domain for a covariance, found {len(x)} and {len(y)}")
+        raise InputError(f"CORAL needs two rows of each domain for a covariance, found {len(x)} and {len(y)}")
     distance = jnp.sum(jnp.square(covariance(x, a) - covariance(y, b)))
     return jnp.where((jnp.sum(a) > 1) & (jnp.sum(b) > 1), distance, 0.0) / (4 * x.shape[1] ** 2)
 

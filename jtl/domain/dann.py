@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jtl import heads
 from jtl.domain.reversal import Reversal
 from jtl.domain.rows import DomainLoss, layer, mean, pair, source_and_target
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -68,9 +69,9 @@ def adversary(
     Raises ValueError if the model has leaves of that name, a horizon below 1, or an unknown width.
     """
     if name in model.variables or name in model.params:
-        raise ValueError(f"the model has {name!r} already: give this adversary another name")
+        raise InputError(f"the model has {name!r} already: give this adversary another name")
     if horizon is not None and horizon < 1:
-        raise ValueError(f"horizon must be the number of updates of the run, at least 1; got {horizon}")
+        raise InputError(f"horizon must be the number of updates of the run, at least 1; got {horizon}")
     reversed_name = f"{name}/{on}"
     counted = model.replace(variables={**model.variables, name: {"step": jnp.zeros((), jnp.int32)}})
     behind = counted.with_technique(Reversal(name, on, reversed_name, horizon, peak), {})
@@ -90,7 +91,7 @@ def width_of(model: Model, on: str, width: int | None) -> int:
     if width is not None:
         return width
     if not hasattr(model.config, "width"):
-        raise ValueError(f"this model's architecture is unknown: pass width=, the size of its {on!r}")
+        raise InputError(f"this model's architecture is unknown: pass width=, the size of its {on!r}")
     return model.config.width(on)
 
 
@@ -127,7 +128,7 @@ class DANN(DomainLoss):
 def domain_logits(outputs: Outputs) -> Float[Array, " B"]:
     """The logit of *target* of each row; KeyError if the model has no adversary."""
     if "domain_logits" not in outputs:
-        raise KeyError("the model gives no 'domain_logits': put jtl.domain.adversary on it")
+        raise MissingError("the model gives no 'domain_logits': put jtl.domain.adversary on it")
     return layer(outputs, "domain_logits")[:, 0]
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl.domain.rows import DomainLoss, risks
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -61,7 +62,7 @@ def group_weights(model: Model, *, domains: int, step_size: float = 0.01) -> Mod
     Raises ValueError for fewer than two domains.
     """
     if domains < 2:
-        raise ValueError(f"GroupDRO needs two domains or more, got {domains}")
+        raise InputError(f"GroupDRO needs two domains or more, got {domains}")
     q = jnp.full((domains,), 1 / domains)
     model = model.replace(variables={**model.variables, "group_weights": {"q": q}})
     return model.with_technique(GroupWeights(domains, step_size), {})
@@ -75,7 +76,7 @@ class GroupDRO(DomainLoss):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss. Raises KeyError without ``group_weights``, ``batch["domain"]`` or ``batch["label"]``."""
         if "group_weights" not in outputs:
-            raise KeyError("GroupDRO needs jtl.domain.group_weights(model, domains=K)")
+            raise MissingError("GroupDRO needs jtl.domain.group_weights(model, domains=K)")
         q = outputs["group_weights"]
         risk, _ = risks(outputs, batch, len(q))
         return jnp.sum(q * risk), {"worst_risk": jnp.max(risk)}

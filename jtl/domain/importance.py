@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
+
 Rows = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]
 Classes = Int[np.ndarray, " _"] | Int[Array, " _"]
 
@@ -30,9 +32,9 @@ def density_ratio(source: Rows, target: Rows, at: Rows, *, penalty: float = 1e-3
 
     s, t, x = (np.asarray(rows, np.float64) for rows in (source, target, at))
     if not len(s) or not len(t) or not s.shape[1] == t.shape[1] == x.shape[1]:
-        raise ValueError(f"expected rows of one size; found source {s.shape}, target {t.shape}, at {x.shape}")
+        raise InputError(f"expected rows of one size; found source {s.shape}, target {t.shape}, at {x.shape}")
     if not all(np.isfinite(rows).all() for rows in (s, t, x)):
-        raise ValueError("features must be finite")
+        raise InputError("features must be finite")
     both = np.concatenate([s, t])
     centre, scale = both.mean(0), both.std(0)
     scale[scale == 0] = 1.0
@@ -65,15 +67,15 @@ def label_shift(
         np.asarray(values) for values in (source_predictions, source_labels, target_predictions)
     )
     if not len(told) or not len(seen) or len(told) != len(label):
-        raise ValueError(
+        raise InputError(
             f"found {len(told)} source predictions, {len(label)} labels, {len(seen)} target predictions"
         )
     if min(told.min(), label.min(), seen.min()) < 0 or max(told.max(), label.max(), seen.max()) >= classes:
-        raise ValueError(f"labels must lie in 0 ... {classes - 1}")
+        raise InputError(f"labels must lie in 0 ... {classes - 1}")
     confusion = np.zeros((classes, classes))
     np.add.at(confusion, (told, label), 1 / len(told))
     if np.linalg.matrix_rank(confusion) < classes:
-        raise ValueError(
+        raise InputError(
             "the classifier's confusion matrix is singular: every class must occur among the source rows and be told"
         )
     return np.maximum(np.linalg.solve(confusion, np.bincount(seen, minlength=classes) / len(seen)), 0.0)

@@ -29,6 +29,7 @@ from jtl import heads, tree
 from jtl.domain.dann import width_of
 from jtl.domain.reversal import reverse
 from jtl.domain.rows import DomainLoss, column, cross_entropy, domains, layer, mean
+from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -111,9 +112,9 @@ def two_heads(
     """
     first = heads.find(model)
     if first is None:
-        raise ValueError("MCD needs a classifier named 'head': put jtl.heads.classifier on the model first")
+        raise InputError("MCD needs a classifier named 'head': put jtl.heads.classifier on the model first")
     if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+        raise InputError(f"repeats must be at least 1, got {repeats}")
     size = width_of(model, first.on, width)
     twin = heads.attach(model, first.module, on=first.on, width=size, key=key, name=name, output="logits_2")
     counted = twin.replace(variables={**twin.variables, "mcd": {"step": jnp.zeros((), jnp.int32)}})
@@ -127,7 +128,7 @@ def alternate(model: Model, rates: PyTree | None = None) -> PyTree:
     """
     phases = next((t for t in model.techniques if isinstance(t, Phases)), None)
     if phases is None:
-        raise ValueError("the model has no phases: make it with jtl.domain.two_heads")
+        raise InputError("the model has no phases: make it with jtl.domain.two_heads")
     rates = jax.tree.map(lambda _: 1.0, model.params) if rates is None else rates
     found = phases
 

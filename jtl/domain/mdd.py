@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jtl.domain.rows import DomainLoss, cross_entropy, layer, mean, pair, source_and_target
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -41,7 +42,7 @@ def mdd(
     Raises ValueError for fewer than two classes.
     """
     if source.shape[-1] < 2:
-        raise ValueError(f"MDD needs two classes or more, found {source.shape[-1]}")
+        raise InputError(f"MDD needs two classes or more, found {source.shape[-1]}")
     f, g, a, b = pair(source_adversary, target_adversary, source_weight, target_weight)
     others = jnp.where(jax.nn.one_hot(target.argmax(-1), g.shape[-1]) > 0, -jnp.inf, g)
     log_rest = jax.nn.logsumexp(others, -1) - jax.nn.logsumexp(g, -1)  # log(1 - p), without 1 - 1

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jtl import tree
 from jtl.domain.rows import DomainLoss, domains, layer, mean
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -42,7 +43,7 @@ class Teacher:
             outputs, state = forward(variables, batch, mode, mine)
             other, _ = forward({**variables, "params": average}, batch, mode, its)
             if "logits" not in other:
-                raise KeyError(f"a teacher needs output 'logits'; the model gives {sorted(other)}")
+                raise MissingError(f"a teacher needs output 'logits'; the model gives {sorted(other)}")
             logits = jax.lax.stop_gradient(other["logits"])
             return {**outputs, "teacher_logits": logits}, {**state, "teacher": average}
 
@@ -55,7 +56,7 @@ def mean_teacher(model: Model, *, decay: float = 0.999) -> Model:
     The paper's decay is 0.99 at first and 0.999 later. Raises ValueError unless it is in [0, 1).
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        raise InputError(f"decay must lie in [0, 1), got {decay}")
     copied = model.replace(variables={**model.variables, "teacher": model.params})
     return copied.with_technique(Teacher(decay), {})
 
@@ -63,7 +64,7 @@ def mean_teacher(model: Model, *, decay: float = 0.999) -> Model:
 def teacher(model: Model) -> Model:
     """The plain model of the averaged parameters, to evaluate and save. ValueError if ``model`` has no teacher."""
     if "teacher" not in model.variables:
-        raise ValueError("the model has no teacher: make it with jtl.domain.mean_teacher")
+        raise InputError("the model has no teacher: make it with jtl.domain.mean_teacher")
     variables = {name: leaves for name, leaves in model.variables.items() if name != "teacher"}
     kept = tuple(t for t in model.techniques if not isinstance(t, Teacher))
     variables["params"] = model.variables["teacher"]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl.domain.rows import DomainLoss, column, cross_entropy, layer, mean, weights
+from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 
@@ -37,9 +38,9 @@ class Mixed:
                 return forward(variables, batch, mode, key)
             x = column(batch, self.field, "the input to mix")
             if not jnp.issubdtype(x.dtype, jnp.floating):
-                raise ValueError(f"mixup needs real numbers; field {self.field!r} is {x.dtype}")
+                raise InputError(f"mixup needs real numbers; field {self.field!r} is {x.dtype}")
             if key is None:
-                raise ValueError("mixup draws at random: pass key=")
+                raise InputError("mixup draws at random: pass key=")
             share_key, order_key, below = jax.random.split(key, 3)
             share = jax.random.beta(share_key, self.alpha, self.alpha)
             partner = jax.random.permutation(order_key, len(x))
@@ -53,7 +54,7 @@ class Mixed:
 def mixed(model: Model, *, field: str = "image", alpha: float = 0.2) -> Model:
     """``model`` that trains on mixed rows. The paper takes α in 0.1 ... 0.4 on ImageNet and 1 on CIFAR."""
     if alpha <= 0:
-        raise ValueError(f"alpha must be over 0, got {alpha}")
+        raise InputError(f"alpha must be over 0, got {alpha}")
     return model.with_technique(Mixed(field, alpha), {})
 
 
@@ -65,7 +66,7 @@ class Mixup(DomainLoss):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss. Raises KeyError unless the model is ``mixed`` and the batch has ``label``."""
         if "mixup" not in outputs:
-            raise KeyError("Mixup needs jtl.domain.mixed(model, field=...)")
+            raise MissingError("Mixup needs jtl.domain.mixed(model, field=...)")
         share, partner = outputs["mixup"]["share"], outputs["mixup"]["partner"]
         logits, label = layer(outputs, "logits"), column(batch, "label", "the class of each row")
         losses = share * cross_entropy(logits, label) + (1 - share) * cross_entropy(logits, label[partner])

@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jtl.domain.rows import DomainLoss, layer, mean, pair, source_and_target, squared_distances
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 Estimator = Literal["biased", "unbiased", "linear"]
@@ -61,7 +62,7 @@ def joint_mmd(
     layers = [pair(x, y, source_weight, target_weight) for x, y in zip(sources, targets, strict=True)]
     _, _, a, b = layers[0]
     if estimator != "biased" and min(len(a), len(b)) < 2:
-        raise ValueError(
+        raise InputError(
             f"MMD's {estimator} estimator needs two rows of each domain, found {len(a)} and {len(b)}"
         )
     variances = [_variance(*one) for one in layers]

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl.domain.importance import density_ratio
+from jtl.errors import InputError
 
 Logits = Float[np.ndarray, "_ C"] | Float[Array, "_ C"]
 Labels = Int[np.ndarray, " _"] | Int[Array, " _"]
@@ -21,7 +22,7 @@ def source_validation(logits: Logits, labels: Labels) -> float:
     """Accuracy on held-out *source* rows, in [0, 1]."""
     z = _checked(logits)
     if len(z) != len(labels):
-        raise ValueError(f"{len(z)} rows of logits and {len(labels)} labels: expected one each")
+        raise InputError(f"{len(z)} rows of logits and {len(labels)} labels: expected one each")
     return float(np.mean(z.argmax(-1) == np.asarray(labels)))
 
 
@@ -54,7 +55,7 @@ def soft_neighbourhood_density(logits: Logits, *, temperature: float = 0.05, chu
     """
     p = _softmax(_checked(logits))
     if len(p) < 2:
-        raise ValueError("soft neighbourhood density needs two rows or more")
+        raise InputError("soft neighbourhood density needs two rows or more")
     unit = p / np.linalg.norm(p, axis=1, keepdims=True)
     total = 0.0
     for start in range(0, len(unit), chunk):
@@ -84,7 +85,7 @@ def deep_embedded_validation(
     """
     losses = np.asarray(validation_losses, np.float64)
     if len(losses) != len(validation_features) or len(losses) < 2:
-        raise ValueError(
+        raise InputError(
             f"{len(validation_features)} validation features and {len(losses)} losses: expected one each, at least 2"
         )
     return -controlled_risk(density_ratio(source_features, target_features, validation_features), losses)
@@ -102,7 +103,7 @@ def controlled_risk(weights: Losses, losses: Losses) -> float:
 def _checked(logits: Logits) -> np.ndarray:
     z = np.asarray(logits, np.float64)
     if not len(z) or not np.isfinite(z).all():
-        raise ValueError(f"logits must be finite and of one row or more; found shape {z.shape}")
+        raise InputError(f"logits must be finite and of one row or more; found shape {z.shape}")
     return z
 
 

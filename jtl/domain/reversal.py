@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import MissingError
 from jtl.model import Batch, Forward, Mode, Outputs, State, Variables
 
 
@@ -73,7 +74,7 @@ class Reversal:
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             outputs, state = forward(variables, batch, mode, key)
             if self.on not in outputs:
-                raise KeyError(
+                raise MissingError(
                     f"{self.name!r} reverses output {self.on!r}; the model gives {sorted(outputs)}"
                 )
             step = variables[self.name]["step"]

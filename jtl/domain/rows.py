@@ -18,6 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jtl import tree
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Outputs
 
@@ -50,7 +51,7 @@ def column(batch: Batch, name: str, why: str) -> Array:
     """The batch's field ``name``; KeyError says ``why`` it must have one."""
     if not isinstance(batch, Mapping) or name not in batch:
         found = sorted(batch) if isinstance(batch, Mapping) else "one array"
-        raise KeyError(f"the batch needs a column {name!r}: {why}; it has {found}")
+        raise MissingError(f"the batch needs a column {name!r}: {why}; it has {found}")
     return jnp.asarray(batch[name])
 
 
@@ -84,11 +85,11 @@ def check(batch: Batch, count: int = 2) -> None:
     domain = np.asarray(column(batch, "domain", "0 for source and 1 for target rows"))
     counts = [int(np.sum(np.asarray(w) > 0)) for w in domains(batch, count)]
     if unknown := sorted(set(domain.tolist()) - set(range(count))):
-        raise ValueError(f"column 'domain' holds {unknown}; expected 0 to {count - 1}")
+        raise InputError(f"column 'domain' holds {unknown}; expected 0 to {count - 1}")
     for d, rows in enumerate(counts):
         if rows < 2:
             names = ("source", "target") if count == 2 else ()
-            raise ValueError(
+            raise InputError(
                 f"the batch has {rows} rows of domain {d}{f' ({names[d]})' if names else ''}; a covariance needs 2: "
                 "mix the domains in every batch"
             )
@@ -99,11 +100,11 @@ def layer(outputs: Outputs, name: str) -> Float[Array, "B D"]:
     known = {**outputs, **{TAP + path: value for path, value in outputs.get("taps", {}).items()}}
     if name not in known:
         near = tree.near_misses(name, known)
-        raise KeyError(
+        raise MissingError(
             f"the model gives no {name!r}; it gives {sorted(set(known) - {'taps'})} (near misses: {near})"
         )
     if jnp.ndim(known[name]) != 2:
-        raise ValueError(f"{name!r} has shape {jnp.shape(known[name])}; expected (B, D): pool it first")
+        raise InputError(f"{name!r} has shape {jnp.shape(known[name])}; expected (B, D): pool it first")
     return known[name].astype(jnp.float32)
 
 
@@ -115,11 +116,11 @@ def pair(
     Raises ValueError if rows differ in size, or there are none.
     """
     if source.shape[1:] != target.shape[1:]:
-        raise ValueError(
+        raise InputError(
             f"source rows have shape {source.shape[1:]} and target rows {target.shape[1:]}; expected the same"
         )
     if not len(source) or not len(target):
-        raise ValueError(f"{len(source)} source and {len(target)} target rows: expected at least one of each")
+        raise InputError(f"{len(source)} source and {len(target)} target rows: expected at least one of each")
     ones = lambda x, w: jnp.ones(len(x)) if w is None else w.astype(jnp.float32)  # noqa: E731
     x, y = source.astype(jnp.float32), target.astype(jnp.float32)
     return x, y, ones(x, source_weight), ones(y, target_weight)

@@ -18,6 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jtl.domain.rows import DomainLoss, column, cross_entropy, entropy, layer, mean, weights
+from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 
 
@@ -42,7 +43,7 @@ def centroid_labels(
     Raises ValueError for empty or mismatched input.
     """
     if not len(features) or len(features) != len(logits):
-        raise ValueError(f"expected as many features as logits, over 0; found {len(features)}, {len(logits)}")
+        raise InputError(f"expected as many features as logits, over 0; found {len(features)}, {len(logits)}")
     f = np.asarray(features, np.float64)
     p = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
     p /= p.sum(-1, keepdims=True)

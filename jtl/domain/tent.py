@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jtl import tree
 from jtl.domain.rows import entropy, layer, mean, weights
+from jtl.errors import InputError
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Model, Outputs, modules
 
@@ -33,7 +34,7 @@ def norm_only(model: Model, batch: Batch) -> PyTree:
     found = {path for path, kind in modules(model, batch).items() if issubclass(kind, NORMALISATIONS)}
     labels = tree.map_with_path(lambda path, _: float(path.rpartition("/")[0] in found), model.params)
     if not any(jax.tree.leaves(labels)):
-        raise ValueError("the model has no normalisation layer with parameters: Tent has nothing to train")
+        raise InputError("the model has no normalisation layer with parameters: Tent has nothing to train")
     return labels
 
 
@@ -88,7 +89,7 @@ def adapt(
         kept = np.asarray(batch["weight"]) > 0 if "weight" in batch else slice(None)
         rows.append(np.asarray(logits)[kept])
     if not rows:
-        raise ValueError("no batches: nothing to adapt to")
+        raise InputError("no batches: nothing to adapt to")
     return np.concatenate(rows)
 
 

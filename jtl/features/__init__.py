@@ -1,16 +1,15 @@
 """Feature extraction: frozen features computed once, probes on them, and training on top of cached activations."""
 
+from jtl.features import scores
 from jtl.features.extract import DataKey, cached, digest, extract
 from jtl.features.probes import Knn, Linear, fit_knn, fit_logistic, fit_ridge
 from jtl.features.resume import Resume, above, head_alone, resume_from
-from jtl.features.rows import Rows
 
 __all__ = [
     "DataKey",
     "Knn",
     "Linear",
     "Resume",
-    "Rows",
     "above",
     "cached",
     "digest",

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from jtl import tree
 from jtl._files import cache_dir, write_file
+from jtl.errors import InputError
 from jtl.features.reads import reads
 from jtl.model import Model
 
@@ -44,7 +45,7 @@ class DataKey:
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
-            raise ValueError(
+            raise InputError(
                 f"DataKey of {self.name!r} needs the fingerprint of its content; a name alone goes stale"
             )
 
@@ -143,11 +144,11 @@ def cached(
 
 def _start(model: Model, batches: Iterable[Fields], at: Sequence[str]) -> tuple[Any, Iterator[Fields]]:
     if isinstance(at, str):
-        raise ValueError(f"at is a sequence of names: write at=({at!r},)")
+        raise InputError(f"at is a sequence of names: write at=({at!r},)")
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
-        raise ValueError("there are no batches to extract features from")
+        raise InputError("there are no batches to extract features from")
     known = jax.eval_shape(lambda model, batch: model(batch), model, first)
     taps = tuple(name for name in at if name not in known)
 
@@ -171,14 +172,14 @@ def _collect(
             parts.setdefault(name, []).append(np.asarray(value)[real])
     arrays = {name: _concatenate(name, part) for name, part in parts.items()}
     if not len(arrays[at[0]]):
-        raise ValueError("all rows of the batches have weight 0: there are no features to extract")
+        raise InputError("all rows of the batches have weight 0: there are no features to extract")
     order = np.argsort(arrays["index"], kind="stable") if "index" in arrays else slice(None)
     return {name: array[order] for name, array in arrays.items() if name in (*at, *keep)}
 
 
 def _concatenate(name: str, parts: list[np.ndarray]) -> np.ndarray:
     if len({(part.ndim, part.shape[2:]) for part in parts}) > 1:
-        raise ValueError(
+        raise InputError(
             f"{name!r} has rows of shapes {sorted({part.shape[1:] for part in parts})}: only the first axis of "
             "a row, its length, may differ"
         )

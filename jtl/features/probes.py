@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
+
 Features = Float[np.ndarray, "N D"] | Float[Array, "N D"]
 Labels = Int[np.ndarray, " N"] | Int[Array, " N"]
 Logits = Float[np.ndarray, "N C"]
@@ -160,7 +162,7 @@ def fit_knn(features: Features, labels: Labels, *, k: int = 20, classes: int | N
     """A k-nearest-neighbour probe. Raises ValueError if ``k`` is not in 1 ... N, and for bad features or labels."""
     x, _, _, votes = _prepare(features, labels, classes, standardise=False)
     if not 1 <= k <= len(x):
-        raise ValueError(f"k must be in 1 ... {len(x)}, the number of rows; got {k}")
+        raise InputError(f"k must be in 1 ... {len(x)}, the number of rows; got {k}")
     return Knn(_unit(x), votes, k)
 
 
@@ -169,14 +171,14 @@ def _prepare(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     x, label = np.asarray(features, np.float64), np.asarray(labels)
     if not len(x):
-        raise ValueError("a probe needs at least one row of features")
+        raise InputError("a probe needs at least one row of features")
     if len(x) != len(label):
-        raise ValueError(f"expected one label a row of features, found {len(label)} labels and {len(x)} rows")
+        raise InputError(f"expected one label a row of features, found {len(label)} labels and {len(x)} rows")
     if not np.isfinite(x).all():
-        raise ValueError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features are not finite")
+        raise InputError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features are not finite")
     C = int(label.max()) + 1 if classes is None else classes
     if label.min() < 0 or label.max() >= C:
-        raise ValueError(f"labels must be in 0 ... {C - 1}; found {label.min()} ... {label.max()}")
+        raise InputError(f"labels must be in 0 ... {C - 1}; found {label.min()} ... {label.max()}")
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardise:
         mean, scale = x.mean(0), x.std(0)
@@ -194,7 +196,7 @@ def _choose(
 ) -> Linear:
     if validation is None:
         if len(penalties) != 1:
-            raise ValueError(
+            raise InputError(
                 f"validation must choose among the penalties {penalties}: pass it, or one penalty"
             )
         return solve(penalties[0])

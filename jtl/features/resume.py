@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jtl import heads, tree
+from jtl.errors import InputError, MissingError
 from jtl.features.reads import reads
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
@@ -45,17 +46,17 @@ class Resume:
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if not isinstance(batch, Mapping) or "resumed" not in batch:
                 fields = sorted(batch) if isinstance(batch, Mapping) else "an array"
-                raise KeyError(
+                raise MissingError(
                     f"the model resumes at {self.at!r}: put its cached activation in batch['resumed']; the batch "
                     f"is {fields}"
                 )
             if lacking := [name for name in self.needed if name not in batch]:
-                raise KeyError(
+                raise MissingError(
                     f"what lies above {self.at!r} reads the batch fields {lacking} too: keep them beside the "
                     f"activation, extract(..., keep=('label', {str(lacking)[1:-1]}))"
                 )
             if mode.stats == "batch":
-                raise ValueError(
+                raise InputError(
                     f"a model that resumes at {self.at!r} has no batch statistics below: use stats='running'"
                 )
             resumed = batch["resumed"]
@@ -85,10 +86,12 @@ class Resume:
                 outputs, state = forward(variables, {**batch, **zeros}, mode, key)
             if len(met) != 1:
                 near = tree.near_misses(self.at, below)
-                raise KeyError(f"the forward called module {self.at!r} {len(met)} times; near misses: {near}")
+                raise MissingError(
+                    f"the forward called module {self.at!r} {len(met)} times; near misses: {near}"
+                )
             lost = [tap for tap in mode.taps if tap in below and not self.at.startswith(f"{tap}/") and tap]
             if lost:
-                raise KeyError(f"taps {lost} lie below {self.at!r}, where this model resumes")
+                raise MissingError(f"taps {lost} lie below {self.at!r}, where this model resumes")
             return outputs, state
 
         return run
@@ -115,7 +118,7 @@ def resume_from(model: Model, at: str, example: Mapping[str, Any] | None = None)
         return _with(model, Resume(at))
     activation = jax.eval_shape(lambda model, batch: model(batch, taps=(at,)), model, example)["taps"][at]
     if not hasattr(activation, "shape"):
-        raise ValueError(f"module {at!r} returns {type(activation).__name__}, not one array: cut elsewhere")
+        raise InputError(f"module {at!r} returns {type(activation).__name__}, not one array: cut elsewhere")
     shapes = {name: jax.eval_shape(jnp.asarray, value) for name, value in sorted(example.items())}
     _, read = reads(
         lambda model, batch: model(batch), _with(model, Resume(at)), {**shapes, "resumed": activation}
@@ -160,5 +163,5 @@ def head_alone(model: Model, name: str = "head") -> Model:
     """
     head = heads.find(model, name)
     if head is None:
-        raise ValueError(f"the model has no head {name!r}: add one with jtl.heads.classifier first")
+        raise InputError(f"the model has no head {name!r}: add one with jtl.heads.classifier first")
     return Model({"params": {name: model.params[name]}}, Fields(), (head,), model.config)

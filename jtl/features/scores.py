@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
+
 Features = Float[np.ndarray, "N D"] | Float[Array, "N D"]
 Probabilities = Float[np.ndarray, "N Z"] | Float[Array, "N Z"]
 Labels = Int[np.ndarray, " N"] | Int[Array, " N"]
@@ -45,7 +47,7 @@ def logme(features: Features, labels: Labels, *, tolerance: float = 1e-8, steps:
     N, D = f.shape
     u, s, _ = np.linalg.svd(f, full_matrices=False)
     if s[0] == 0:
-        raise ValueError("features: every value is zero, so no evidence has a maximum")
+        raise InputError("features: every value is zero, so no evidence has a maximum")
     sigma = np.where(s > max(N, D) * np.finfo(float).eps * s[0], s**2, 0.0)
     evidence = []
     for c in range(len(classes)):
@@ -91,7 +93,7 @@ def leep(source_probabilities: Probabilities, labels: Labels) -> float:
     """
     theta, classes, y = _checked(source_probabilities, labels, "source_probabilities", least=1)
     if theta.min() < 0 or np.abs(theta.sum(1) - 1).max() > 1e-3:
-        raise ValueError(
+        raise InputError(
             "source_probabilities: rows must be non-negative and sum to 1 (softmax of the logits); found values "
             f"from {theta.min():.3g} and sums from {theta.sum(1).min():.3g} to {theta.sum(1).max():.3g}"
         )
@@ -115,7 +117,7 @@ def nce(source_labels: Labels, labels: Labels) -> float:
     _, z = np.unique(_integers(source_labels, "source_labels"), return_inverse=True)
     _, y = np.unique(_integers(labels, "labels"), return_inverse=True)
     if len(z) != len(y):
-        raise ValueError(
+        raise InputError(
             f"source_labels and labels: expected one each an example, found {len(z)} and {len(y)}"
         )
     joint = np.zeros((y.max() + 1, z.max() + 1))
@@ -187,7 +189,7 @@ def weighted_tau(scores: Sequence[float], accuracies: Sequence[float]) -> float:
     from scipy.stats import weightedtau
 
     if len(scores) != len(accuracies) or len(scores) < 2:
-        raise ValueError(
+        raise InputError(
             f"expected one score and one accuracy for each of two or more models, found {len(scores)} scores "
             f"and {len(accuracies)} accuracies"
         )
@@ -197,10 +199,10 @@ def weighted_tau(scores: Sequence[float], accuracies: Sequence[float]) -> float:
 def _matrix(values, name: str) -> np.ndarray:
     matrix = np.asarray(values, np.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"{name}: expected shape (N, D) with at least one entry, found {matrix.shape}")
+        raise InputError(f"{name}: expected shape (N, D) with at least one entry, found {matrix.shape}")
     if not np.isfinite(matrix).all():
         bad = np.flatnonzero(~np.isfinite(matrix).all(1))
-        raise ValueError(
+        raise InputError(
             f"{name}: {len(bad)} of {len(matrix)} rows have NaN or infinity, the first is {bad[0]}"
         )
     return matrix
@@ -209,7 +211,7 @@ def _matrix(values, name: str) -> np.ndarray:
 def _integers(values, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
+        raise InputError(
             f"{name}: expected integers of shape (N,), N > 0; found {array.dtype} of shape {array.shape}"
         )
     return array
@@ -219,8 +221,8 @@ def _checked(values, labels, name: str = "features", least: int = 2):
     """The matrix in float64, the classes that occur, and the index among them of each example's class."""
     matrix, array = _matrix(values, name), _integers(labels, "labels")
     if len(matrix) != len(array):
-        raise ValueError(f"{name} and labels: expected as many rows, found {len(matrix)} and {len(array)}")
+        raise InputError(f"{name} and labels: expected as many rows, found {len(matrix)} and {len(array)}")
     classes, index = np.unique(array, return_inverse=True)
     if len(classes) < least:
-        raise ValueError(f"labels: expected at least {least} classes, found only class {classes[0]}")
+        raise InputError(f"labels: expected at least {least} classes, found only class {classes[0]}")
     return matrix, classes, index

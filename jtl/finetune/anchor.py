@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jtl import tree
+from jtl.errors import InputError
 
 
 def check_leaves(
@@ -17,9 +18,9 @@ def check_leaves(
     for path, leaf in leaves.items():
         if path not in params:
             near = tree.near_misses(path, params)
-            raise ValueError(f"{what} has {path!r}, which {owner} lacks; near misses: {near}")
+            raise InputError(f"{what} has {path!r}, which {owner} lacks; near misses: {near}")
         if jnp.shape(leaf) != jnp.shape(params[path]):
-            raise ValueError(
+            raise InputError(
                 f"{what}: {path!r} has shape {jnp.shape(leaf)}, that of {owner} {jnp.shape(params[path])}; "
                 "leave new leaves out"
             )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.finetune.anchor import check_leaves
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
@@ -109,9 +110,9 @@ def fisher(
         RuleError: no path matches ``where``.
     """
     if mode not in ("exact", "sampled", "empirical"):
-        raise ValueError(f"mode must be 'exact', 'sampled' or 'empirical', got {mode!r}")
+        raise InputError(f"mode must be 'exact', 'sampled' or 'empirical', got {mode!r}")
     if mode == "sampled" and key is None:
-        raise ValueError("fisher(mode='sampled') draws labels: pass key=")
+        raise InputError("fisher(mode='sampled') draws labels: pass key=")
     chosen, fixed = tree.partition(model.params, tree.matches(where, model.params))
     one = {"exact": _exact, "sampled": _sampled, "empirical": _empirical}[mode]
     key = jax.random.key(0) if key is None else key
@@ -121,7 +122,7 @@ def fisher(
     count = 0.0
     for number, batch in enumerate(batches):
         if mode == "empirical" and "label" not in batch:
-            raise ValueError(f"fisher(mode='empirical') needs batch['label']; the batch has {sorted(batch)}")
+            raise InputError(f"fisher(mode='empirical') needs batch['label']; the batch has {sorted(batch)}")
         rows = len(jax.tree.leaves(batch)[0])
         weights = jnp.asarray(batch.get("weight", jnp.ones(rows)), jnp.float32)
         keys = jax.random.split(jax.random.fold_in(key, number), rows)
@@ -133,7 +134,7 @@ def fisher(
             total = _add(one, total, chosen, fixed_model, part, weights[index] * real, keys[index])
         count += float(weights.sum())
     if not count:
-        raise ValueError("fisher: the batches hold no row of weight over 0")
+        raise InputError("fisher: the batches hold no row of weight over 0")
     return tree.nest(tree.flatten(tree.scale(1 / count, total)))
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.heads import Head
 from jtl.model import Model
 
@@ -71,7 +72,7 @@ def layerwise(model: Model, decay: float, *, groups: Sequence[str] | None = None
         groups: how depth is counted: see ``depths``.
     """
     if decay <= 0:
-        raise ValueError(f"decay must be over 0, got {decay}; to freeze layers use train_only or freeze")
+        raise InputError(f"decay must be over 0, got {decay}; to freeze layers use train_only or freeze")
     depth = depths(model, groups)
     top = max(jax.tree.leaves(depth))
     return jax.tree.map(lambda d: float(decay) ** (top - d), depth)
@@ -108,7 +109,7 @@ def gradual_unfreezing(
         rates: each leaf's rate once it is free, say those of ``layerwise``; by default 1.
     """
     if every < 1:
-        raise ValueError(f"every must be at least 1 update, got {every}")
+        raise InputError(f"every must be at least 1 update, got {every}")
     depth = depths(model, groups)
     top = max(jax.tree.leaves(depth))
     rates = train_all(model) if rates is None else rates
@@ -157,7 +158,7 @@ def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
         found = (
             f"numbered layers under {sorted(stacks)}" if stacks else f"no numbered layers in {paths[:3]}..."
         )
-        raise ValueError(
+        raise InputError(
             f"cannot tell depth from the paths: {found}; pass groups=[regex of the deepest, ..., 'head/.*']"
         )
     order = sorted({place for place in places.values() if place}, key=lambda p: (p[0] == "decoder", p[1]))

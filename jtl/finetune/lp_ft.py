@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtl import heads
+from jtl.errors import InputError
 from jtl.model import Model
 
 
@@ -27,19 +28,19 @@ def put_head(
     """
     head = heads.find(model, name)
     if head is None:
-        raise ValueError(f"the model has no head {name!r}: add one with jtl.heads.classifier first")
+        raise InputError(f"the model has no head {name!r}: add one with jtl.heads.classifier first")
     if set(model.params[name]) != {"out"}:
-        raise ValueError(
+        raise InputError(
             f"head {name!r} has layers {sorted(model.params[name])}, not just a linear 'out': attach a linear "
             "one, jtl.heads.classifier(model, classes, on='features', width=D, key=key)"
         )
     old = model.params[name]["out"]
     if "bias" not in old:
-        raise ValueError(f"head {name!r} has no bias, which a probe has: attach one with on= and width=")
+        raise InputError(f"head {name!r} has no bias, which a probe has: attach one with on= and width=")
     new = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     for leaf, value in new.items():
         if old[leaf].shape != value.shape:
-            raise ValueError(
+            raise InputError(
                 f"{name}/out/{leaf} has shape {old[leaf].shape}, the given one {value.shape}; the head reads "
                 f"output {head.on!r}: fit the probe on that, with all classes"
             )

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from jaxtyping import PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 
 
 def same(params: Sequence[PyTree]) -> None:
     """Raise ValueError unless there are trees, all of the same paths, shapes and dtypes; names what differs."""
     if not params:
-        raise ValueError("there is nothing to merge: pass at least one tree of parameters")
+        raise InputError("there is nothing to merge: pass at least one tree of parameters")
     for i, other in enumerate(params[1:], 1):
         if lines := tree.diff(params[0], other):
-            raise ValueError(
+            raise InputError(
                 f"only models of the same leaves can be merged; number {i} differs from number 0 in {len(lines)}: "
                 f"{'; '.join(lines[:5])}"
             )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.merging.check import same
 
 
@@ -24,7 +25,7 @@ def task_arithmetic(start: PyTree, tuned: Sequence[PyTree], weights: Sequence[fl
     Ilharco et al. 2023: "Editing models with task arithmetic", https://arxiv.org/abs/2212.04089.
     """
     if len(weights) != len(tuned):
-        raise ValueError(f"{len(tuned)} models need as many weights, got {len(weights)}")
+        raise InputError(f"{len(tuned)} models need as many weights, got {len(weights)}")
     merged = start
     for own, weight in zip(tuned, weights, strict=True):
         merged = tree.add(merged, tree.scale(weight, task_vector(start, own)))
@@ -44,7 +45,7 @@ def ties(start: PyTree, tuned: Sequence[PyTree], *, keep: float = 0.2, weight: f
         weight: what multiplies the merged vector.
     """
     if not 0 < keep <= 1:
-        raise ValueError(f"keep is a share over 0 and at most 1, got {keep}")
+        raise InputError(f"keep is a share over 0 and at most 1, got {keep}")
     vectors = [_trim(task_vector(start, own), keep) for own in tuned]
 
     def one(*parts: Array) -> Array:
@@ -72,7 +73,7 @@ def dare(start: PyTree, tuned: PyTree, *, drop: float, key: Array) -> PyTree:
     ``task_arithmetic`` or ``ties``.
     """
     if not 0 <= drop < 1:
-        raise ValueError(f"drop is a probability below 1, got {drop}")
+        raise InputError(f"drop is a probability below 1, got {drop}")
 
     def one(path: str, leaf: Array) -> Array:
         kept = jax.random.bernoulli(tree.fold_path(key, path), 1 - drop, leaf.shape)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.merging.check import same
 from jtl.model import Batch, Mode, Model
 
@@ -35,7 +36,7 @@ def fisher_average(
     same([*params, *fishers])
     weights = [1.0] * len(params) if weights is None else weights
     if not len(params) == len(fishers) == len(weights):
-        raise ValueError(
+        raise InputError(
             f"{len(params)} models, {len(fishers)} Fishers and {len(weights)} weights: as many of each"
         )
     floored = [
@@ -66,11 +67,11 @@ def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array
                 return call(*args, **kwargs)
             path, x = "/".join((*context.module.path, "kernel")), jax.tree.leaves((args, kwargs))[0]
             if within:
-                raise ValueError(
+                raise InputError(
                     f"{within[0]} runs with another weight, of an adapter: give jtl.adapters.merge(model)"
                 )
             if kernels[path].shape[:-1] != x.shape[-1:]:
-                raise ValueError(
+                raise InputError(
                     f"{path} {kernels[path].shape} is a stack of scanned layers, whose inputs (..., {x.shape[-1]}) are "
                     "not seen one by one: give a model of unrolled layers"
                 )
@@ -92,13 +93,13 @@ def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array
         try:
             own = compiled(model, batch)
         except jax.errors.UnexpectedTracerError as error:
-            raise ValueError(
+            raise InputError(
                 "a Dense layer runs inside a transformation (nn.remat, nn.vmap), whose inputs are not seen outside: "
                 "give a model of plain layers (jtl.model.with_base(model, module=...))"
             ) from error
         total = own if total is None else tree.add(total, own)
     if total is None:
-        raise ValueError("there are no batches to take Gram matrices of")
+        raise InputError("there are no batches to take Gram matrices of")
     return total
 
 
@@ -121,10 +122,10 @@ def regmean(
     same(params)
     same(list(grams))
     if len(params) != len(grams):
-        raise ValueError(f"{len(params)} models and {len(grams)} sets of Gram matrices: as many of each")
+        raise InputError(f"{len(params)} models and {len(grams)} sets of Gram matrices: as many of each")
     leaves = [tree.flatten(own) for own in params]
     if unknown := sorted(grams[0].keys() - leaves[0].keys()):
-        raise ValueError(f"Gram matrices of leaves that the models lack: {unknown[:5]}")
+        raise InputError(f"Gram matrices of leaves that the models lack: {unknown[:5]}")
     merged = {path: sum(own[path] for own in leaves) / len(leaves) for path in leaves[0]}
     for path in grams[0]:
         shrunk = [shrink * g[path] + (1 - shrink) * jnp.diag(jnp.diag(g[path])) for g in grams]

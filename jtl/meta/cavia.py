@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError, MissingError
 from jtl.meta.inner import Rate, TaskLoss
 from jtl.meta.maml import maml
 from jtl.meta.tasks import Graded
@@ -34,7 +35,7 @@ class Context:
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if not isinstance(batch, Mapping) or self.field not in batch:
                 found = sorted(batch) if isinstance(batch, Mapping) else "an array"
-                raise KeyError(f"the context joins batch[{self.field!r}]; the batch is {found}")
+                raise MissingError(f"the context joins batch[{self.field!r}]; the batch is {found}")
             x, own = batch[self.field], variables["params"][NAME]
             wide = jnp.broadcast_to(own, (*x.shape[:-1], own.size))
             return forward(variables, {**batch, self.field: jnp.concatenate([x, wide], -1)}, mode, key)
@@ -50,7 +51,7 @@ def context(model: Model, size: int, field: str = "x") -> Model:
     not here.
     """
     if size < 1:
-        raise ValueError(f"the context needs at least 1 entry, got size={size}")
+        raise InputError(f"the context needs at least 1 entry, got size={size}")
     return model.with_technique(Context(field), {NAME: jnp.zeros(size)})
 
 
@@ -71,7 +72,7 @@ def cavia(
 
     def gradient(loss: TaskLoss, trained: PyTree, batch: Batch, key: Array) -> Graded:
         if NAME not in tree.flatten(trained):
-            raise ValueError(
+            raise InputError(
                 "cavia adapts params['context']: add it by jtl.meta.context(model, size), and do not freeze it"
             )
         labels = tree.map_with_path(lambda path, _: float(path == NAME), trained)

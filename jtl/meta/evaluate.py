@@ -10,16 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jtl.errors import Diverged
 from jtl.loss import Aux
 from jtl.meta.inner import Rate, trajectory
 from jtl.meta.tasks import count, query_of
 from jtl.model import Batch, Model
 
 Curves = dict[str, Float[np.ndarray, "T K"]]
-
-
-class Diverged(FloatingPointError):
-    """The inner loop reached NaN or infinity on some tasks; the message says on how many, and after which step."""
 
 
 def make_evaluate(

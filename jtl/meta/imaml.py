@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.loss import Aux
 from jtl.meta.inner import TaskLoss, adapt, split
 from jtl.meta.tasks import Graded, mean_over_tasks, query_of
@@ -42,7 +43,7 @@ def imaml(
         chunk: tasks to run at a time; by default all.
     """
     if regularisation <= 0:
-        raise ValueError(f"regularisation must be over 0, got {regularisation}: iMAML needs a proximal term")
+        raise InputError(f"regularisation must be over 0, got {regularisation}: iMAML needs a proximal term")
 
     def gradient(loss: TaskLoss, trained: PyTree, batch: Batch, key: Array) -> Graded:
         def graded(trained: PyTree, episode: Any, key: Array) -> Graded:

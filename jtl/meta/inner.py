@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.loss import Aux
 from jtl.meta.rules import LEAVES, Rule, learned, updates_of
 from jtl.model import Batch
@@ -99,7 +100,7 @@ def trajectory(
 ) -> Trajectory:
     """``adapt``, with ``observe(params)`` after each of its steps: adaptation curves, and losses over all steps."""
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise InputError(f"steps must be at least 1, got {steps}")
     (moving, fixed), rates = split(params, labels)
     rule_leaves = learned(rate, params, moving)
     optimizer = _optimizer(rate)
@@ -139,18 +140,18 @@ def split(params: PyTree, labels: PyTree | None) -> tuple[tuple[PyTree, PyTree],
         given = {path: label for path, label in tree.flatten(labels).items() if not _is_rule(path)}
         missing = sorted(path for path in there if path not in given and not _is_rule(path))
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"the inner labels lack {missing[:5]}; make them from this model's own params (jtl.finetune)"
             )
         absent = sorted(path for path, label in given.items() if path not in there and _moves(label))
         if absent:
-            raise ValueError(
+            raise InputError(
                 f"the inner labels adapt {absent[:5]}, which the step's own labels freeze: let the step train "
                 "them, or label them 0 here"
             )
     adapts = {path: _moves(given[path]) and not _is_rule(path) for path in there if path in given}
     if not any(adapts.values()):
-        raise ValueError(
+        raise InputError(
             "nothing adapts: every inner label is 0; label at least one trained leaf with a rate"
         )
     mask = tree.map_with_path(lambda path, _: adapts.get(path, False), params)
@@ -178,7 +179,7 @@ def _orders(support: Batch, steps: int, minibatch: int | None, key: Array) -> Ar
         return None
     rows = jax.tree.leaves(support)[0].shape[0]
     if not 1 <= minibatch <= rows:
-        raise ValueError(f"minibatch must be 1 to {rows}, the rows of the support, got {minibatch}")
+        raise InputError(f"minibatch must be 1 to {rows}, the rows of the support, got {minibatch}")
     passes = -(-steps * minibatch // rows)
     keys = jax.random.split(jax.random.fold_in(key, steps), passes)
     order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys).ravel()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jtl.errors import InputError
 from jtl.loss import Aux
 from jtl.meta.inner import Rate, TaskLoss, adapt, trajectory
 from jtl.meta.tasks import Graded, mean_over_tasks, query_of
@@ -79,7 +80,7 @@ def maml(
         if not multi_step:
             return after(adapt(loss, trained, episode["support"], inner_key, **options))
         if "step_weight" not in episode:
-            raise ValueError(
+            raise InputError(
                 "maml(multi_step=True) reads batch['step_weight'] (tasks, steps): see step_weights"
             )
         path = trajectory(loss, trained, episode["support"], inner_key, observe=after, **options)
@@ -110,6 +111,6 @@ def step_weights(steps: int, progress: float) -> Float[Array, " steps"]:
     [0.125, 0.125, 0.125, 0.625]
     """
     if not 0 <= progress <= 1:
-        raise ValueError(f"progress lies between 0 and 1, got {progress}")
+        raise InputError(f"progress lies between 0 and 1, got {progress}")
     early = max(1 - progress, 0.03) / steps
     return jnp.full(steps, early).at[-1].set(1 - (steps - 1) * early)

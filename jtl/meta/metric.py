@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import MissingError
 from jtl.loss import Aux, Loss
 from jtl.meta.normalise import Normalise, run_episode
 from jtl.meta.tasks import count
@@ -87,7 +88,7 @@ class Metric(Loss, kw_only=True):
 
     def _read(self, outputs: Outputs) -> Array:
         if self.on not in outputs:
-            raise KeyError(
+            raise MissingError(
                 f"{type(self).__name__} reads output {self.on!r}; the model gives {sorted(outputs)}"
             )
         return outputs[self.on]

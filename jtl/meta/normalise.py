@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.loss import Aux, Loss
 from jtl.model import Batch, Mode, Model, Outputs, State
 
@@ -54,7 +55,7 @@ def run_by_support(
         met.append("/".join(context.module.path))
         x = args[0]
         if x.shape[0] != s + q:
-            raise ValueError(
+            raise InputError(
                 f"normalising by the support needs one row an example at {met[-1]}; found shape {x.shape} for "
                 f"{s} support and {q} query rows"
             )
@@ -64,7 +65,7 @@ def run_by_support(
     with nn.intercept_methods(intercept):
         outputs, state = model.run(joined, mode, key)
     if not met:
-        raise ValueError(
+        raise InputError(
             "normalising by the support needs a model with nn.BatchNorm, and this one has none: its layers do not "
             "mix rows, so choose 'running'"
         )
@@ -95,7 +96,7 @@ class SupportStats(Loss):
         """The loss of the batch's own rows."""
         mode = self.loss.mode()
         if mode is None or mode.stats != "batch":
-            raise ValueError(
+            raise InputError(
                 f"SupportStats takes batch statistics, but its loss asks for {mode}: give it stats='batch'"
             )
         if not isinstance(batch, Mapping) or "support" not in batch:

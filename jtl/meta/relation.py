@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError, MissingError
 from jtl.meta.metric import Metric, Scores, class_sums, only_seen
 from jtl.model import Model
 
@@ -39,7 +40,7 @@ def with_relation(model: Model, module: nn.Module, width: int, key: Array) -> Mo
     """
     variables = module.init(key, jnp.zeros((1, 2 * width)))
     if set(variables) != {"params"}:
-        raise ValueError(
+        raise InputError(
             f"the relation has the collections {sorted(variables)}; it may have parameters alone"
         )
     kept = {name: leaves for name, leaves in model.params.items() if name != NAME}
@@ -64,7 +65,7 @@ class RelationNet(Metric):
     ) -> Scores:
         """g, before its sigmoid. Raises KeyError if the model has no relation."""
         if NAME not in model.params:
-            raise KeyError(
+            raise MissingError(
                 f"RelationNet reads params[{NAME!r}], which the model lacks: add it by with_relation"
             )
         sums, counts = class_sums(support, label, self.ways)

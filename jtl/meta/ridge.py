@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError, MissingError
 from jtl.meta.metric import Metric, Scores
 from jtl.model import Model
 
@@ -17,7 +18,7 @@ NAME = "ridge"
 def with_ridge(model: Model, *, regularisation: float = 1.0, scale: float = 1.0) -> Model:
     """``model`` with the two learned numbers of ``Ridge``: ``params["ridge"]``, in logarithms so both stay over 0."""
     if regularisation <= 0 or scale <= 0:
-        raise ValueError(f"regularisation and scale must be over 0, got {regularisation} and {scale}")
+        raise InputError(f"regularisation and scale must be over 0, got {regularisation} and {scale}")
     own = {
         "log_regularisation": jnp.asarray(math.log(regularisation), jnp.float32),
         "log_scale": jnp.asarray(math.log(scale), jnp.float32),
@@ -46,7 +47,7 @@ class Ridge(Metric):
     ) -> Scores:
         """The logits. Raises KeyError if the model lacks the two numbers."""
         if NAME not in model.params:
-            raise KeyError(f"Ridge reads params[{NAME!r}], which the model lacks: add it by with_ridge")
+            raise MissingError(f"Ridge reads params[{NAME!r}], which the model lacks: add it by with_ridge")
         own = jax.tree.map(jnp.exp, model.params[NAME])
         weights = ridge(support, jax.nn.one_hot(label, self.ways), own["log_regularisation"])
         return own["log_scale"] * (query @ weights)

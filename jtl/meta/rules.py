@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Model
 
 LEAVES = "inner"
@@ -140,7 +141,7 @@ def learned(rate: Any, params: PyTree, moving: PyTree) -> dict[str, dict[str, Ar
             found.setdefault(owner, {})[name] = leaf
     if not isinstance(rate, Rule):
         if found:
-            raise ValueError(
+            raise InputError(
                 f"the model has a rule's leaves under {LEAVES!r}, which rate={rate!r} does not read: pass the rule "
                 "as rate, or remove them (jtl.tree.remove)"
             )
@@ -149,7 +150,7 @@ def learned(rate: Any, params: PyTree, moving: PyTree) -> dict[str, dict[str, Ar
     shapes = {path: rule_shapes(rate.start(leaf)) for path, leaf in moved.items()}
     wrong = sorted(path for path, own in shapes.items() if rule_shapes(found.get(path, {})) != own)
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"{type(rate).__name__} has no leaves of its shapes at {LEAVES}/{wrong[0]} (and {len(wrong) - 1} more): "
             "add them by jtl.meta.learn(model, rule), and let the step train them"
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from jtl.errors import InputError
 from jtl.meta.inner import TaskLoss
 from jtl.meta.tasks import Graded, count
 from jtl.model import Batch
@@ -29,7 +30,7 @@ def sharded(gradient: Any, mesh: Mesh) -> Any:
     def over_mesh(loss: TaskLoss, trained: PyTree, batch: Batch, key: Array) -> Graded:
         tasks, devices = count(batch), mesh.shape[AXIS]
         if tasks % devices:
-            raise ValueError(
+            raise InputError(
                 f"the {devices} devices of the mesh do not divide the {tasks} tasks of the batch"
             )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.loss import Aux
 from jtl.model import Batch
 
@@ -27,7 +28,7 @@ def mean_over_tasks(
     tasks = count(batch)
     chunk = tasks if chunk is None else chunk
     if chunk < 1 or tasks % chunk:
-        raise ValueError(f"chunk={chunk} does not divide the {tasks} tasks of the batch")
+        raise InputError(f"chunk={chunk} does not divide the {tasks} tasks of the batch")
 
     def graded(episode: Any, key: Array) -> Graded:
         (value, aux), gradients = one(trained, episode, key)
@@ -61,13 +62,13 @@ def count(batch: Batch) -> int:
     """The number of tasks. Raises ValueError if the batch is not ``{"support": ..., "query": ...}`` with equal ones."""
     if not isinstance(batch, Mapping) or not {"support", "query"} <= set(batch):
         found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(
+        raise InputError(
             f"a batch of tasks has 'support' and 'query', each with a leading axis of tasks (see "
             f"jtl.data.episodes); found {found}"
         )
     sizes = {path: jnp.shape(leaf)[:1] for path, leaf in tree.flatten(batch).items()}
     if len(set(sizes.values())) != 1 or () in sizes.values():
-        raise ValueError(f"the leaves of a batch of tasks share their first axis; found {sizes}")
+        raise InputError(f"the leaves of a batch of tasks share their first axis; found {sizes}")
     return next(iter(sizes.values()))[0]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from jtl.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -32,7 +34,7 @@ class Layout:
 
     def _check(self, array: np.ndarray) -> np.ndarray:
         if self.axes is not None and array.ndim != len(self.axes):
-            raise ValueError(
+            raise InputError(
                 f"{self.name} layout needs {len(self.axes)} axes, found shape {tuple(array.shape)}"
             )
         return array
@@ -155,10 +157,10 @@ def from_hf(cls: type, config: Mapping[str, Any], *, model_type: str, only: Mapp
     """
     found = config.get("model_type", model_type)
     if found != model_type:
-        raise ValueError(f"config.json: model_type is {found!r}, expected {model_type!r}")
+        raise InputError(f"config.json: model_type is {found!r}, expected {model_type!r}")
     for name, values in only.items():
         if name in config and config[name] not in values:
-            raise ValueError(
+            raise InputError(
                 f"config.json: {name}={config[name]!r} is not supported for {model_type}; "
                 f"supported: {', '.join(map(repr, values))}"
             )
@@ -175,4 +177,4 @@ def from_hf(cls: type, config: Mapping[str, Any], *, model_type: str, only: Mapp
 def check_heads(hidden: int, heads: int) -> None:
     """Raise ValueError unless the attention heads divide the hidden size."""
     if heads < 1 or hidden % heads:
-        raise ValueError(f"hidden size {hidden} is not a multiple of the number of attention heads, {heads}")
+        raise InputError(f"hidden size {hidden} is not a multiple of the number of attention heads, {heads}")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm, span_spec
 from jtl.models.dropout import Dropout
@@ -180,7 +181,7 @@ class Bert(nn.Module):
         c = self.config
         L = input_ids.shape[1]
         if L > c.max_position_embeddings:
-            raise ValueError(
+            raise InputError(
                 f"input_ids: length {L} exceeds max_position_embeddings={c.max_position_embeddings}"
             )
         x = Embeddings(c, name="embeddings")(input_ids, jnp.arange(L)[None], token_type_ids, train=train)

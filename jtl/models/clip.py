@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
 from jtl.model import Linen, Model, with_base
 from jtl.models.architecture import CONV, Architecture, Tensor, linear, norm
 from jtl.models.clip_config import HEAD, LEGACY_EOS, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TowerConfig
@@ -72,7 +73,7 @@ class PatchEmbeddings(nn.Module):
         normal, patch, native = nn.initializers.normal(c.initializer_range), pair(c.patch_size), c.grid()
         grid = (image.shape[1] // patch[0], image.shape[2] // patch[1])
         if image.shape[-1] != c.num_channels or 0 in grid:
-            raise ValueError(
+            raise InputError(
                 f"image: shape {tuple(image.shape)} does not hold {c.num_channels} channels, patches {patch}"
             )
         conv = nn.Conv(c.hidden_size, patch, patch, "VALID", use_bias=False, kernel_init=normal, name="patch")
@@ -113,7 +114,7 @@ class TokenEmbeddings(nn.Module):
         """Look up. Raises ValueError for a text that is too long."""
         c, normal = self.config, nn.initializers.normal(self.config.initializer_range)
         if ids.shape[1] > c.max_position_embeddings:
-            raise ValueError(
+            raise InputError(
                 f"input_ids: length {ids.shape[1]} exceeds max_position_embeddings={c.max_position_embeddings}"
             )
         word = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=normal, name="word")(ids)
@@ -173,9 +174,9 @@ class CLIP(nn.Module):
         c = self.config
         outputs: dict[str, Array] = {}
         if c.towers == "vision" and input_ids is not None:
-            raise ValueError("input_ids: this CLIP has its tower of images alone")
+            raise InputError("input_ids: this CLIP has its tower of images alone")
         if image is None and input_ids is None:
-            raise ValueError("CLIP needs image or input_ids: the batch has neither")
+            raise InputError("CLIP needs image or input_ids: the batch has neither")
         if image is not None:
             x, state = Vision(c.vision, name="vision")(image, train=train)
             outputs |= {"image_sequence": x, "pooled": x[:, 1:].mean(1), "features": state}
@@ -206,7 +207,7 @@ def vision_tower(model: Model) -> Model:
     The leaves are the model's own arrays. Raises ValueError for another model, or one with techniques in it.
     """
     if not isinstance(model.config, CLIPConfig) or not isinstance(model.base, Linen) or model.techniques:
-        raise ValueError(
+        raise InputError(
             f"vision_tower takes a bare CLIP: found config {type(model.config).__name__}, "
             f"{len(model.techniques)} techniques"
         )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
@@ -91,7 +92,7 @@ class CLIPConfig:
 
     def __post_init__(self):
         if self.towers not in ("both", "vision"):
-            raise ValueError(f"towers={self.towers!r} is unknown; expected 'both' or 'vision'")
+            raise InputError(f"towers={self.towers!r} is unknown; expected 'both' or 'vision'")
 
     @property
     def head(self) -> HeadSpec:
@@ -113,7 +114,7 @@ class CLIPConfig:
             # Where an old file has both spellings, transformers too takes the second.
             written = config.get(f"{name}_config_dict") or config.get(f"{name}_config") or {}
             if isinstance(ends := written.get("eos_token_id"), list | tuple):
-                raise ValueError(
+                raise InputError(
                     f"config.json: eos_token_id={ends!r} is not supported for clip; expected one id"
                 )
             parts[name] = architecture.from_hf(kind, written, model_type=kind.model_type)

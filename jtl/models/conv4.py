@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models.patch_convolution import Kernel, NormalisedProduct, by_patches, read_patches
 
 
@@ -37,7 +38,7 @@ class Conv4(nn.Module):
     ) -> dict[str, Array]:
         """Apply the blocks. Raises ValueError for images under 16 x 16, of which nothing would be left."""
         if min(image.shape[1:3]) < 16:
-            raise ValueError(f"Conv4 halves images four times: give it 16 x 16 or more, found {image.shape}")
+            raise InputError(f"Conv4 halves images four times: give it 16 x 16 or more, found {image.shape}")
         x = image
         stride = 2 if self.strided else 1
         for i in range(4):

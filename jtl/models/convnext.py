@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, DEPTHWISE, Architecture, HeadSpec, Tensor, linear, norm
 from jtl.models.depthwise import depthwise_conv
@@ -58,7 +59,7 @@ class ConvNextConfig:
             not self.num_stages == len(self.hidden_sizes) == len(self.depths)
             or min(self.depths, default=0) < 1
         ):
-            raise ValueError(
+            raise InputError(
                 f"hidden_sizes={self.hidden_sizes} and depths={self.depths}: expected a width and a depth of at least "
                 f"1 for each of num_stages={self.num_stages}"
             )
@@ -136,7 +137,7 @@ class Embeddings(nn.Module):
         patch, shrink = pair(c.patch_size), 2 ** (c.num_stages - 1)
         least = (patch[0] * shrink, patch[1] * shrink)
         if image.shape[-1] != c.num_channels or image.shape[1] < least[0] or image.shape[2] < least[1]:
-            raise ValueError(
+            raise InputError(
                 f"image: expected shape (B, H, W, {c.num_channels}), found {tuple(image.shape)}, with H and W of at "
                 f"least {least[0]} and {least[1]}; repeat a grey image along the last axis"
             )

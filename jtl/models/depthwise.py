@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
+
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -35,7 +37,7 @@ def depthwise_conv(
     groups = options["feature_group_count"]
     dilations = {*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))}
     if not groups == image.shape[-1] == kernel.shape[-1] or dilations != {1}:
-        raise ValueError(
+        raise InputError(
             f"depthwise_conv needs one group and one filter a channel and no dilation: found {groups} groups, "
             f"{image.shape[-1]} channels in, {kernel.shape[-1]} out, dilations {sorted(dilations)}"
         )

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm, span_spec
 from jtl.models.bert import example
@@ -149,7 +150,7 @@ class DistilBert(nn.Module):
         c = self.config
         L = input_ids.shape[1]
         if L > c.max_position_embeddings:
-            raise ValueError(
+            raise InputError(
                 f"input_ids: length {L} exceeds max_position_embeddings={c.max_position_embeddings}"
             )
         x = Embeddings(c, name="embeddings")(input_ids, train=train)

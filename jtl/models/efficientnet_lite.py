@@ -22,6 +22,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, DEPTHWISE, Architecture, HeadSpec, Tensor, batch_norm
 from jtl.models.depthwise import depthwise_conv
@@ -80,7 +81,7 @@ class EfficientNetLiteConfig:
 
     def __post_init__(self):
         if not (self.width_coefficient > 0 and self.depth_coefficient > 0):
-            raise ValueError(
+            raise InputError(
                 "width_coefficient and depth_coefficient must be positive, found "
                 f"{self.width_coefficient} and {self.depth_coefficient}"
             )
@@ -199,7 +200,7 @@ class EfficientNetLite(nn.Module):
         """Encode normalised images. Raises ValueError for another number of channels than the config's."""
         c = self.config
         if image.ndim != 4 or image.shape[-1] != c.num_channels:
-            raise ValueError(
+            raise InputError(
                 f"image: expected shape (B, H, W, {c.num_channels}), found {tuple(image.shape)}; "
                 "repeat a grey image along the last axis"
             )

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtl import heads
+from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 DETECT = (8, 16, 32)  # strides of the levels
@@ -51,7 +52,7 @@ def stages(config: Any) -> dict[int, str]:
         return found
     if hasattr(config, "hidden_sizes") and hasattr(config, "patch_size"):  # ConvNeXt
         return {config.patch_size * 2**i: f"encoder/stage_{i}" for i in range(len(config.hidden_sizes))}
-    raise ValueError(
+    raise InputError(
         f"{type(config).__name__} has no stages of known strides: take an EfficientNet-Lite, a ResNet or a ConvNeXt"
     )
 
@@ -80,7 +81,7 @@ def with_stages(model: Model, strides: Sequence[int]) -> Model:
     """
     known = stages(model.config)
     if lacking := [stride for stride in strides if stride not in known]:
-        raise ValueError(
+        raise InputError(
             f"strides={tuple(strides)}: the model has no map of stride {lacking[0]}; it has {sorted(known)}"
         )
     technique = Stages(tuple(known[stride] for stride in sorted(strides)))
@@ -273,7 +274,7 @@ def _attach(
     params: dict[str, Any] | None,
 ) -> Model:
     if module.classes < 1:
-        raise ValueError(f"classes must be at least 1, got {module.classes}")
+        raise InputError(f"classes must be at least 1, got {module.classes}")
     model = with_stages(model, strides)
     if params is None:
         side = 2 * max(strides)

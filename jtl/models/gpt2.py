@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
 from jtl.models import architecture, cache, scan
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
 from jtl.models.bert import example
@@ -89,7 +90,7 @@ class GPT2Config:
         Raises ValueError if that is more than there are positions.
         """
         if length > self.n_positions:
-            raise ValueError(f"{length} tokens: this model has n_positions={self.n_positions}")
+            raise InputError(f"{length} tokens: this model has n_positions={self.n_positions}")
         shape = (rows, length, self.n_head, self.n_embd // self.n_head)
         layers = {
             f"layer_{i}": {"attention": cache.keys_and_values(*shape, dtype=dtype)}
@@ -215,7 +216,7 @@ class GPT2(nn.Module):
         """Read; without `attention_mask` every token is real."""
         c, L = self.config, input_ids.shape[1]
         if L > c.n_positions:
-            raise ValueError(f"input_ids: length {L} exceeds n_positions={c.n_positions}")
+            raise InputError(f"input_ids: length {L} exceeds n_positions={c.n_positions}")
         embeddings = Embeddings(c, name="embeddings")
         real = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
         place = cache.place(self, real)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.models.dropout import Dropout
 
 Ids = Int[Array | np.ndarray, "B L"]  # token ids and masks, as they come from a loader
@@ -67,7 +68,7 @@ def activation(name: str) -> Callable[[Array], Array]:
     """The activation that config.json calls `name`. Raises ValueError with near misses for an unknown one."""
     if name not in ACTIVATIONS:
         near = tree.near_misses(str(name), ACTIVATIONS) or sorted(ACTIVATIONS)
-        raise ValueError(f"activation {name!r} is unknown; did you mean {', '.join(near)}?")
+        raise InputError(f"activation {name!r} is unknown; did you mean {', '.join(near)}?")
     return ACTIVATIONS[name]
 
 

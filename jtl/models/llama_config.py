@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from jtl.errors import InputError
 from jtl.models import architecture, cache, rope, scan
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
@@ -51,19 +52,19 @@ class LlamaConfig:
         if self.head_dim is None:
             architecture.check_heads(self.hidden_size, self.num_attention_heads)
         if self.num_attention_heads % self.groups:
-            raise ValueError(
+            raise InputError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads={self.groups}"
             )
         if self.per_head % 2:
-            raise ValueError(
+            raise InputError(
                 f"rotary positions turn pairs: the size of a head must be even, got {self.per_head}"
             )
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
+            raise InputError(
                 f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}"
             )
         if unknown := {*(self.layer_types or ())} - {"full_attention", "sliding_attention"}:
-            raise ValueError(
+            raise InputError(
                 f"layer_types has {sorted(unknown)}; supported: 'full_attention', 'sliding_attention'"
             )
         activation(self.hidden_act)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models.dropout import Dropout
 from jtl.models.layers import Images
 
@@ -86,7 +87,7 @@ class PatchEmbeddings(nn.Module):
         (h, w), native = self.patch, (self.image[0] // self.patch[0], self.image[1] // self.patch[1])
         grid = (H // h, W // w)
         if C != self.channels or 0 in grid:
-            raise ValueError(
+            raise InputError(
                 f"image: shape {image.shape} does not hold {self.channels} channels, patches {self.patch}"
             )
         normal = nn.initializers.truncated_normal(self.std)

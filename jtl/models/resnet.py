@@ -15,6 +15,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, Architecture, HeadSpec, Tensor
 from jtl.models.layers import Images, activation
@@ -43,9 +44,9 @@ class ResNetConfig:
     def __post_init__(self):
         activation(self.hidden_act)
         if self.layer_type not in ("basic", "bottleneck"):
-            raise ValueError(f"layer_type={self.layer_type!r} is unknown; expected 'basic' or 'bottleneck'")
+            raise InputError(f"layer_type={self.layer_type!r} is unknown; expected 'basic' or 'bottleneck'")
         if len(self.hidden_sizes) != len(self.depths) or min(self.depths, default=0) < 1:
-            raise ValueError(
+            raise InputError(
                 f"hidden_sizes={self.hidden_sizes} and depths={self.depths}: expected a width and a depth of at least "
                 "1 for each stage"
             )
@@ -105,7 +106,7 @@ class Embeddings(nn.Module):
         """Embed normalised images. Raises ValueError for another number of channels than the config's."""
         c = self.config
         if image.shape[-1] != c.num_channels:
-            raise ValueError(
+            raise InputError(
                 f"image: expected shape (B, H, W, {c.num_channels}), found {tuple(image.shape)}; "
                 "repeat a grey image along the last axis"
             )

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models.conv4 import max_pool
 from jtl.models.patch_convolution import by_patches
 
@@ -35,7 +36,7 @@ class ResNet12(nn.Module):
         """Apply the blocks. Raises ValueError for images of which nothing would be left."""
         least = 2 ** len(self.widths)
         if min(image.shape[1:3]) < least:
-            raise ValueError(
+            raise InputError(
                 f"ResNet12 halves images {len(self.widths)} times: give it {least} x {least} or more, found "
                 f"{image.shape}"
             )

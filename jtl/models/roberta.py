@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jtl.errors import InputError
 from jtl.models.architecture import Architecture, HeadSpec, span_spec
 from jtl.models.bert import TF_NAMES, BertConfig, Embeddings, Encoder, encoder_tensors, example
 from jtl.models.layers import Ids, mask_bias, mean_over
@@ -70,7 +71,7 @@ class Roberta(nn.Module):
         c = self.config
         L, longest = input_ids.shape[1], c.max_position_embeddings - c.pad_token_id - 1
         if L > longest:
-            raise ValueError(f"input_ids: length {L} exceeds {longest}, the positions past pad_token_id")
+            raise InputError(f"input_ids: length {L} exceeds {longest}, the positions past pad_token_id")
         position_ids = positions(input_ids, c.pad_token_id)
         x = Embeddings(c, name="embeddings")(input_ids, position_ids, token_type_ids, train=train)
         x = Encoder(c, name="encoder")(x, mask_bias(attention_mask), train=train)

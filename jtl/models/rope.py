@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
@@ -62,18 +64,18 @@ def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if found.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1.0):
-        raise ValueError("config.json: partial_rotary_factor is not supported: whole heads are turned")
+        raise InputError("config.json: partial_rotary_factor is not supported: whole heads are turned")
     theta = float(found.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
     if kind not in SCALINGS:
-        raise ValueError(
+        raise InputError(
             f"config.json: rope_type={kind!r} is not supported; supported: 'default', {', '.join(map(repr, SCALINGS))}"
         )
     names = [field.name for field in dataclasses.fields(SCALINGS[kind])]
     if lacking := [name for name in names if found.get(name) is None]:
-        raise ValueError(f"config.json: rope_type {kind!r} lacks {', '.join(lacking)}")
+        raise InputError(f"config.json: rope_type {kind!r} lacks {', '.join(lacking)}")
     return {"rope_theta": theta, "rope_scaling": SCALINGS[kind](**{name: found[name] for name in names})}
 
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.heads import Head
 from jtl.model import Cast, Model, with_base
 
@@ -84,7 +85,7 @@ def stacked(leaves: Mapping[str, Any]) -> dict[str, Any]:
         count = counts[path.split("layers/")[0]]
         shapes = {(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in own.values()}
         if len(own) != count or len(shapes) != 1:
-            raise ValueError(
+            raise InputError(
                 f"{path}: layers that are not alike cannot be stacked: {len(own)} of {count} have this leaf, of the "
                 f"shapes {sorted(shape for shape, _ in shapes)}"
             )
@@ -122,11 +123,11 @@ def unstack(model: Model) -> Model:
 def _switched(model: Model, scan: bool, convert: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Model:
     if not hasattr(model.config, "scan_layers"):
         kind = getattr(model.config, "model_type", type(model.base).__name__)
-        raise ValueError(f"the layers of {kind} cannot be stacked: its configuration has no scan_layers")
+        raise InputError(f"the layers of {kind} cannot be stacked: its configuration has no scan_layers")
     if model.config.scan_layers == scan:
         return model
     if rest := [type(t).__name__ for t in model.techniques if not isinstance(t, Head | Cast)]:
-        raise ValueError(
+        raise InputError(
             f"the model has {rest} in it, which name layers: merge them before, or insert them after"
         )
     config = dataclasses.replace(model.config, scan_layers=scan)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jtl.errors import InputError
 from jtl.models import cache, scan
 from jtl.models.architecture import Architecture, Tensor, linear
 from jtl.models.dropout import Dropout
@@ -263,7 +264,7 @@ class T5(nn.Module):
             if self.has_variable("cache", "heard"):
                 self.put_variable("cache", "heard", real)
         elif not heard.shape[1]:
-            raise ValueError("T5 needs input_ids, or a cache of what it has read: the batch has neither")
+            raise InputError("T5 needs input_ids, or a cache of what it has read: the batch has neither")
         if decoder_input_ids is None:
             return outputs
         place = cache.place(self, _real(decoder_input_ids, decoder_attention_mask))

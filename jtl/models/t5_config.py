@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from jtl.errors import InputError
 from jtl.models import architecture, cache, scan
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
@@ -54,13 +55,13 @@ class T5Config:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
         count, furthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if count < 4 or furthest <= count // 2:
-            raise ValueError(
+            raise InputError(
                 f"relative_attention_num_buckets={count} must be at least 4, and relative_attention_max_distance="
                 f"{furthest} more than half of that"
             )
         kind = self.feed_forward_proj.removeprefix("gated-")
         if "-" in kind:
-            raise ValueError(
+            raise InputError(
                 f"feed_forward_proj={self.feed_forward_proj!r} is unknown: expected an activation, or gated- and one"
             )
         activation(kind)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Model, linen, with_base
 from jtl.models.layers import Attention, Images
 from jtl.models.patches import pair
@@ -59,12 +60,12 @@ class UNetConfig:
     def __post_init__(self):
         step = self.patch_size * 2 ** (len(self.widths) - 1)
         if any(side % step for side in pair(self.image_size)):
-            raise ValueError(
+            raise InputError(
                 f"the sides of images must be multiples of {step}, the patch times two for each further level; found "
                 f"{self.image_size}"
             )
         if wrong := [width for width in self.widths if width % self.groups]:
-            raise ValueError(f"width {wrong[0]} is not a multiple of the number of groups, {self.groups}")
+            raise InputError(f"width {wrong[0]} is not a multiple of the number of groups, {self.groups}")
 
 
 def sines(values: Float[Array | np.ndarray, " N"], width: int) -> Float[Array, "N width"]:
@@ -131,7 +132,7 @@ class UNet(nn.Module):
         c = self.config
         if image.shape[1:] != (*pair(c.image_size), c.num_channels):
             size = ", ".join(map(str, (*pair(c.image_size), c.num_channels)))
-            raise ValueError(f"image: expected (B, {size}), found {image.shape}")
+            raise InputError(f"image: expected (B, {size}), found {image.shape}")
         time = jnp.asarray(time)
         E, unit = c.condition_size, nn.initializers.normal(1.0)
         hidden = nn.silu(nn.Dense(E, name="time_hidden")(sines(1000 * time, E)))
@@ -205,9 +206,9 @@ def with_classes(model: Model, like: Sequence[int | None], *, key: Array, apart:
     """
     config = model.config
     if wrong := [c for c in like if c is not None and not 0 <= c < config.num_classes]:
-        raise ValueError(f"no class {wrong[0]}: the model has 0 to {config.num_classes - 1}")
+        raise InputError(f"no class {wrong[0]}: the model has 0 to {config.num_classes - 1}")
     if model.techniques:
-        raise ValueError(
+        raise InputError(
             f"the model has {[type(t).__name__ for t in model.techniques]} in it: add classes first, or merge adapters"
         )
     leaves = tree.flatten(model.params)

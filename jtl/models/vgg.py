@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, Architecture, HeadSpec, Tensor, linear
 from jtl.models.layers import Images
@@ -51,12 +52,12 @@ class VGGConfig:
 
     def __post_init__(self):
         if len(self.hidden_sizes) != len(self.depths) or min(self.depths, default=0) < 1:
-            raise ValueError(
+            raise InputError(
                 f"hidden_sizes={self.hidden_sizes} and depths={self.depths}: expected a width and a depth of at least "
                 "1 for each stage"
             )
         if self.channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"channel_order={self.channel_order!r} is unknown; expected 'rgb' or 'bgr'")
+            raise InputError(f"channel_order={self.channel_order!r} is unknown; expected 'rgb' or 'bgr'")
 
     @property
     def head(self) -> HeadSpec:
@@ -172,7 +173,7 @@ class VGG(nn.Module):
         """Encode normalised images. Raises ValueError for other channels, or an image of which nothing is left."""
         c, least = self.config, 2 ** len(self.config.depths)
         if image.shape[-1] != c.num_channels or min(image.shape[1:3]) < least:
-            raise ValueError(
+            raise InputError(
                 f"image: expected shape (B, H, W, {c.num_channels}), found {tuple(image.shape)}, with H and W of at "
                 f"least {least}; repeat a grey image along the last axis"
             )

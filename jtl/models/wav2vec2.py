@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jtl.errors import InputError
 from jtl.models.architecture import CONV_1D, Architecture, Tensor, linear, norm
 from jtl.models.dropout import Dropout
 from jtl.models.layers import Attention, Ids, activation, dense, mask_bias, mean_over
@@ -165,7 +166,7 @@ class Wav2Vec2(nn.Module):
         c = self.config
         frames = c.frames(audio.shape[1])
         if frames < 1:
-            raise ValueError(f"audio: shape {audio.shape} is too short for a frame of {c.shortest} samples")
+            raise InputError(f"audio: shape {audio.shape} is too short for a frame of {c.shortest} samples")
         real, mask = jnp.ones((audio.shape[0], frames), bool), None
         if attention_mask is not None:
             lengths = c.frames(attention_mask.sum(1))

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import HeadSpec
 from jtl.models.layers import activation
@@ -63,16 +64,16 @@ class Wav2Vec2Config:
     def __post_init__(self):
         architecture.check_heads(self.hidden_size, self.num_attention_heads)
         if self.feat_extract_norm not in ("group", "layer"):
-            raise ValueError(
+            raise InputError(
                 f"feat_extract_norm={self.feat_extract_norm!r} is unknown; supported: 'group', 'layer'"
             )
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
-            raise ValueError(
+            raise InputError(
                 f"conv_dim, conv_kernel and conv_stride name {len(self.conv_dim)}, {len(self.conv_kernel)} and "
                 f"{len(self.conv_stride)} convolutions"
             )
         if self.hidden_size % self.num_conv_pos_embedding_groups:
-            raise ValueError(
+            raise InputError(
                 f"hidden size {self.hidden_size} is not a multiple of num_conv_pos_embedding_groups="
                 f"{self.num_conv_pos_embedding_groups}"
             )

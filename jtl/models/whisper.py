@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jtl.errors import InputError
 from jtl.models import cache
 from jtl.models.architecture import CONV_1D, Architecture, Tensor, linear, norm
 from jtl.models.dropout import Dropout
@@ -115,9 +116,9 @@ class AudioEmbeddings(nn.Module):
         """Embed."""
         c, gelu = self.config, activation("gelu")
         if log_mel.shape[2] != c.num_mel_bins or not 0 < log_mel.shape[1] <= 2 * c.max_source_positions:
-            raise ValueError(
+            raise InputError(
                 f"log_mel: shape {log_mel.shape}, expected (B, T, {c.num_mel_bins}) with T up to "
-                f"{2 * c.max_source_positions}, as jtl.data.audio.log_mel(..., mels={c.num_mel_bins}) gives"
+                f"{2 * c.max_source_positions}, as jtl.data.spectrograms.log_mel(..., mels={c.num_mel_bins}) gives"
             )
         x = gelu(nn.Conv(c.d_model, (3,), padding=1, name="conv_1")(log_mel))
         x = gelu(nn.Conv(c.d_model, (3,), 2, padding=1, name="conv_2")(x))
@@ -156,7 +157,7 @@ class TextEmbeddings(nn.Module):
         """Look up ids that stand at `start` and after it."""
         L, most = ids.shape[1], self.config.max_target_positions
         if L > most:
-            raise ValueError(f"decoder_input_ids: length {L} exceeds max_target_positions={most}")
+            raise InputError(f"decoder_input_ids: length {L} exceeds max_target_positions={most}")
         return self.word(ids) + self.position(start + jnp.arange(L))[None]
 
     def attend(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
@@ -217,7 +218,7 @@ class Whisper(nn.Module):
     ) -> dict[str, Array]:
         """Hear and write; without `decoder_attention_mask` every token is real."""
         if log_mel is None and not self.has_variable("cache", "filled"):
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} needs log_mel, or a cache of what it heard: the batch has neither"
             )
         encoded, outputs = None, {}

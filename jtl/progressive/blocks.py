@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Batch, Mode, Model
 from jtl.progressive.columns import LAYERS
 
@@ -35,11 +36,11 @@ def find(model: Model, where: str, batch: Batch, number: int) -> dict[str, Block
         if context.method_name != "__call__" or not path or not re.fullmatch(where, path):
             return call(*args, **kwargs)
         if path in found:
-            raise ValueError(f"block {path!r} of column {number} runs twice in a forward: choose others")
+            raise InputError(f"block {path!r} of column {number} runs twice in a forward: choose others")
         found[path] = Block()
         y = call(*args, **kwargs)
         if not isinstance(y, jax.Array):
-            raise ValueError(f"block {path!r} of column {number} gives no single array: choose its layers")
+            raise InputError(f"block {path!r} of column {number} gives no single array: choose its layers")
         layer = context.module.clone(parent=None, name=None) if isinstance(context.module, LAYERS) else None
         found[path] = Block(jax.tree.leaves((args, kwargs))[0].shape, y.shape, layer)
         return y
@@ -56,13 +57,13 @@ def width_of(path: str, own: Block, source: dict[str, Block], number: int) -> in
     """The features that a source column's block takes; its positions must be the new column's."""
     if path not in source:
         near = tree.near_misses(path, source) or list(source)
-        raise ValueError(
+        raise InputError(
             f"column {number} has no block {path!r}, which the new column has; near misses: {near}; choose "
             "blocks that all columns have"
         )
     theirs = source[path].inputs
     if theirs[:-1] != own.inputs[:-1]:
-        raise ValueError(
+        raise InputError(
             f"block {path!r} takes {theirs} in column {number} and {own.inputs} in the new one: columns may differ in "
             "the last axis alone"
         )
@@ -90,7 +91,7 @@ def _shape_of_u(block: Block, path: str, width: int) -> tuple[int, ...]:
         x = jax.ShapeDtypeStruct((*block.inputs[:-1], width), jnp.float32)
         return jax.eval_shape(layer.init, jax.random.key(0), x)["params"]["kernel"].shape
     if block.inputs[:-1] != block.outputs[:-1]:
-        raise ValueError(
+        raise InputError(
             f"block {path!r} makes {block.outputs} of {block.inputs}: a lateral around it would not fit; choose its "
             "layers"
         )

@@ -18,6 +18,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.heads import Head, attach
 from jtl.model import Batch, Linen, Model, arguments
 from jtl.progressive import blocks
@@ -59,7 +60,7 @@ def grow(
             gives no single array or runs twice; or the last column cannot be drawn anew.
     """
     if laterals not in ("nonlinear", "linear", "off"):
-        raise ValueError(f"laterals must be 'nonlinear', 'linear' or 'off', got {laterals!r}")
+        raise InputError(f"laterals must be 'nonlinear', 'linear' or 'off', got {laterals!r}")
     number = columns(model) + 1
     name = name_of(number)
     earlier = [only(model, k) for k in range(1, number)]
@@ -68,7 +69,7 @@ def grow(
     for k, one in enumerate([*earlier, new], 1):
         _check_head(one, k, batch)
     if name in model.params or LATERAL in new.params:
-        raise ValueError(f"{name!r} and {LATERAL!r} name parts of a grown model: rename yours")
+        raise InputError(f"{name!r} and {LATERAL!r} name parts of a grown model: rename yours")
 
     leaves: dict[str, Array] = {}
     built: list[Lateral] = []
@@ -146,12 +147,12 @@ def put(model: Model, earlier: Model) -> Model:
     """
     number = columns(earlier)
     if number > columns(model):
-        raise ValueError(f"earlier has {number} columns, the model {columns(model)}: grow it first")
+        raise InputError(f"earlier has {number} columns, the model {columns(model)}: grow it first")
     like = task(model, number)
     if differs := tree.diff(like.variables, earlier.variables):
-        raise ValueError(f"the first {number} columns differ from earlier's: {', '.join(differs[:5])}")
+        raise InputError(f"the first {number} columns differ from earlier's: {', '.join(differs[:5])}")
     if (like.base, like.techniques) != (earlier.base, earlier.techniques):
-        raise ValueError(f"the first {number} columns compute another function than earlier's")
+        raise InputError(f"the first {number} columns compute another function than earlier's")
     variables = {
         name: tree.overlay(leaves, earlier.variables.get(name, {}), replace=True)
         for name, leaves in model.variables.items()
@@ -205,7 +206,7 @@ def _after(model: Model, number: int) -> set[str]:
 
 def _check_number(model: Model, number: int) -> None:
     if not 1 <= number <= columns(model):
-        raise ValueError(
+        raise InputError(
             f"there is no column for task {number}: the model has {columns(model)}, tasks 1 to {columns(model)}; "
             "grow it first"
         )
@@ -218,7 +219,7 @@ def _answers(outputs: dict[str, Any]) -> dict[str, Any]:
 def _check_head(model: Model, number: int, batch: Batch) -> None:
     outputs = jax.eval_shape(lambda model, batch: model(batch), model, batch)
     if not _answers(outputs):
-        raise ValueError(
+        raise InputError(
             f"column {number} has no head: it gives {sorted(outputs)} alone; attach one before you grow, "
             "jtl.heads.classifier(model, classes, ...)"
         )
@@ -232,7 +233,7 @@ def fresh(model: Model, batch: Batch, key: Array) -> Model:
     others = [type(t).__name__ for t in model.techniques if not isinstance(t, Head)]
     if not isinstance(model.base, Linen) or others:
         what = f"has {', '.join(others)}" if others else f"wraps {type(model.base).__name__}"
-        raise ValueError(
+        raise InputError(
             f"the last column {what}, so it cannot be drawn anew: pass column=, a model with a head"
         )
     module = model.base.module

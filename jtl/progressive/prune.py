@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.progressive.columns import LATERAL, Columns, Lateral, name_of
 
@@ -34,14 +35,14 @@ def prune(model: Model, sensitivity: Mapping[str, np.ndarray], *, below: float =
     """
     technique = next((t for t in model.techniques if isinstance(t, Columns)), None)
     if technique is None:
-        raise ValueError("the model has one column, and nothing to prune: grow it first")
+        raise InputError("the model has one column, and nothing to prune: grow it first")
     number = len(technique.columns) + 1
     name, column = name_of(number), technique.columns[-1]
     params = tree.flatten(model.params)
     kept: list[Lateral] = []
     for lateral in column.laterals:
         if lateral.path not in sensitivity or len(sensitivity[lateral.path]) != number:
-            raise ValueError(
+            raise InputError(
                 f"the sensitivity of block {lateral.path!r} to {number} columns is needed; found blocks "
                 f"{sorted(sensitivity)}: measure it on this model"
             )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jtl.errors import InputError
 from jtl.model import Batch, Model
 from jtl.progressive.columns import SHIFT, Columns
 
@@ -84,7 +85,7 @@ def perturbation_sensitivity(
 
     clean, chance = accuracy(off)
     if clean <= chance:
-        raise ValueError(
+        raise InputError(
             f"the accuracy is {clean:.3f}, that of chance {chance:.3f}: there is nothing to halve"
         )
     half = chance + (clean - chance) / 2
@@ -125,10 +126,10 @@ def _places(model: Model) -> dict[str, list[int]]:
     """For each block that the last column's laterals lead into, the columns whose inputs of it matter."""
     technique = next((t for t in model.techniques if isinstance(t, Columns)), None)
     if technique is None:
-        raise ValueError("the model has one column: grow it first")
+        raise InputError("the model has one column: grow it first")
     paths = [lateral.path for lateral in technique.columns[-1].laterals]
     if not paths:
-        raise ValueError("the last column has no laterals, so earlier columns do not reach its outputs")
+        raise InputError("the last column has no laterals, so earlier columns do not reach its outputs")
     ran = sorted(technique.needed())
     return {path: [number for number in ran if path in technique.blocks(number)] for path in paths}
 
@@ -157,7 +158,7 @@ def _measure(model: Model, batches: Iterable[Mapping[str, Any]]) -> dict[str, An
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
         total = part if total is None else jax.tree.map(np.add, total, part)
     if total is None or not total["rows"]:
-        raise ValueError("the batches hold no row of weight over 0")
+        raise InputError("the batches hold no row of weight over 0")
     mean = jax.tree.map(lambda s, n: s / n, total["sum"], total["count"])
     variance = jax.tree.map(
         lambda s, n, m: np.maximum(s / n - m**2, 0.0), total["square"], total["count"], mean

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jtl.errors import InputError
+
 Matrix = Float[np.ndarray, "T T"]
 Row = Float[np.ndarray, " T"]
 Curve = Sequence[int | float]
@@ -64,7 +66,7 @@ def area(steps: Curve, values: Curve) -> float:
     """
     x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     if len(x) != len(y) or len(x) < 2 or not (np.diff(x) > 0).all():
-        raise ValueError(
+        raise InputError(
             f"a curve has two points or more, in order of steps; found {len(x)} steps, {len(y)} values"
         )
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
@@ -90,5 +92,5 @@ def transfer_score(steps: Curve, values: Curve, baseline: Curve, chance: float =
 def _square(accuracy: Matrix) -> Matrix:
     shape = np.shape(accuracy)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2:
-        raise ValueError(f"expected a square matrix of two tasks or more, R[i, j]; found shape {shape}")
+        raise InputError(f"expected a square matrix of two tasks or more, R[i, j]; found shape {shape}")
     return np.asarray(accuracy)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jtl._files import write_file
+from jtl.errors import InputError, MissingError
 
 Row = Mapping[str, Any]
 Estimate = dict[str, Any]  # {"mean": float or None, "ci95": float or None, "n": int}
@@ -122,12 +123,12 @@ def summarise(rows: Sequence[Row], metrics: Sequence[str], by: str = "arm") -> S
     arms: dict[str, list[Row]] = {}
     for row in rows:
         if by not in row:
-            raise KeyError(f"a row has no {by!r} to summarise by; it has {sorted(row)}")
+            raise MissingError(f"a row has no {by!r} to summarise by; it has {sorted(row)}")
         arms.setdefault(str(row[by]), []).append(row)
     for arm, own in arms.items():
         seeds = [row["seed"] for row in own if "seed" in row]
         if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-            raise ValueError(
+            raise InputError(
                 f"{by} {arm!r} has several rows of seed {repeated[0]}: "
                 "an interval over seeds needs the rows of one setting, so select them first"
             )
@@ -135,7 +136,7 @@ def summarise(rows: Sequence[Row], metrics: Sequence[str], by: str = "arm") -> S
     for metric in metrics:
         values = {arm: [row[metric] for row in own if metric in row] for arm, own in arms.items()}
         if not any(values.values()):
-            raise KeyError(
+            raise MissingError(
                 f"no row has the metric {metric!r}; they have {sorted({k for r in rows for k in r})}"
             )
         summary[metric] = {arm: estimate(own) for arm, own in values.items() if own}
@@ -159,7 +160,7 @@ def paired_difference(
             if row["arm"] == arm and metric in row:
                 pair = tuple(row.get(name) for name in over)
                 if pair in own:
-                    raise ValueError(
+                    raise InputError(
                         f"arm {arm!r} has several rows with {_named(over, pair)}: pair over more keys"
                     )
                 own[pair] = row[metric]
@@ -167,9 +168,9 @@ def paired_difference(
 
     a, b = values(arm_a), values(arm_b)
     if not a or not b:
-        raise ValueError(f"no row of arm {arm_b if a else arm_a!r} has the metric {metric!r}")
+        raise InputError(f"no row of arm {arm_b if a else arm_a!r} has the metric {metric!r}")
     if alone := [pair for pair in [*a, *b] if pair not in a or pair not in b]:
-        raise ValueError(f"only one of {arm_a!r} and {arm_b!r} has a row with {_named(over, alone[0])}")
+        raise InputError(f"only one of {arm_a!r} and {arm_b!r} has a row with {_named(over, alone[0])}")
     return estimate(None if a[pair] is None or b[pair] is None else a[pair] - b[pair] for pair in a)
 
 
@@ -227,9 +228,9 @@ def read_result(path: str | Path) -> Result:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}") from error
     names = {f.name for f in dataclasses.fields(Result)}
     if not isinstance(values, dict) or set(values) != names:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{path} is not a result: expected the fields {sorted(names)}, found {found}")
+        raise InputError(f"{path} is not a result: expected the fields {sorted(names)}, found {found}")
     return Result(**values)

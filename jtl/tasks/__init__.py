@@ -25,7 +25,7 @@ __all__ = [
     "MaskedLM", "Segment", "Seq2Seq", "Spans", "accuracy", "answer_f1", "average_precision", "beam_search",
     "best_spans", "class_embeddings", "confusion", "ctc", "detect", "detect_language", "diversity", "erasure",
     "exact_match", "expected_calibration_error", "find_spans", "flow_matching", "frechet_distance",
-    "generate", "kernel_distance", "macro_f1", "mask", "masked_head", "music", "occlusion", "pixel_confusion",
+    "generate", "kernel_distance", "macro_f1", "mask", "masked_head", "occlusion", "pixel_confusion",
     "segmentation_scores", "span_head", "stream", "teacher_forcing", "transcribe", "transcribe_long",
     "without_masked_head", "word_error_rate", "written", "zero_shot",
 ]  # fmt: skip

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jtl.errors import InputError
+
 
 def normalise_answer(text: str) -> str:
     """Lower case, without punctuation, articles and white space that says nothing.
@@ -47,7 +49,7 @@ def each_answer(
     """
     if len(said) != len(right) or not all(right):
         empty = sum(not own for own in right)
-        raise ValueError(
+        raise InputError(
             f"expected right answers for each of {len(said)}, got {len(right)}, {empty} of them empty"
         )
     return [max(measure(one, own) for own in answers) for one, answers in zip(said, right, strict=True)]

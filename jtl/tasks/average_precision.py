@@ -8,6 +8,8 @@ import io
 import numpy as np
 from jaxtyping import Float, Int
 
+from jtl.errors import InputError
+
 
 def average_precision(
     boxes: Float[np.ndarray, "N K 4"],
@@ -35,7 +37,7 @@ def average_precision(
 
     image, place = np.nonzero(np.asarray(true_label) >= 0)
     if not len(image):
-        raise ValueError("no image has an object, so none can be found: is true_label -1 throughout?")
+        raise InputError("no image has an object, so none can be found: is true_label -1 throughout?")
     there = _corner_and_sides(np.asarray(true_boxes)[image, place])
     classes = np.asarray(true_label)[image, place]
     truth = COCO()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.tasks.decode import Cache, Rule, begin, prompts, read, take_rows
 
@@ -71,7 +72,7 @@ def beam_search(
     """
     ids, mask = prompts(model, input_ids, attention_mask, encoder, max_new_tokens)
     if beams < 1:
-        raise ValueError(f"beams must be at least 1, got {beams}")
+        raise InputError(f"beams must be at least 1, got {beams}")
     return _search(
         model,
         ids,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
 from jtl.tasks.tokens import mean_cross_entropy
@@ -41,10 +42,10 @@ class CausalLM(Loss):
             ValueError: they are not those of every position.
         """
         if "token_logits" not in outputs:
-            raise KeyError(f"CausalLM reads output 'token_logits'; the model gives {sorted(outputs)}")
+            raise MissingError(f"CausalLM reads output 'token_logits'; the model gives {sorted(outputs)}")
         ids, logits = jnp.asarray(batch["input_ids"]), outputs["token_logits"]  # type: ignore[index]
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
-            raise ValueError(
+            raise InputError(
                 f"CausalLM needs token_logits (B, L, V) for input_ids {ids.shape}, got {logits.shape}"
             )
         logits, target = logits[:, :-1], ids[:, 1:]
@@ -54,7 +55,7 @@ class CausalLM(Loss):
             weight = (real[:, 1:] & real[:, :-1]).astype(jnp.float32)
         if self.mask is not None:
             if self.mask not in batch:
-                raise KeyError(
+                raise MissingError(
                     f"CausalLM(mask={self.mask!r}) finds no such field; the batch has {sorted(batch)}"
                 )
             weight = weight * jnp.asarray(batch[self.mask])[:, :-1]  # type: ignore[index]

@@ -18,6 +18,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs, with_base
 
@@ -45,7 +46,7 @@ class CTC(Loss):
             KeyError: the model gives no ``token_logits``.
         """
         if "token_logits" not in outputs:
-            raise KeyError(
+            raise MissingError(
                 f"CTC reads output 'token_logits', which jtl.tasks.ctc.head adds; the model gives {sorted(outputs)}"
             )
         logits, labels = outputs["token_logits"].astype(jnp.float32), jnp.asarray(batch["labels"])  # type: ignore[index]
@@ -111,7 +112,7 @@ def without_head(model: Model) -> Model:
 def _check(model: Model) -> None:
     if not hasattr(model.config, "ctc"):
         kind = getattr(model.config, "model_type", type(model.base).__name__)
-        raise ValueError(f"only Wav2Vec2 and HuBERT of jtl.models have a head for CTC; this model is {kind}")
+        raise InputError(f"only Wav2Vec2 and HuBERT of jtl.models have a head for CTC; this model is {kind}")
 
 
 def _with_config(model: Model, config: Any, params: dict[str, Any]) -> Model:

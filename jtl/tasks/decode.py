@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Cast, Mode, Model
 from jtl.tasks.tokens import check_ids
 
@@ -32,19 +33,19 @@ def prompts(
     """
     if not hasattr(model.config, "cache"):
         kind = getattr(model.config, "model_type", type(model.base).__name__)
-        raise ValueError(
+        raise InputError(
             f"generate needs a causal model whose configuration makes a cache, as those of jtl.models.llama do; this "
             f"model is {kind}"
         )
     if input_ids is None:
         start = getattr(model.config, "decoder_start_token_id", None)
         if encoder is None or start is None:
-            raise ValueError(
+            raise InputError(
                 "without input_ids generate needs encoder=, and decoder_start_token_id in the configuration"
             )
         input_ids = np.full((len(next(iter(encoder.values()))), 1), start, np.int32)
     if length < 1 or not input_ids.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"generate continues texts of a token or more by one or more: got input_ids {input_ids.shape}, "
             f"max_new_tokens={length}"
         )

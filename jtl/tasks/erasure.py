@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jtl.errors import InputError
 from jtl.model import Batch, Model
 
 
@@ -54,7 +55,7 @@ def occlusion(model: Model, batch: Batch, *, patch: int, stride: int | None = No
     image = jnp.asarray(batch["image"])
     _, H, W, _ = image.shape
     if not 1 <= patch <= min(H, W):
-        raise ValueError(f"patch must be 1 to {min(H, W)}, the shorter side of the images, got {patch}")
+        raise InputError(f"patch must be 1 to {min(H, W)}, the shorter side of the images, got {patch}")
     step = max(1, patch // 2) if stride is None else stride
     tops, lefts = jnp.arange(0, H - patch + 1, step), jnp.arange(0, W - patch + 1, step)
     whole = jax.nn.log_softmax(model({"image": image})["logits"])

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
@@ -38,7 +39,7 @@ class Noised:
             if not mode.train:
                 return forward(variables, batch, mode, key)
             if key is None:
-                raise ValueError("flow matching draws noise and times: pass key=")
+                raise InputError("flow matching draws noise and times: pass key=")
             noise_key, time_key, drop_key, below = jax.random.split(key, 4)
             image, label = batch["image"], batch["label"]  # type: ignore[index]
             noise = jax.random.normal(noise_key, image.shape, image.dtype)
@@ -78,7 +79,7 @@ def noised(
         none: the label of no class; by default the model's ``config.num_classes``.
     """
     if not 0 <= dropped < 1:
-        raise ValueError(f"dropped is a share of the rows, at least 0 and below 1, got {dropped}")
+        raise InputError(f"dropped is a share of the rows, at least 0 and below 1, got {dropped}")
     none = model.config.num_classes if none is None else none
     return model.with_technique(Noised(times, dropped, none), {})
 
@@ -99,7 +100,7 @@ class FlowMatching(Loss):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss. Raises KeyError unless the model is noised."""
         if "flow" not in outputs:
-            raise KeyError("FlowMatching needs jtl.tasks.flow_matching.noised(model), in training")
+            raise MissingError("FlowMatching needs jtl.tasks.flow_matching.noised(model), in training")
         target = outputs["flow"]["target"].astype(jnp.float32)
         errors = jnp.square(outputs["velocity"].astype(jnp.float32) - target).mean((1, 2, 3))
         weight = batch.get("weight", jnp.ones(len(errors)))  # type: ignore[union-attr]

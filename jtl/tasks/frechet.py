@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from jtl.errors import InputError
+
 
 def frechet_distance(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> float:
     """``||μx - μy||² + tr(Σx + Σy - 2 (Σx Σy)^½)``: the squared Fréchet distance of two Gaussians with these moments.
@@ -59,11 +61,11 @@ def diversity(x: Float[np.ndarray, "N D"], label: Int[np.ndarray, " N"]) -> floa
             distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
             means.append(distances.sum() / (len(rows) * (len(rows) - 1)))
     if not means:
-        raise ValueError("diversity compares rows of a class, and no class has two")
+        raise InputError("diversity compares rows of a class, and no class has two")
     return float(np.mean(means))
 
 
 def _checked(rows: np.ndarray) -> np.ndarray:
     if rows.ndim != 2 or len(rows) < 2:
-        raise ValueError(f"expected features (N, D) of two rows or more, found {rows.shape}")
+        raise InputError(f"expected features (N, D) of two rows or more, found {rows.shape}")
     return np.asarray(rows, np.float64)

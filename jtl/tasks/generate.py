@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.tasks.beams import beam_search
 from jtl.tasks.decode import Cache, Rule, begin, prompts, read
@@ -72,7 +73,7 @@ def generate(
     """
     if beams > 1:
         if key is not None or temperature != 0:
-            raise ValueError("beams search, they draw no tokens: leave out temperature and key")
+            raise InputError("beams search, they draw no tokens: leave out temperature and key")
         found = beam_search(
             model,
             input_ids,
@@ -162,14 +163,14 @@ class _Carry(NamedTuple):
 
 def _draws(temperature: float, top_k: int | None, top_p: float | None, key: Array | None) -> Any:
     if temperature < 0 or (temperature > 0) != (key is not None):
-        raise ValueError(
+        raise InputError(
             f"a temperature above 0 draws tokens and needs a key, 0 draws none: got temperature={temperature}, "
             f"key={key}"
         )
     if temperature == 0 and (top_k is not None or top_p is not None):
-        raise ValueError("top_k and top_p say among which tokens to draw: they need a temperature above 0")
+        raise InputError("top_k and top_p say among which tokens to draw: they need a temperature above 0")
     if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"top_k is at least 1 and top_p in (0, 1], got top_k={top_k}, top_p={top_p}")
+        raise InputError(f"top_k is at least 1 and top_p in (0, 1], got top_k={top_k}, top_p={top_p}")
     return None if key is None else (jnp.float32(temperature), key)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl import tree
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables, run_linen
 from jtl.tasks.tokens import mean_cross_entropy
@@ -156,7 +157,9 @@ class MaskedHead:
                 batch = {**batch, "input_ids": masked.input_ids}  # type: ignore[dict-item]
             outputs, state = forward(variables, batch, mode, below)
             if "sequence" not in outputs:
-                raise KeyError(f"the masked head reads output 'sequence'; the model gives {sorted(outputs)}")
+                raise MissingError(
+                    f"the masked head reads output 'sequence'; the model gives {sorted(outputs)}"
+                )
             x, extra = outputs["sequence"], {}
             if masked is not None:
                 x = jnp.take_along_axis(x, masked.positions[..., None], 1)
@@ -199,21 +202,21 @@ def masked_head(
             word embedding at ``table``.
     """
     if not 0 < rate < 1:
-        raise ValueError(f"rate is a share of the tokens, between 0 and 1, got {rate}")
+        raise InputError(f"rate is a share of the tokens, between 0 and 1, got {rate}")
     if tokenizer.mask_token_id is None:
-        raise ValueError(
+        raise InputError(
             f"{type(tokenizer).__name__} has no mask token: masked language modelling needs a tokenizer whose "
             "mask_token is set; for a causal model take CausalLM"
         )
     if NAME in model.params:
-        raise ValueError(f"the model has leaves under {NAME!r} already: without_masked_head takes them off")
+        raise InputError(f"the model has leaves under {NAME!r} already: without_masked_head takes them off")
     leaves = tree.flatten(model.params)
     if table not in leaves:
-        raise ValueError(
+        raise InputError(
             f"no word embedding at {table!r}; near misses: {tree.near_misses(table, leaves)}; name it, table=..."
         )
     if tokenizer.mask_token_id >= len(leaves[table]):
-        raise ValueError(
+        raise InputError(
             f"the mask token is {tokenizer.mask_token_id}, and {table} has {len(leaves[table])} rows: take the model's "
             "own tokenizer, jtl.pretrained.tokenizer(NAME)"
         )
@@ -251,7 +254,7 @@ class MaskedLM(Loss):
         Raises KeyError if no word was hidden.
         """
         if "masked" not in outputs:
-            raise KeyError(
+            raise MissingError(
                 "MaskedLM finds no masked words: it needs jtl.tasks.masked_head(model, ...), and a key"
             )
         target, weight = outputs["masked"]["target"], outputs["masked"]["weight"]

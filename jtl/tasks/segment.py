@@ -16,6 +16,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Model, Outputs
 
@@ -38,7 +39,7 @@ def _known(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
     """Logits (B, H, W, C), the mask (B, H, W) and the weight of each pixel (B, H, W)."""
     logits, mask = outputs["pixel_logits"], batch["mask"]  # type: ignore[index]
     if logits.shape[:3] != mask.shape:
-        raise ValueError(
+        raise InputError(
             f"pixel_logits {logits.shape} and mask {mask.shape} differ in size: the sides of images must be multiples "
             "of the strides of the model's maps"
         )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
 from jtl.tasks.tokens import mean_cross_entropy
@@ -69,15 +70,15 @@ class Seq2Seq(Loss):
             ValueError: these are not those of every label.
         """
         if "labels" not in batch:
-            raise KeyError(
+            raise MissingError(
                 "Seq2Seq reads the batch's field 'labels', which jtl.tasks.teacher_forcing makes; the batch has "
                 f"{sorted(batch)}"
             )
         if "token_logits" not in outputs:
-            raise KeyError(f"Seq2Seq reads output 'token_logits'; the model gives {sorted(outputs)}")
+            raise MissingError(f"Seq2Seq reads output 'token_logits'; the model gives {sorted(outputs)}")
         labels, logits = jnp.asarray(batch["labels"]), outputs["token_logits"]  # type: ignore[index]
         if logits.ndim != 3 or logits.shape[:2] != labels.shape:
-            raise ValueError(
+            raise InputError(
                 f"Seq2Seq needs token_logits (B, L, V) for labels {labels.shape}, got {logits.shape}"
             )
         weight = (labels != IGNORED).astype(jnp.float32)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl import heads
+from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
 
@@ -38,7 +39,7 @@ def span_head(model: Model, *, key: Array, width: int | None = None) -> Model:
     """
     if width is None:
         if not hasattr(model.config, "width"):
-            raise ValueError("this model does not know the size of its sequence: name it, width=D")
+            raise InputError("this model does not know the size of its sequence: name it, width=D")
         width = model.config.width("sequence")
     return heads.attach(model, heads.Classifier(2), on="sequence", width=width, key=key, output=OUTPUT)
 
@@ -88,7 +89,7 @@ class Found(NamedTuple):
 def log_probabilities(outputs: Outputs, batch: Batch) -> Float[Array, "B L 2"]:
     """Log-probabilities of each token as the first and as the last of the answer; minus infinity at padding."""
     if OUTPUT not in outputs:
-        raise KeyError(
+        raise MissingError(
             f"no output {OUTPUT!r}, which jtl.tasks.span_head(model, key=) adds; the model gives {sorted(outputs)}"
         )
     logits = outputs[OUTPUT].astype(jnp.float32)

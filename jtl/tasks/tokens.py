@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl.errors import InputError
+
 
 def check_ids(ids: Any, config: Any, name: str = "input_ids") -> None:
     """Raise ValueError if a token lies outside the model's vocabulary, as those of another model's tokenizer may.
@@ -20,7 +22,7 @@ def check_ids(ids: Any, config: Any, name: str = "input_ids") -> None:
         return
     least, most = int(np.min(ids)), int(np.max(ids))
     if not 0 <= least <= most < size:
-        raise ValueError(
+        raise InputError(
             f"{name} holds the token {most if most >= size else least}, and the model has embeddings of 0 to "
             f"{size - 1}: take the model's own tokenizer, jtl.pretrained.tokenizer(NAME)"
         )

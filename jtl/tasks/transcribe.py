@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.tasks.generate import generate
 from jtl.tasks.tokens import check_ids
@@ -106,13 +107,13 @@ def transcribe(
 ) -> list[Transcript]:
     """What is said in each of B sounds, by the likeliest token at each step.
 
-    >>> sounds = np.stack([jtl.data.audio.log_mel(clip) for clip in clips])  # doctest: +SKIP
+    >>> sounds = np.stack([jtl.data.spectrograms.log_mel(clip) for clip in clips])  # doctest: +SKIP
     >>> transcribe(jtl.load("whisper-base"), jtl.pretrained.tokenizer("whisper-base"), sounds)  # doctest: +SKIP
 
     Args:
         model: a Whisper.
         tokenizer: its own.
-        log_mel: as ``jtl.data.audio.log_mel`` gives them, of 30 s; longer sounds are for ``transcribe_long``.
+        log_mel: as ``jtl.data.spectrograms.log_mel`` gives them, of 30 s; longer sounds are for ``transcribe_long``.
         language: as in ``"en"``; None detects it for each sound.
         task: ``"translate"`` writes English whatever is spoken.
         timestamps: whether to write ``segments``.
@@ -147,20 +148,20 @@ def tokens(
             spoken = [language] * len(log_mel)
         else:
             near = tree.near_misses(language, languages) or sorted(languages)
-            raise ValueError(f"language {language!r} is unknown; did you mean {', '.join(near)}?")
+            raise InputError(f"language {language!r} is unknown; did you mean {', '.join(near)}?")
         prompts = [
             [config.decoder_start_token_id, languages[name], vocabulary[f"<|{task}|>"]] for name in spoken
         ]
     else:
         if language not in ("en", None) or task != "transcribe":
-            raise ValueError(
+            raise InputError(
                 f"this Whisper transcribes English alone, got language={language!r}, task={task!r}"
             )
         spoken, prompts = ["en"] * len(log_mel), [[config.decoder_start_token_id]] * len(log_mel)
     if not timestamps:
         prompts = [[*prompt, silent] for prompt in prompts]
     if (longest := len(prompts[0]) + max_new_tokens) > config.max_target_positions:
-        raise ValueError(
+        raise InputError(
             f"max_new_tokens={max_new_tokens} behind {len(prompts[0])} tokens are {longest}; the model has "
             f"{config.max_target_positions} positions"
         )
@@ -187,7 +188,7 @@ def detect_language(model: Model, tokenizer: Any, log_mel: Float[np.ndarray | Ar
     """The language of each sound that a multilingual Whisper finds most likely. Raises ValueError for other models."""
     config, languages = _config(model), _languages(tokenizer.get_vocab())
     if not config.multilingual:
-        raise ValueError("this Whisper knows English alone")
+        raise InputError("this Whisper knows English alone")
     start = np.full((len(log_mel), 1), config.decoder_start_token_id, np.int32)
     logits = _first(model, jnp.asarray(log_mel), start)[:, jnp.array(list(languages.values()))]
     return [list(languages)[best] for best in np.asarray(jnp.argmax(logits, 1))]
@@ -201,7 +202,7 @@ def _first(model: Model, log_mel: Array, ids: Array) -> Float[Array, "B V"]:
 def _config(model: Model) -> Any:
     kind = getattr(model.config, "model_type", type(model.base).__name__)
     if kind != "whisper":
-        raise ValueError(f"transcribe needs a Whisper; this model is {kind}")
+        raise InputError(f"transcribe needs a Whisper; this model is {kind}")
     return model.config
 
 

@@ -32,13 +32,13 @@ def transcribe_long(
 ) -> Transcript:
     """What is said in one sound of any length, with the times of its segments; one compilation serves all windows.
 
-    >>> sound = jtl.data.audio.log_mel(clip, seconds=None)  # doctest: +SKIP
+    >>> sound = jtl.data.encode.spectrograms.log_mel(clip, seconds=None)  # doctest: +SKIP
     >>> transcribe_long(model, tokenizer, sound).segments  # doctest: +SKIP
 
     Args:
         model: a Whisper.
         tokenizer: its own.
-        log_mel: of the whole sound, as ``jtl.data.audio.log_mel(..., seconds=None)`` gives it.
+        log_mel: of the whole sound, as ``jtl.data.spectrograms.log_mel(..., seconds=None)`` gives it.
         language: as in ``"en"``; None detects it in the first window.
         task: as for ``transcribe``.
         max_new_tokens: where the transcript of a window is cut.

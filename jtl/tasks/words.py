@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jtl.errors import InputError
+
 
 def word_error_rate(said: Sequence[str], written: Sequence[str]) -> float:
     """Words that must be changed, left out or put in to make ``written`` of ``said``, over the words of ``said``.
@@ -19,11 +21,11 @@ def word_error_rate(said: Sequence[str], written: Sequence[str]) -> float:
     Raises ValueError if the texts are not as many, or nothing was said.
     """
     if len(said) != len(written):
-        raise ValueError(f"expected a transcript of each text, got {len(said)} texts and {len(written)}")
+        raise InputError(f"expected a transcript of each text, got {len(said)} texts and {len(written)}")
     sides = [(one.split(), other.split()) for one, other in zip(said, written, strict=True)]
     words = sum(len(one) for one, _ in sides)
     if not words:
-        raise ValueError("nothing was said: the rate is an error for each word of `said`, which has none")
+        raise InputError("nothing was said: the rate is an error for each word of `said`, which has none")
     return sum(_distance(one, other) for one, other in sides) / words
 
 

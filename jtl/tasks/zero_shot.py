@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtl import heads
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.tasks.tokens import check_ids
 
@@ -43,7 +44,7 @@ def zero_shot(
             another.
     """
     if "logit_scale" not in model.params:
-        raise ValueError(
+        raise InputError(
             "zero_shot needs a model that embeds images and texts, with a logit_scale, such as CLIP"
         )
     embeddings = class_embeddings(model, tokenizer, classes, templates)
@@ -61,7 +62,7 @@ def class_embeddings(
     """
     lacking = [template for template in templates if "{}" not in template]
     if not classes or not templates or lacking:
-        raise ValueError(
+        raise InputError(
             f"expected classes and templates with {{}} in them, found {len(classes)} classes, templates {templates!r}"
         )
     texts = [template.format(name) for template in templates for name in classes]
@@ -77,5 +78,5 @@ def class_embeddings(
 def _embed(model: Model, ids: Array, mask: Array) -> Float[Array, "C P"]:
     outputs = model({"input_ids": ids, "attention_mask": mask})
     if "text_embeds" not in outputs:
-        raise ValueError(f"zero_shot needs a model that gives text_embeds; this one gives {sorted(outputs)}")
+        raise InputError(f"zero_shot needs a model that gives text_embeds; this one gives {sorted(outputs)}")
     return outputs["text_embeds"]

@@ -32,6 +32,7 @@ from jaxtyping import PyTree
 
 from jtl import tree
 from jtl._files import write_file
+from jtl.errors import InputError
 from jtl.train.step import TrainState
 
 FORMAT = 1
@@ -40,7 +41,7 @@ _PARTIAL, _OLD = "partial-", "deleted-"
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A folder of checkpoints that cannot be used, or not for this run; the message says why and what to do."""
 
 
@@ -74,7 +75,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+            raise InputError(f"keep must be at least 1, got {keep}")
         self.folder, self.keep = Path(folder).absolute(), keep
         self._frozen: tuple[Any, dict[str, str]] | None = None
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jtl.errors import Diverged, InputError, MissingError
 from jtl.model import Model
 from jtl.prefetch import prefetch
 from jtl.train.checkpoint import Checkpoints, not_finite
@@ -26,10 +27,6 @@ StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 Validate = Callable[[Model], dict[str, float]]
 ROWS = 200
 Row = dict[str, int | float]
-
-
-class Diverged(FloatingPointError):
-    """Training reached NaN or infinity; the message names the step and the last good checkpoint."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -135,16 +132,16 @@ def fit(
     validate_every = max(1, steps // 10) if validate_every is None else validate_every
     save_every = validate_every if save_every is None else save_every
     if min(steps, validate_every, save_every) < 1 or mode not in ("max", "min"):
-        raise ValueError(
+        raise InputError(
             f"{steps=}, {validate_every=} and {save_every=} must be at least 1, {mode=} max or min"
         )
     if patience is not None and (validate is None or patience < 1):
-        raise ValueError(f"{patience=} must be at least 1, and needs validate")
+        raise InputError(f"{patience=} must be at least 1, and needs validate")
     if resume and checkpoints is None:
-        raise ValueError("resume=True needs checkpoints=")
+        raise InputError("resume=True needs checkpoints=")
     iterator = iter(loader)
     if checkpoints is not None and not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
-        raise ValueError(
+        raise InputError(
             f"{type(iterator).__name__} has no get_state and set_state, so its run could not be resumed: "
             "use a loader of jtl.data, or leave checkpoints out"
         )
@@ -181,7 +178,7 @@ def fit(
         while not ended:
             ready = next(batches, None)
             if ready is None:
-                raise ValueError(
+                raise InputError(
                     f"the loader ended after {number} of {steps} steps: let it repeat its examples"
                 )
             state, metrics = step(state, ready.batch)
@@ -226,7 +223,7 @@ def fit(
 def _validated(validate: Validate, model: Model, metric: str) -> dict[str, float]:
     found = {name: float(value) for name, value in validate(model).items()}
     if metric not in found:
-        raise KeyError(f"validate gives no {metric!r}: set metric= to one of {sorted(found)}")
+        raise MissingError(f"validate gives no {metric!r}: set metric= to one of {sorted(found)}")
     return found
 
 

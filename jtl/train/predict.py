@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jtl import tree
+from jtl.errors import InputError, MissingError
 from jtl.model import Model
 from jtl.prefetch import prefetch
 
@@ -24,7 +25,7 @@ def _forward(model: Model, batch: Any, names: tuple[str, ...], taps: tuple[str, 
     missing = [name for name in names if name not in known]
     if missing:
         known.pop("taps", None)
-        raise KeyError(
+        raise MissingError(
             f"the model gives no {missing[0]!r}, nor has the batch it; they have {sorted(known)}"
             f" (near misses: {tree.near_misses(missing[0], known)})"
         )
@@ -68,13 +69,13 @@ def outputs(
             parts += [_rows(waiting)] if waiting is not None else []
             waiting = computing
     if waiting is None:
-        raise ValueError("no batches: nothing to predict")
+        raise InputError("no batches: nothing to predict")
     parts.append(_rows(waiting))
     gathered = {}
     for name in wanted:
         shapes = {part[name].shape[1:] for part in parts}
         if len(shapes) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{name!r} has rows of shapes {sorted(shapes)} in different batches: no one array holds them"
             )
         gathered[name] = np.concatenate([part[name] for part in parts])

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jtl import tree
+from jtl.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def schedule(
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     if steps < 1 or not 0 <= warmup < 1:
-        raise ValueError(f"need steps >= 1 and 0 <= warmup < 1, got steps={steps}, warmup={warmup}")
+        raise InputError(f"need steps >= 1 and 0 <= warmup < 1, got steps={steps}, warmup={warmup}")
     if decay not in ("linear", "cosine", "constant"):
-        raise ValueError(f"decay must be 'linear', 'cosine' or 'constant', got {decay!r}")
+        raise InputError(f"decay must be 'linear', 'cosine' or 'constant', got {decay!r}")
     return Schedule(peak, steps, warmup, decay, end)
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 
 from jtl import sharding as meshes
 from jtl import tree
+from jtl.errors import InputError
 from jtl.loss import Aux
 from jtl.model import Batch, Model
 
@@ -76,7 +77,7 @@ def accumulate(pieces: int) -> Gradient:
     def gradient(loss: Callable[..., Any], trained: PyTree, batch: Batch, key: Array) -> Any:
         rows = jax.tree.leaves(batch)[0].shape[0]
         if rows % pieces:
-            raise ValueError(
+            raise InputError(
                 f"accumulate({pieces}): the batch has {rows} rows, which {pieces} does not divide"
             )
         # Row i goes to piece i % pieces, so that every device of a sharded batch keeps its own rows.
@@ -143,7 +144,7 @@ class Step:
         labels = self._labels(model.params)
         mask = jax.tree.map(lambda label: callable(label) or label != 0, labels)
         if not any(jax.tree.leaves(mask)):
-            raise ValueError("nothing trains: every label is 0; label at least one leaf with a rate")
+            raise InputError("nothing trains: every label is 0; label at least one leaf with a rate")
         trained, frozen = tree.partition(model.params, mask)
         collections = {name: leaves for name, leaves in model.variables.items() if name != "params"}
         trained, collections = jax.tree.map(jnp.array, (trained, collections))
@@ -171,7 +172,7 @@ class Step:
         """
         own: Any = jax.tree.structure(self.loss)
         if self.loss_leaves is None or own != jax.tree.structure(loss):
-            raise ValueError(
+            raise InputError(
                 f"with_loss needs a jtl loss of this step's own structure, {type(self.loss).__name__} of equal static "
                 "parts: make another step, make_step(loss, ...)"
             )
@@ -201,7 +202,7 @@ class Step:
         given = tree.flatten(jax.tree.map(lambda _: 0, self.labels, is_leaf=is_label))
         wrong = sorted(given.keys() ^ tree.flatten(params).keys())
         if wrong:
-            raise ValueError(
+            raise InputError(
                 f"labels and params differ at {wrong[:5]}; make the labels from this model's own params"
             )
         return self.labels

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array
 
 from jtl import tree
+from jtl.errors import InputError
 from jtl.model import Batch, Model
 from jtl.train.step import Step, TrainState
 
@@ -41,7 +42,7 @@ class Sweep:
             ValueError: the numbers differ; the models' frozen leaves do; or the optimiser's rate is no schedule.
         """
         if not len(models) == len(keys) == len(models if rates is None else rates):
-            raise ValueError(
+            raise InputError(
                 f"{len(models)} models, {len(keys)} keys and {'no' if rates is None else len(rates)} rates: "
                 "one of each for every run"
             )
@@ -73,7 +74,7 @@ def sweep(step: Step, *, own_batches: bool = False) -> Sweep:
     Raises ValueError for a step over a mesh.
     """
     if step.mesh is not None:
-        raise ValueError("a sweep runs on one device: make its step without a mesh")
+        raise InputError("a sweep runs on one device: make its step without a mesh")
     return Sweep(step, own_batches)
 
 
@@ -87,14 +88,14 @@ def _with_peak(state: TrainState, rate: float) -> TrainState:
     try:
         return state.replace(opt_state=optax.tree.set(state.opt_state, peak=jnp.asarray(rate, jnp.float32)))
     except KeyError as error:
-        raise ValueError(
+        raise InputError(
             "rates need an optimiser whose peak is part of its state: adamw(schedule(...))"
         ) from error
 
 
 def _check_frozen(first: Any, other: Any, index: int) -> None:
     if other.replace(variables={}) != first.replace(variables={}):
-        raise ValueError(
+        raise InputError(
             f"model {index} computes another function than model 0: the techniques must be equal"
         )
     one, two = tree.flatten(first.params), tree.flatten(other.params)
@@ -102,7 +103,7 @@ def _check_frozen(first: Any, other: Any, index: int) -> None:
         path for path in one if one[path] is not two[path] and not jnp.array_equal(one[path], two[path])
     ]
     if differ:
-        raise ValueError(
+        raise InputError(
             f"model {index} differs from model 0 in {len(differ)} frozen leaves, such as {differ[0]!r}: runs of a "
             "sweep share what does not train"
         )

@@ -8,8 +8,8 @@ import pytest
 
 from jtl import finetune, heads, tree
 from jtl.continual import Rehearse, agem, packnet, task_heads
-from jtl.data.loader import Batches
-from jtl.features import Rows
+from jtl.data import Arrays
+from jtl.data.batches.loader import Batches
 from jtl.finetune import SI
 from jtl.model import linen
 from jtl.models.mlp import MLP
@@ -128,8 +128,8 @@ def test_agem_projects_only_what_points_against_the_memory(against):
 
 
 def test_agem_in_a_step_with_its_batches():
-    current, memory = rows(16, 1), Rows(rows(5, 2))
-    batches = Rehearse(Batches(Rows(current), 4, epochs=2), memory, rows=3, apart=True)
+    current, memory = rows(16, 1), Arrays(rows(5, 2))
+    batches = Rehearse(Batches(Arrays(current), 4, epochs=2), memory, rows=3, apart=True)
     step = make_step(Classify(), optax.sgd(0.1), gradient=agem)
     state = step.init(mlp(), jax.random.key(0))
     for batch in batches:
@@ -139,8 +139,8 @@ def test_agem_in_a_step_with_its_batches():
 
 
 def test_rehearsed_rows_come_from_the_memory_and_differ_by_step():
-    current, memory = rows(16, 1), Rows(rows(9, 2))
-    batches = Rehearse(Batches(Rows(current), 4), memory, rows=3, seed=1)
+    current, memory = rows(16, 1), Arrays(rows(9, 2))
+    batches = Rehearse(Batches(Arrays(current), 4), memory, rows=3, seed=1)
     first, again = batches[0], batches[0]
     np.testing.assert_array_equal(first["index"], again["index"])
     assert first["x"].shape == (7, 5) and first["weight"].sum() == 7
@@ -148,7 +148,7 @@ def test_rehearsed_rows_come_from_the_memory_and_differ_by_step():
     assert len({tuple(batch["index"][4:]) for batch in batches}) == len(batches)
     assert all(len(set(batch["index"][4:])) == 3 for batch in batches)
     with pytest.raises(ValueError, match=r"the memory \['index', 'label', 'task', 'weight', 'x'\]"):
-        Rehearse(Batches(Rows(current), 4), Rows(rows(9, task=0)), rows=3)[0]
+        Rehearse(Batches(Arrays(current), 4), Arrays(rows(9, task=0)), rows=3)[0]
 
 
 # --- heads -----------------------------------------------------------------------------------------

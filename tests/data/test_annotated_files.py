@@ -7,10 +7,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jtl.data import DataError
-from jtl.data.coco import load_boxes
-from jtl.data.digits import encode_png
-from jtl.data.masks import load_masks
+from jtl.data import DataError, load
+from jtl.data.sets.digits import encode_png
 
 # --- boxes -----------------------------------------------------------------------------------------
 
@@ -37,7 +35,7 @@ def write_boxes(folder, raw, where="images"):
 
 @pytest.mark.parametrize("where", ["images", "."])
 def test_coco_layout(tmp_path, where):
-    one = load_boxes(write_boxes(tmp_path, annotations(), where))
+    one = load(write_boxes(tmp_path, annotations(), where), "boxes")
     assert one.classes == ("cat", "dog")  # by their ids
     sizes = {split: len(source) for split, source in one.splits.items()}
     assert sum(sizes.values()) == 20 and min(sizes.values()) > 0 and len(one.notes) == 2
@@ -59,7 +57,7 @@ def test_coco_layout(tmp_path, where):
 def test_coco_layout_by_split(tmp_path):
     for split in ("train", "val", "test"):
         write_boxes(tmp_path / split, annotations(4))
-    one = load_boxes(tmp_path)
+    one = load(tmp_path, "boxes")
     assert {split: len(source) for split, source in one.splits.items()} == {
         "train": 4,
         "validation": 4,
@@ -72,7 +70,7 @@ def test_crowds_and_empty_boxes_are_left_out(tmp_path):
     raw = annotations()
     raw["annotations"][0]["iscrowd"] = 1
     raw["annotations"][1]["bbox"] = [2, 3, 0, 5]
-    one = load_boxes(write_boxes(tmp_path, raw))
+    one = load(write_boxes(tmp_path, raw), "boxes")
     assert "2 boxes of" in one.notes[0]
     assert sum(len(s[i]["box_label"]) for s in one.splits.values() for i in range(len(s))) == 17
 
@@ -112,16 +110,16 @@ def test_broken_annotations(tmp_path, case):
     if case == "no file":
         (tmp_path / "annotations.json").unlink()
     with pytest.raises(DataError, match=message):
-        load_boxes(tmp_path)
+        load(tmp_path, "boxes")
 
 
 def test_missing_images(tmp_path):
     write_boxes(tmp_path, annotations())
     (tmp_path / "images" / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match="image '3.png' is neither beside it nor in images/"):
-        load_boxes(tmp_path)
+        load(tmp_path, "boxes")
     with pytest.raises(FileNotFoundError, match="no folder at"):
-        load_boxes(tmp_path / "nowhere")
+        load(tmp_path / "nowhere", "boxes")
 
 
 # --- masks -----------------------------------------------------------------------------------------
@@ -143,7 +141,7 @@ def write_masks(folder, count=20, palette=False, top=2):
 
 @pytest.mark.parametrize("palette", [False, True])
 def test_mask_layout(tmp_path, palette):
-    one = load_masks(write_masks(tmp_path, palette=palette))
+    one = load(write_masks(tmp_path, palette=palette), "masks")
     assert one.classes == ("0", "1", "2") and len(one.notes) == 2
     assert sum(map(len, one.splits.values())) == 20
     row = one.splits["train"][0]
@@ -164,29 +162,29 @@ def test_masks_by_split_with_names(tmp_path):
     for split in ("train", "validation", "test"):
         write_masks(tmp_path / split, 4)
     (tmp_path / "classes.txt").write_text("sky\nsea\nland\nship\n")
-    assert load_masks(tmp_path).classes == ("sky", "sea", "land", "ship")
+    assert load(tmp_path, "masks").classes == ("sky", "sea", "land", "ship")
 
 
 def test_broken_masks(tmp_path):
     with pytest.raises(DataError, match="expected images/ and masks/ with files of the same names"):
-        load_masks(tmp_path)
+        load(tmp_path, "masks")
     write_masks(tmp_path, 6)
     (tmp_path / "classes.txt").write_text("sky\nsea\n")
     with pytest.raises(DataError, match="names 2 classes, and the masks of train hold 2"):
-        load_masks(tmp_path)
+        load(tmp_path, "masks")
     (tmp_path / "classes.txt").unlink()
     (tmp_path / "masks" / "3.png").rename(tmp_path / "masks" / "other.png")
     with pytest.raises(DataError, match="3.jpg: has no mask"):
-        load_masks(tmp_path)
+        load(tmp_path, "masks")
     Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(tmp_path / "masks" / "3.png")
     with pytest.raises(DataError, match="3.png: a mask of mode RGB; expected one channel"):
-        load_masks(tmp_path)
+        load(tmp_path, "masks")
     for split in ("train", "test"):
         write_masks(tmp_path / "own" / split, 4, top=1 if split == "train" else 3)
     with pytest.raises(
         DataError, match="split test: has pixels of 2; the 2 classes are 0 to 1, and 255 is none"
     ):
-        load_masks(tmp_path / "own")
+        load(tmp_path / "own", "masks")
 
 
 # --- TensorFlow Datasets ---------------------------------------------------------------------------
@@ -230,7 +228,7 @@ def seen(tmp_path, monkeypatch):
 
 
 def test_public_boxes(seen):
-    one = load_boxes("tfds:jtl_seen")
+    one = load("tfds:jtl_seen", "boxes")
     assert one.classes == ("cat", "dog")
     assert {split: len(source) for split, source in one.splits.items()} == {
         "train": 27,
@@ -246,18 +244,18 @@ def test_public_boxes(seen):
 
 
 def test_public_masks(seen):
-    one = load_masks("tfds:jtl_seen")
+    one = load("tfds:jtl_seen", "masks")
     assert one.classes == ("0", "1", "2") and len(one.splits["test"]) == 5
     row = one.splits["train"][0]
     number = int(row["image"][0, 0, 0])
     assert row["mask"].shape == (10, 20, 1) and (row["mask"][:, 10:] == number % 3).all()
     with pytest.raises(DataError, match="no image column 'mask'; it has image, segmentation_mask"):
-        load_masks("tfds:jtl_seen", mask_column="mask")
+        load("tfds:jtl_seen", "masks", mask_column="mask")
 
 
 def test_masks_that_count_from_one(seen, monkeypatch):
-    monkeypatch.setattr("jtl.data.tfds_annotated.KNOWN_MASKS", {"jtl_seen": (1, ("one", "two"))})
-    one = load_masks("tfds:jtl_seen")
+    monkeypatch.setattr("jtl.data.readers.masks.KNOWN_MASKS", {"jtl_seen": (1, ("one", "two"))})
+    one = load("tfds:jtl_seen", "masks")
     assert one.classes == ("one", "two")
     row = one.splits["train"][0]
     number = int(row["image"][0, 0, 0])
@@ -269,4 +267,4 @@ def test_public_sets_without_either(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match="expected images and a sequence of objects with a box and a label; it has image"
     ):
-        load_boxes("tfds:mnist")
+        load("tfds:mnist", "boxes")

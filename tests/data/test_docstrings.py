@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 
+from experiments.data.docstring_questions import PACKAGES, WORDINGS, ask
+from experiments.data.docstrings import docstrings, parse, plain, versions
 from jtl.data import DataError
-from jtl.data.docstring_questions import PACKAGES, WORDINGS, ask
-from jtl.data.docstrings import docstrings, parse, plain, versions
 
 TRANSFORM = inspect.cleandoc(
     """

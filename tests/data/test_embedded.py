@@ -191,7 +191,7 @@ def test_rendered_digits(loaded):
 
 
 def test_made_digits_are_the_same_each_time(loaded, tmp_path):
-    from jtl.data.builders import EMBEDDED
+    from jtl.data.sets.builders import EMBEDDED
 
     _, read = loaded
     for name in ("mnist_m", "rendered_digits"):
@@ -202,7 +202,7 @@ def test_made_digits_are_the_same_each_time(loaded, tmp_path):
 
 
 def test_rendered_digits_need_matplotlib(monkeypatch):
-    from jtl.data.digits import font_folder
+    from jtl.data.sets.digits import font_folder
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(data.DataError, match="pip install matplotlib"):
@@ -218,7 +218,7 @@ def test_description(loaded):
 
 
 def test_plots_are_there_and_unlabelled():
-    from jtl.data.builders import rotten_tomatoes_rows
+    from jtl.data.sets.builders import rotten_tomatoes_rows
 
     assert Counter(category for category, _, _ in rotten_tomatoes_rows()) == {
         "fresh": 7403, "rotten": 5405, "plot": 1097

@@ -282,7 +282,7 @@ def test_bad_images(tmp_path):
 
 
 def test_truncated_image_is_named_before_training(tmp_path):
-    from jtl.data.image import Preprocess, prepare
+    from jtl.data.encode.image import Preprocess, prepare
 
     rng = np.random.default_rng(0)
     for i in range(4):

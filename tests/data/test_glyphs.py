@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from jtl import data
-from jtl.data.digits import font_folder
-from jtl.data.glyphs import ALPHABETS, COPIES, SANS, Glyphs, draw, picture
+from jtl.data.sets.digits import font_folder
+from jtl.data.sets.glyphs import ALPHABETS, COPIES, SANS, Glyphs, draw, picture
 
 
 @pytest.fixture(scope="module")

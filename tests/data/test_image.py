@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import jtl.data as data
-from jtl.data.image import Augment, Images, Preprocess, prepare
-from jtl.data.loader import Batches, loader
+from jtl.data.batches.loader import Batches, loader
+from jtl.data.encode.image import Augment, Images, Preprocess, prepare
 
 RGB = Preprocess((8, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

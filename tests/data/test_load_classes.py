@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from jtl import data
-from jtl.data.fewshot import Joined
+from jtl.data.sets.few_shot import Joined
 
 
 def classes(dataset):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jtl.data import DataError
-from jtl.data.loader import Batches, evaluation_plan, loader, padding_waste, plan
-from jtl.data.text import Texts
+from jtl.data.batches.loader import Batches, evaluation_plan, loader, padding_waste, plan
+from jtl.data.encode.text import Texts
 
 LENGTHS = np.random.default_rng(0).integers(3, 73, 1003)
 BUCKETS = (16, 32, 48, 64, 80)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jtl.data import DataError, midi
-from jtl.data.music import Piece
+from jtl.data.readers.midi import Piece
 
 mido = pytest.importorskip("mido")
 

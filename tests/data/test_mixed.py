@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from jtl.data import DataError, Mixed, image, shift
-from jtl.data.loader import Batches, loader
-from jtl.data.text import Texts
+from jtl.data import DataError, SideBySide, image, shift
+from jtl.data.batches.loader import Batches, loader
+from jtl.data.encode.text import Texts
 
 GREY = image.Preprocess(size=(8, 8), mean=(0.5,), std=(0.5,))
 COLOUR = image.Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -40,7 +40,7 @@ def same(left, right):
 
 def test_rows_of_every_part():
     source, target = Batches(images(20), 4), Batches(images(30, 3), 6)
-    batch = Mixed([source, target])[2]
+    batch = SideBySide([source, target])[2]
     assert batch["domain"].tolist() == [0] * 4 + [1] * 6 and batch["domain"].dtype == np.int32
     assert batch["image"].shape == (10, 8, 8, 3)  # grey and colour, normalised for one model
     first, second = source[2], target[2]
@@ -55,19 +55,19 @@ def test_rows_of_every_part():
 
 def test_labels_of_domain_generalisation():
     parts = [Batches(images(count), 4) for count in (8, 12, 16)]
-    batch = Mixed(parts, hide_labels=False)[0]
+    batch = SideBySide(parts, hide_labels=False)[0]
     assert batch["label"].tolist() == [label for part in parts for label in part[0]["label"]]
     assert batch["domain"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_a_shorter_part_begins_again():
     short, long = Batches(images(8), 4), Batches(images(20), 4)
-    mixed = Mixed((long, short))
+    mixed = SideBySide((long, short))
     assert len(mixed) == 5 and len(list(mixed)) == 5
     taken = [batch["index"][4:].tolist() for batch in mixed]
     assert taken[0] == taken[2] == taken[4] and taken[1] == taken[3]
     # with epochs enough, each time through it has another order
-    mixed = Mixed((long, Batches(images(8), 4, epochs=3)))
+    mixed = SideBySide((long, Batches(images(8), 4, epochs=3)))
     taken = [batch["index"][4:].tolist() for batch in mixed]
     assert len(mixed) == 6 and sorted(taken[0] + taken[1]) == sorted(taken[2] + taken[3]) == list(range(8))
     assert taken[:2] != taken[2:4]
@@ -77,7 +77,7 @@ def test_a_shorter_part_begins_again():
 
 def test_texts_are_padded_to_the_longer_part():
     lengths = np.arange(1, 9)
-    batch = Mixed(
+    batch = SideBySide(
         [Batches(texts(lengths), 8, buckets=(8,)), Batches(texts(2 * lengths, 2000), 8, buckets=(16,))]
     )[0]
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (16, 16)
@@ -91,14 +91,14 @@ def test_texts_are_padded_to_the_longer_part():
 
 
 def test_evaluation_weighs_the_filling_nothing():
-    mixed = Mixed([Batches(images(5), 4, train=False), Batches(images(7), 4, train=False)])
+    mixed = SideBySide([Batches(images(5), 4, train=False), Batches(images(7), 4, train=False)])
     assert [batch["weight"].sum() for batch in mixed] == [8, 4]
     assert sorted(int(i) for batch in mixed for i in batch["index"][:4] if i >= 0) == list(range(5))
 
 
 @pytest.mark.parametrize("stop", [0, 3, 9])
 def test_the_loader_reads_and_resumes(stop):
-    mixed = Mixed([Batches(images(40), 4, seed=3), Batches(images(12), 4, epochs=2)])
+    mixed = SideBySide([Batches(images(40), 4, seed=3), Batches(images(12), 4, epochs=2)])
     whole = list(loader(mixed))
     assert len(whole) == 10
     for step, batch in enumerate(whole):
@@ -116,7 +116,9 @@ def test_the_loader_reads_and_resumes(stop):
 
 def test_processes_share_every_part():
     def mixed(index, count):
-        return Mixed([Batches(images(16), 4, process_index=index, process_count=count) for _ in range(2)])
+        return SideBySide(
+            [Batches(images(16), 4, process_index=index, process_count=count) for _ in range(2)]
+        )
 
     expected, parts = mixed(0, 1)[1], [mixed(i, 2)[1] for i in (0, 1)]
     for domain in (0, 1):
@@ -128,18 +130,18 @@ def test_a_shifted_split_is_a_domain():
     rows = [{"image": np.full((8, 8, 1), 10 * i, np.uint8), "label": i % 3} for i in range(8)]
     turned = shift.Shifted(rows, lambda pixels, place: 255 - pixels)
     parts = [Batches(image.prepare(one, COLOUR), 4) for one in (rows, turned)]
-    batch = Mixed(parts)[0]
+    batch = SideBySide(parts)[0]
     np.testing.assert_allclose(batch["image"][:4], -batch["image"][4:], atol=1e-6)
 
 
 def test_parts_that_do_not_fit():
     with pytest.raises(DataError, match="no parts to mix"):
-        Mixed([])
+        SideBySide([])
     with pytest.raises(DataError, match=r"'image' have the shapes \(8, 8, 3\) and \(8, 8, 1\); prepare"):
-        Mixed([Batches(images(8), 4), Batches(images(8, preprocess=GREY), 4)])[0]
+        SideBySide([Batches(images(8), 4), Batches(images(8, preprocess=GREY), 4)])[0]
     with pytest.raises(DataError, match="parts have the fields .*'image'.* and .*'input_ids'"):
-        Mixed([Batches(images(8), 4), Batches(texts([1] * 8), 4)])[0]
+        SideBySide([Batches(images(8), 4), Batches(texts([1] * 8), 4)])[0]
     with pytest.raises(
         DataError, match=r"parts pad with the tokens \[0, 7\]; encode them with one tokenizer"
     ):
-        Mixed([Batches(texts([1] * 8), 4), Batches(texts([1] * 8, pad_id=0), 4)])[0]
+        SideBySide([Batches(texts([1] * 8), 4), Batches(texts([1] * 8, pad_id=0), 4)])[0]

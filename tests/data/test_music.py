@@ -6,10 +6,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtl.data import DataError, music
-from jtl.data import music_tokens as tokens
-from jtl.data.music import Piece, on_grid
-from jtl.data.music_tokens import BAR, END, HOLD, PITCH, POSITION, REST, START, VOICES, Crops, Grammar, Whole
+from experiments.music import tokens as tokens
+from experiments.music.pieces import alike, by_melody, quodlibets, scale, split, without
+from experiments.music.tokens import (
+    BAR,
+    END,
+    HOLD,
+    PITCH,
+    POSITION,
+    REST,
+    START,
+    VOICES,
+    Crops,
+    Grammar,
+    Whole,
+)
+from jtl.data import DataError
+from jtl.data.readers.midi import Piece, on_grid
 
 
 def piece(*notes, bar=16, upbeat=0, voices=1, title="made up", tune=""):
@@ -50,17 +63,17 @@ def test_pieces_of_one_melody_stay_in_one_split():
     pieces = [walk(i, title=f"number {i}") for i in range(20)]
     pieces += [one.transposed(3) for one in pieces[:10]] + [pieces[0], piece((0, 0, 4, 60), tune="hymn")]
     pieces += [piece((0, 0, 4, 61), (0, 4, 4, 60), tune="hymn")]
-    group = music.by_melody(pieces)
+    group = by_melody(pieces)
     assert group[:10].tolist() == group[20:30].tolist() and group[0] == group[30] and group[31] == group[32]
     assert len(set(group.tolist())) == 21
-    found = music.split(pieces)
+    found = split(pieces)
     assert sum(map(len, found.values())) == len(pieces) and min(map(len, found.values())) >= 2
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
-        assert not list(music.alike(found[one], found[other]))
-        assert len(music.without(found[one], found[other])) == len(found[one])
-    assert music.without(pieces[20:30], pieces[:5]) == tuple(pieces[25:30])
+        assert not list(alike(found[one], found[other]))
+        assert len(without(found[one], found[other])) == len(found[one])
+    assert without(pieces[20:30], pieces[:5]) == tuple(pieces[25:30])
     with pytest.raises(DataError, match="2 pieces of 1 melodies: expected at least three"):
-        music.split([pieces[0], pieces[0].transposed(1)])
+        split([pieces[0], pieces[0].transposed(1)])
 
 
 def test_tunes_sung_at_once():
@@ -76,7 +89,7 @@ def test_tunes_sung_at_once():
         at = [0, *np.cumsum(lengths)[:-1].tolist()]
         notes = [(0, *one) for one in zip(at, lengths.tolist(), pitches, strict=True)]
         songs.append(piece(*notes, upbeat=4 * (i % 4), bar=(16, 12)[i % 2], title=str(i)))
-    found = music.quodlibets(songs, low, high, rounds=2, among=1)
+    found = quodlibets(songs, low, high, rounds=2, among=1)
     assert len(found) == 8 and len({one.title for one in found}) > 6
     for half in (found[:2] + found[4:6], found[2:4] + found[6:]):  # the rounds; metres come one after another
         assert sorted(name for one in half for name in one.title.split(" with ")) == sorted(
@@ -94,13 +107,11 @@ def test_tunes_sung_at_once():
             assert (own[0, 1] + one.upbeat - part.upbeat) % one.bar == 0  # bars stand over bars
         ends = [one.notes[one.notes[:, 0] == voice] for voice in range(3)]
         assert {int(own[-1, 1] + own[-1, 2]) for own in ends} == {one.length}
-        scales = {
-            music.scale(piece(*own.tolist())) for own in ends if len(set((own[:, 3] % 12).tolist())) == 7
-        }
+        scales = {scale(piece(*own.tolist())) for own in ends if len(set((own[:, 3] % 12).tolist())) == 7}
         assert len(scales) <= 1
     c_major = piece(*((0, 4 * i, 4, pitch) for i, pitch in enumerate((60, 62, 64, 65, 67, 69, 71))))
-    assert music.scale(c_major) == 0 and music.scale(c_major.transposed(-3)) == 9
-    assert music.scale(songs[3].transposed(2)) == (music.scale(songs[3]) + 2) % 12
+    assert scale(c_major) == 0 and scale(c_major.transposed(-3)) == 9
+    assert scale(songs[3].transposed(2)) == (scale(songs[3]) + 2) % 12
 
 
 def test_who_sings_together_sounds_well_together():
@@ -111,11 +122,10 @@ def test_who_sings_together_sounds_well_together():
         piece(*((0, 4 * i, 4, pitch) for i, pitch in enumerate(own.tolist())), title=name)
         for name, own in {"a": line, "b": np.roll(third, 1), "c": third, "d": np.roll(line, 1)}.items()
     ]
-    assert {music.scale(tune) for tune in tunes} == {0}
+    assert {scale(tune) for tune in tunes} == {0}
     for seed in range(3):
         pairs = {
-            frozenset(one.title.split(" with "))
-            for one in music.quodlibets(tunes, (60, 40), (81, 64), seed=seed)
+            frozenset(one.title.split(" with ")) for one in quodlibets(tunes, (60, 40), (81, 64), seed=seed)
         }
         assert pairs == {frozenset("ac"), frozenset("bd")}
 
@@ -216,7 +226,7 @@ def test_crops_are_pieces_in_other_keys():
 def test_a_chorale_is_what_music21_reads():
     converter = pytest.importorskip("music21").converter
     from jtl._wheels import fetch_wheel
-    from jtl.data.music_corpus import WHEEL, read_musicxml
+    from jtl.data.sets.chorales import WHEEL, read_musicxml
 
     file = fetch_wheel(WHEEL) / "music21/corpus/bach/bwv66.6.mxl"
     parts, bars, first = read_musicxml(file)
@@ -245,7 +255,7 @@ A|d2f {g}afd|^g3 =g2 f-|f3 [Ad]3|c>d e2 z f|d3 d2:|
 
 def test_a_tune_is_what_music21_plays():
     music21 = pytest.importorskip("music21")
-    from jtl.data.music_corpus import tune
+    from jtl.data.sets.chorales import tune
 
     handler = music21.abcFormat.ABCHandler()
     handler.process(ABC)
@@ -264,11 +274,11 @@ def test_a_tune_is_what_music21_plays():
 
 def test_the_corpus():
     pytest.importorskip("music21")
-    from jtl.data.music_corpus import FIDDLE, chorales, tunes
+    from jtl.data.sets.chorales import FIDDLE, chorales, tunes
 
     found = chorales()
     assert len(found) == 401 and {one.voices for one in found} == {4}
-    parts = music.split(found)
+    parts = split(found)
     names = [{one.tune for one in part if one.tune} for part in parts.values()]
     assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
     assert min(map(len, parts.values())) > 40

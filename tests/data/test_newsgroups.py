@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jtl.data as data
-from jtl.data.newsgroups import GROUPS, TASKS
+from jtl.data.sets.newsgroups import GROUPS, TASKS
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from experiments.data.docstring_summaries import PACKAGES
 from jtl import pretrained
-from jtl.data import DataError, load_summaries
-from jtl.data.pairs import encode
-from jtl.data.summaries import PACKAGES
+from jtl.data import DataError, load
+from jtl.data.encode.pairs import encode
 from jtl.tasks import teacher_forcing
 
 
@@ -21,24 +21,24 @@ def write(path, rows, columns=("text", "summary")):
 
 def test_your_own_table(tmp_path):
     rows = [(f"A long text {i}, with a comma", f"short {i}") for i in range(40)]
-    dataset = load_summaries(write(tmp_path / "my.csv", rows))
+    dataset = load(write(tmp_path / "my.csv", rows), "summaries")
     assert dataset.kind == "summary" and {s: len(own) for s, own in dataset.splits.items()} == {
         "train": 29, "validation": 3, "test": 8,
     }  # fmt: skip
     one = dataset.splits["train"][0]
     assert one["text"].startswith("A long text") and one["summary"] == f"short {one['text'].split()[3][:-1]}"
     other = write(tmp_path / "other.csv", rows, ("document", "line"))
-    assert len(load_summaries(other, text_column="document", summary_column="line").splits["test"]) == 8
+    assert len(load(other, "summaries", text_column="document", summary_column="line").splits["test"]) == 8
     with pytest.raises(DataError, match="other.csv, line 2: no column 'text'; it has 'document', 'line'"):
-        load_summaries(other)
+        load(other, "summaries")
     with pytest.raises(DataError, match="line 3: 'summary' should be a text, found ' '"):
-        load_summaries(write(tmp_path / "blank.csv", [("a", "b"), ("a", " ")]))
+        load(write(tmp_path / "blank.csv", [("a", "b"), ("a", " ")]), "summaries")
     with pytest.raises(FileNotFoundError, match="no texts at"):
-        load_summaries(tmp_path / "none.csv")
+        load(tmp_path / "none.csv", "summaries")
     with pytest.raises(DataError, match="unknown summaries 'xsum'"):
-        load_summaries("xsum")
+        load("xsum", "summaries")
     with pytest.raises(DataError, match="expected a file ending in .csv"):
-        load_summaries(write(tmp_path / "my.txt", rows))
+        load(write(tmp_path / "my.txt", rows), "summaries")
 
 
 class News(tfds.core.GeneratorBasedBuilder):
@@ -66,11 +66,11 @@ class News(tfds.core.GeneratorBasedBuilder):
 def test_public_summaries(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     News(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    dataset = load_summaries("tfds:jtl_news")
+    dataset = load("tfds:jtl_news", "summaries")
     assert dataset.splits["test"][0]["text"].startswith("né in test") and not dataset.notes
     assert dataset.splits["test"][0]["summary"] == "é"
     with pytest.raises(DataError, match="no summary column 'line'; it has document, summary"):
-        load_summaries("tfds:jtl_news", summary_column="line")
+        load("tfds:jtl_news", "summaries", summary_column="line")
 
 
 def test_no_package_is_in_two_splits():

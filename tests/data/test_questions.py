@@ -7,9 +7,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jtl import pretrained
-from jtl.data import DataError, load_questions
-from jtl.data.questions import read_asked
-from jtl.data.windows import encode
+from jtl.data import DataError, load
+from jtl.data.encode.windows import encode
+from jtl.data.readers.questions import read_asked
 
 CONTEXT = "MiniLM was made in 2020 by Microsoft. " * 3 + "It reads English."
 
@@ -27,7 +27,7 @@ def squad(path, count=30, **changes):
 
 
 def test_a_file_of_squads_layout(tmp_path):
-    dataset = load_questions(squad(tmp_path / "my.json", answers=[], is_impossible=True))
+    dataset = load(squad(tmp_path / "my.json", answers=[], is_impossible=True), "questions")
     sizes = {split: len(source) for split, source in dataset.splits.items()}
     assert sizes == {"train": 21, "validation": 2, "test": 6} and dataset.kind == "question"
     assert "1 questions of my.json have no answer" in dataset.notes[0]
@@ -40,7 +40,7 @@ def test_a_file_of_squads_layout(tmp_path):
 
 def test_a_folder_of_files(tmp_path):
     squad(tmp_path / "train.json"), squad(tmp_path / "dev.json", 5)
-    dataset = load_questions(tmp_path)
+    dataset = load(tmp_path, "questions")
     assert {split: len(source) for split, source in dataset.splits.items()} == {
         "train": 24, "validation": 5, "test": 6,
     }  # fmt: skip
@@ -51,19 +51,19 @@ def test_wrong_files_are_refused(tmp_path):
     with pytest.raises(
         DataError, match="question 'q0': the answer 'Microsoft' does not stand at character 3"
     ):
-        load_questions(squad(tmp_path / "moved.json", answers=moved))
+        load(squad(tmp_path / "moved.json", answers=moved), "questions")
     with pytest.raises(DataError, match="'q0': each answer needs a `text`"):
-        load_questions(squad(tmp_path / "bare.json", answers=["Microsoft"]))
+        load(squad(tmp_path / "bare.json", answers=["Microsoft"]), "questions")
     (tmp_path / "other.json").write_text('{"data": [{"title": "x"}]}')
     with pytest.raises(DataError, match="not of SQuAD's layout \\(KeyError 'paragraphs'\\)"):
-        load_questions(tmp_path / "other.json")
+        load(tmp_path / "other.json", "questions")
     (tmp_path / "text.json").write_text("Who?")
     with pytest.raises(DataError, match="is not JSON"):
-        load_questions(tmp_path / "text.json")
+        load(tmp_path / "text.json", "questions")
     with pytest.raises(FileNotFoundError, match="no questions at"):
-        load_questions(tmp_path / "none.json")
+        load(tmp_path / "none.json", "questions")
     with pytest.raises(DataError, match="unknown questions 'squad'"):
-        load_questions("squad")
+        load("squad", "questions")
 
 
 def test_questions_to_answer(tmp_path):
@@ -105,7 +105,7 @@ class Quiz(tfds.core.GeneratorBasedBuilder):
 def test_public_questions(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     Quiz(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    dataset = load_questions("tfds:jtl_quiz")
+    dataset = load("tfds:jtl_quiz", "questions")
     assert {split: len(source) for split, source in dataset.splits.items()} == {
         "train": 36, "validation": 4, "test": 5,
     }  # fmt: skip

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from experiments.data.scenes import BOARD, SIZES, load_scenes
 from jtl.data import annotated
-from jtl.data.image import Preprocess
-from jtl.data.loader import Batches
-from jtl.data.scenes import BOARD, SIZES, load_scenes
+from jtl.data.batches.loader import Batches
+from jtl.data.encode.image import Preprocess
 
 HOW = Preprocess(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -7,7 +7,7 @@ import pytest
 
 import jtl.data as data
 from jtl.data import DataError
-from jtl.data.shift import (
+from jtl.data.sets.shift import (
     Shifted,
     add_noise,
     class_colours,

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import jtl.data as data
-from jtl.data.text import best_buckets, encode
+from jtl.data.encode.text import best_buckets, encode
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "good", "film", "bad"]
 

@@ -78,7 +78,7 @@ def test_columns(reviews):
 
 
 def test_image_set(folder):
-    from jtl.data.builders import UciDigits
+    from jtl.data.sets.builders import UciDigits
 
     UciDigits(data_dir=folder, file_format="array_record").download_and_prepare()
     one = load("tfds:uci_digits")  # by its supervised keys

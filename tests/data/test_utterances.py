@@ -8,10 +8,12 @@ import pytest
 import tensorflow_datasets as tfds
 from scipy.io import wavfile
 
-from jtl.data import DataError, audio, load_utterances, spoken
+from experiments.speech_recognition import accents
+from jtl.data import DataError, load
+from jtl.data.readers.sound import RATE
 
 
-def folder(path, texts, rate=audio.RATE, seconds=0.5):
+def folder(path, texts, rate=RATE, seconds=0.5):
     path.mkdir(parents=True)
     with (path / "metadata.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -24,7 +26,7 @@ def folder(path, texts, rate=audio.RATE, seconds=0.5):
 
 
 def test_no_speaker_and_no_sentence_is_in_two_splits():
-    dataset = load_utterances()
+    dataset = accented()
     sentences = {
         s: {one for text in own.texts for one in text.split(". ")} for s, own in dataset.splits.items()
     }
@@ -33,38 +35,35 @@ def test_no_speaker_and_no_sentence_is_in_two_splits():
         assert not sentences[one] & sentences[other] and not speakers[one] & speakers[other]
     example = dataset.splits["test"][0]
     assert set(example) == {"audio", "text", "voice"} and example["audio"].dtype == np.float32
-    assert (
-        5 < len(example["audio"]) / audio.RATE < 40
-        and len(example["text"].split()) <= spoken.MOST["accented"]
-    )
+    assert 5 < len(example["audio"]) / RATE < 40 and len(example["text"].split()) <= accents.MOST["accented"]
 
 
 def test_own_folders(tmp_path):
     texts = [f"Number {i}." for i in range(60)]
-    dataset = load_utterances(folder(tmp_path / "one", texts, rate=8000))
+    dataset = load(folder(tmp_path / "one", texts, rate=8000), "speech")
     example = dataset.splits["train"][0]
-    assert len(example["audio"]) == audio.RATE // 2 and example["text"] in texts  # resampled
+    assert len(example["audio"]) == RATE // 2 and example["text"] in texts  # resampled
     assert sum(map(len, dataset.splits.values())) == 60 and len(dataset.notes) == 2
     for split in ("train", "dev", "test"):
         folder(tmp_path / "three" / split, [f"{split} {i}" for i in range(3)])
-    splits = load_utterances(tmp_path / "three").splits
+    splits = load(tmp_path / "three", "speech").splits
     assert splits["validation"][2]["text"] == "dev 2" and len(splits["test"]) == 3
 
 
 def test_refused(tmp_path):
     with pytest.raises(DataError, match="unknown utterances 'welsh': expected scottish"):
-        load_utterances("welsh")
+        load("welsh", "speech")
     with pytest.raises(FileNotFoundError, match="no recordings at"):
-        load_utterances(tmp_path / "none")
+        load(tmp_path / "none", "speech")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         DataError, match="expected one table, metadata.csv, with the columns file_name and text"
     ):
-        load_utterances(tmp_path / "empty")
+        load(tmp_path / "empty", "speech")
     own = folder(tmp_path / "own", ["a b", "c d"])
     (own / "1.wav").unlink()
     with pytest.raises(DataError, match=r"names 1 files that are not there, such as .*1\.wav"):
-        load_utterances(own)
+        load(own, "speech")
 
 
 class Sound(tfds.features.Tensor):
@@ -98,17 +97,17 @@ def test_public_speech(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds.features, "Audio", Sound)
     Calls(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    splits = load_utterances("tfds:jtl_calls").splits
+    splits = load("tfds:jtl_calls", "speech").splits
     assert {split: source[0]["text"][:-2] for split, source in splits.items()} == {
         "train": "train_clean100", "validation": "dev_clean", "test": "test_clean",
     }  # fmt: skip
     sound = splits["train"][0]["audio"]
     assert len(sound) == 160 and sound[60:100] == pytest.approx(0.5, abs=0.05)
     with pytest.raises(DataError, match="a column 'said', it has speech, text"):
-        load_utterances("tfds:jtl_calls", text_column="said")
+        load("tfds:jtl_calls", "speech", text_column="said")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="is about its absence")
 def test_sound_of_tfds_needs_tensorflow():
     with pytest.raises(DataError, match="tfds:librispeech: .* needs TensorFlow"):
-        load_utterances("tfds:librispeech")
+        load("tfds:librispeech", "speech")

@@ -7,7 +7,7 @@ import pytest
 
 from jtl import distill, heads
 from jtl.data import image
-from jtl.data.loader import Batches
+from jtl.data.batches.loader import Batches
 from jtl.features import extract
 from jtl.model import linen
 from jtl.models.conv4 import Conv4

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.art import Art, main, run
-from experiments.art_pictures import load_pictures
+from experiments.art.config import Art
+from experiments.art.pictures import load_pictures
+from experiments.art.study import main, run
 from jtl.data.dataset import DataError
-from jtl.data.files import read_image
+from jtl.data.readers.images import read_image
 
 
 def paint(folder, count, side=20):

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from experiments.cli import cli
-from experiments.output import Config, command, prepare, settings
+from experiments.common.command_line import cli
+from experiments.common.settings import Config, command, prepare, settings
 from jtl.report.report import Result, summarise, write_result
 
 
@@ -89,7 +89,7 @@ def test_unknown_choice_ends_with_two(capsys, tmp_path):
 )
 def test_refused_input_is_one_line(tmp_path, capsys, monkeypatch, rate, line):
     monkeypatch.delenv("JTL_TRACEBACK", raising=False)
-    monkeypatch.setattr(sys.modules["experiments.cli"], "OURS", ("jtl", __name__))
+    monkeypatch.setattr(sys.modules["experiments.common.command_line"], "OURS", ("jtl", __name__))
     with pytest.raises(SystemExit) as stop:
         cli(run, Toy, words(tmp_path, "--rate", rate))
     error = capsys.readouterr().err

@@ -6,8 +6,8 @@ import json
 import pytest
 from PIL import Image
 
+from experiments.data.scenes import load_scenes
 from experiments.detection import Detection, main, run
-from jtl.data.scenes import load_scenes
 
 
 @pytest.mark.slow

@@ -9,15 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import distill_methods as methods
-from experiments import students
 from experiments.benchmarks.distill import BenchDistill
 from experiments.benchmarks.distill import run as bench_distill
-from experiments.distill import Distillation, run
+from experiments.distill import methods as methods
+from experiments.distill import students
+from experiments.distill.config import Distillation
+from experiments.distill.study import run
 from experiments.distill_lm import DistillLM
 from experiments.distill_lm import run as distill_lm
 from jtl import distill, heads
-from jtl.features import Rows
+from jtl.data import Arrays
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
 from jtl.train import make_step
@@ -35,14 +36,14 @@ def conv4(width, seed):
 @pytest.fixture(scope="module")
 def lesson():
     rng = np.random.default_rng(0)
-    train = Rows(
+    train = Arrays(
         {
             "image": rng.uniform(-1, 1, (32, 32, 32, 3)).astype(np.float32),
             "label": np.arange(32, dtype=np.int32) % 4,
         }
     )
     taught = distill.Taught(train, {"teacher_logits": rng.normal(size=(32, 4)).astype(np.float32)})
-    return methods.Lesson(
+    return methods.Trial(
         conv4(8, 0), conv4(4, 1), LAYERS, conv4(4, 2), train, taught, train, 4, 6, 8, (1,), seed=0
     )
 

@@ -10,12 +10,12 @@ import optax
 import pytest
 from PIL import Image
 
-from experiments import domain_methods as methods
-from experiments import domain_trainer
-from experiments.domain_adaptation import DomainAdaptation, _summary_key, run
-from experiments.domain_trainer import RULES
+from experiments.domain_adaptation import methods as methods
+from experiments.domain_adaptation import training
+from experiments.domain_adaptation.study import DomainAdaptation, _summary_key, run
+from experiments.domain_adaptation.training import RULES
 from jtl import data, heads
-from jtl.features import Rows
+from jtl.data import Arrays
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
 from jtl.train import make_step
@@ -33,8 +33,7 @@ def test_no_rule_but_the_oracle_reads_target_labels():
     source = said(rng.normal(size=(40, 3)), rng.integers(0, 3, 40))
     logits = rng.normal(size=(30, 3))
     found = [
-        domain_trainer.scores(source, said(logits, label), 5)
-        for label in (np.zeros(30, int), np.ones(30, int))
+        training.scores(source, said(logits, label), 5) for label in (np.zeros(30, int), np.ones(30, int))
     ]
     assert set(found[0]) == set(RULES)
     assert {rule for rule in RULES if found[0][rule] != found[1][rule]} == {"oracle"}
@@ -78,7 +77,7 @@ def setting():
     body = linen(module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((2, 16, 16, 3))))
     model = heads.classifier(body, 4, key=jax.random.key(1), on="features", width=8)
     train = {
-        name: Rows(
+        name: Arrays(
             {
                 "image": rng.uniform(-1, 1, (32, 16, 16, 3)).astype(np.float32),
                 "label": np.arange(32, dtype=np.int32) % 4,
@@ -86,7 +85,7 @@ def setting():
         )
         for name in ("source", "target")
     }
-    return methods.Setting(model, train, 4, 6, 8, "batch", 8, 0, None, lambda: model)
+    return methods.Trial(model, train, 4, 6, 8, "batch", 8, 0, None, lambda: model)
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -123,7 +122,7 @@ def test_a_method_of_every_kind_on_images(tmp_path):
     result = run(config)
     assert list(result.summary["accuracy_mnist_m"]) == list(kinds)
     assert set(result.summary) == {_summary_key("mnist_m", rule) for rule in RULES}
-    assert all(0 <= row[domain_trainer.key_of(rule)] <= 1 for row in result.rows for rule in RULES)
+    assert all(0 <= row[training.key_of(rule)] <= 1 for row in result.rows for rule in RULES)
     pictures = {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 5_000}
     assert {"mnist_m_over_the_run", "mnist_m_strength_of_the_reversal"} <= pictures
     again = run(replace(config, resume=True))

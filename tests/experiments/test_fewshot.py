@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import fewshot_methods as methods
-from experiments.fewshot import FewShot, run
-from experiments.fewshot_data import Tasks, pooled, turned
+from experiments.fewshot import baselines
+from experiments.fewshot import methods as methods
+from experiments.fewshot.config import FewShot
+from experiments.fewshot.episodes import Tasks, pooled, turned
+from experiments.fewshot.study import run
 from jtl import tree
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
@@ -62,7 +64,7 @@ def setting():
         batch_norm=True,
         labels=dict.fromkeys(("train", "validation", "test"), label),
     )
-    return methods.Setting(
+    return methods.Trial(
         tasks=tasks, ways=3, shots=2, train_ways=4, queries=1, batch=2, inner_steps=2, test_steps=2,
         inner_rate=None, normalise="transductive", chunk=1, turns=True, seed=0,
     )  # fmt: skip
@@ -123,7 +125,7 @@ def test_baselines_on_features(setting):
     plain = replace(setting, turns=False)
     batch = plain.episodes()(pools["test"], setting.key)
     for algorithm in ("nearest_centroid", "head", "baseline_plus_plus"):
-        found = methods.on_features(plain, pools, algorithm)(batch, setting.key)
+        found = baselines.on_features(plain, pools, algorithm)(batch, setting.key)
         assert found[:, -1].min() == 1.0, algorithm
 
 

@@ -6,8 +6,8 @@ import re
 import jax
 import pytest
 
-from experiments import arms
-from experiments.cli import cli
+from experiments.common import techniques
+from experiments.common.command_line import cli
 from experiments.finetune import Finetune, run
 from jtl.pretrained import save, scratch
 
@@ -19,7 +19,7 @@ def never_trains(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(arms, "run_arm", refuse)
+    monkeypatch.setattr(techniques, "run_arm", refuse)
 
 
 def write(folder, text, name="data.csv"):

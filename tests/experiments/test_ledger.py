@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.ledger import FILE, Ledger
+from experiments.common.resumable_rows import FILE, ResumableRows
 
 
 def measure(done, name):
@@ -15,12 +15,12 @@ def measure(done, name):
 
 def test_rows_are_measured_once(tmp_path):
     done = []
-    ledger = Ledger(tmp_path, resume=False)
+    ledger = ResumableRows(tmp_path, resume=False)
     first = ledger.get(measure(done, "a"), arm="full", seed=0)
     assert first == {"accuracy": 0.5, "best": None, "arm": "full", "seed": 0}
     assert ledger.curves == [{"step": 1, "loss": 2.0, "arm": "full", "seed": 0}]
 
-    again = Ledger(tmp_path, resume=True)
+    again = ResumableRows(tmp_path, resume=True)
     assert again.get(measure(done, "a"), seed=0, arm="full") == first
     again.get(measure(done, "b"), arm="full", seed=1)
     assert done == ["a", "b"]
@@ -32,10 +32,10 @@ def test_rows_are_measured_once(tmp_path):
 def test_half_a_line_is_no_row(tmp_path, cut):
     done = []
     for seed in range(2):
-        Ledger(tmp_path, resume=True).get(measure(done, seed), seed=seed)
+        ResumableRows(tmp_path, resume=True).get(measure(done, seed), seed=seed)
     file = tmp_path / FILE
     file.write_bytes(file.read_bytes()[:-cut])
-    again = Ledger(tmp_path, resume=True)
+    again = ResumableRows(tmp_path, resume=True)
     for seed in range(2):
         again.get(measure(done, seed), seed=seed)
     assert done == [0, 1, 1]
@@ -45,5 +45,5 @@ def test_half_a_line_is_no_row(tmp_path, cut):
 def test_without_resume_it_starts_anew(tmp_path):
     done = []
     for _ in range(2):
-        Ledger(tmp_path, resume=False).get(measure(done, "a"), seed=0)
+        ResumableRows(tmp_path, resume=False).get(measure(done, "a"), seed=0)
     assert done == ["a", "a"]

@@ -10,11 +10,11 @@ from scipy.io import wavfile
 from sklearn.datasets import load_sample_image
 
 import jtl
-from experiments import models_check
-from experiments.models import class_names, main, paper
-from experiments.models_check import Check, failures, run
-from experiments.parity import compare, draw
-from jtl.data import audio
+from experiments.models import check, compare, random_models
+from experiments.models.check import Check, failures, run
+from experiments.models.commands import class_names, main, paper
+from jtl.data.encode import spectrograms
+from jtl.data.readers import sound
 from jtl.models import ARCHITECTURES
 from jtl.models.imagenet import imagenet_classes
 from jtl.pretrained import SHORT_NAMES, save, scratch, tokenizer
@@ -106,7 +106,7 @@ def test_transcribe_hears_any_rate(tmp_path, capsys):
     words, model = tokenizer(folder), jtl.load(folder)
     wave = np.random.default_rng(0).normal(size=22050).clip(-1, 1).astype(np.float32)
     wavfile.write(tmp_path / "sound.wav", 22050, wave)
-    sounds = audio.log_mel(audio.resample(wave, 22050))[None]
+    sounds = spectrograms.log_mel(sound.resample(wave, 22050))[None]
     flags = ["transcribe", str(tmp_path / "sound.wav"), "--model", folder]
     (expected,) = transcribe(model, words, sounds, language="en")
     assert said(capsys, *flags, "--language", "en") == expected.text
@@ -151,7 +151,7 @@ def test_names_of_classes(tmp_path):
 )  # fmt: skip
 def test_bad_input_is_one_line(words, message, capsys, monkeypatch):
     monkeypatch.delenv("JTL_TRACEBACK", raising=False)
-    monkeypatch.setattr(models_check.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: True)
     with pytest.raises(SystemExit) as stop:
         main(words)
     error = capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_a_bare_encoder_does_not_classify(tmp_path, capsys):
 
 
 def test_check_without_torch(tmp_path, monkeypatch):
-    monkeypatch.setattr(models_check.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs torch here: install the extra, pip install '\.\[parity\]'"):
         run(Check(out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -186,7 +186,7 @@ def test_every_architecture_of_transformers_is_drawn():
     import transformers
 
     there = {name for name, own in ARCHITECTURES.items() if hasattr(transformers, own.base_class)}
-    assert there == set(draw.NAMES)
+    assert there == set(random_models.NAMES)
 
 
 def test_padding_does_not_count():
@@ -216,9 +216,9 @@ def test_check(tmp_path, monkeypatch, capsys):
     )
 
     # A model that computes something else is found, by its output, and the command ends with 1.
-    real = draw.run
+    real = random_models.run
     monkeypatch.setattr(
-        draw, "run", lambda *a: {k: v * (1 + (k == "pooled") * 0.01) for k, v in real(*a).items()}
+        random_models, "run", lambda *a: {k: v * (1 + (k == "pooled") * 0.01) for k, v in real(*a).items()}
     )
     with pytest.raises(SystemExit) as stop:
         main(
@@ -242,12 +242,12 @@ def test_check(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_real_models_answer(tmp_path, capsys):
-    from jtl.data import speech
+    from jtl.data.sets import espeak
 
     assert "Paris" in said(capsys, "generate", "What is the capital of France?", "--max-new-tokens", "12")
-    (clip,) = speech.synthesise([models_check.SENTENCES[5]], "en-us+f2", rate=22050)
+    (clip,) = espeak.synthesise([check.SENTENCES[5]], "en-us+f2", rate=22050)
     wavfile.write(tmp_path / "sound.wav", 22050, clip)
     found = said(capsys, "transcribe", str(tmp_path / "sound.wav"), "--language", "en")
-    assert models_check.plain([found]) == models_check.plain([models_check.SENTENCES[5]])
-    row = models_check.heard("whisper-base", "en-us")
+    assert check.plain([found]) == check.plain([check.SENTENCES[5]])
+    row = check.heard("whisper-base", "en-us")
     assert row["wer"] < 0.1 and len(row["written"]) == 6

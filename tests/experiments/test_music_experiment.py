@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import jtl
-from experiments.composer import Composer, bits_per_event
-from experiments.music import Music, main, run
+from experiments.music.config import Music
+from experiments.music.study import main, run
+from experiments.music.tokens import PITCH, SIZE, Whole, encode
+from experiments.music.training import Trainer, bits_per_event
 from jtl.data import midi
-from jtl.data.music import Piece
-from jtl.data.music_tokens import PITCH, SIZE, Whole, encode
+from jtl.data.readers.midi import Piece
 
 pytest.importorskip("music21")
 
@@ -41,7 +42,7 @@ def test_a_folder_of_your_own(tmp_path):
         )
         notes = [[voice, 4 * at, 4, int(pitches[voice, at])] for at in range(20) for voice in range(2)]
         midi.write(tmp_path / f"{i}.mid", Piece("", 12, 0, 2, np.array(notes, np.int32)))
-    composer = Composer(Music(out=tmp_path / "run", data=str(tmp_path), voices=2, train_pieces=2))
+    composer = Trainer(Music(out=tmp_path / "run", data=str(tmp_path), voices=2, train_pieces=2))
     assert {name: len(own) for name, own in composer.splits.items()} == {
         "train": 5,
         "validation": 1,

@@ -5,16 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from experiments import progressive as experiment
-from experiments import progressive_methods as methods
-from experiments.progressive import METRICS, Progressive, Trainer, run
-from experiments.progressive_columns import Progressive as Columns
-from experiments.progressive_setting import Setting
-from experiments.progressive_single import PackNet
-from experiments.sequences import Tasks, _mlp, prepare_tasks
+from experiments.progressive import methods as methods
+from experiments.progressive import study as experiment
+from experiments.progressive.columns import Progressive as Columns
+from experiments.progressive.config import Progressive
+from experiments.progressive.single_network import PackNet
+from experiments.progressive.study import METRICS, run
+from experiments.progressive.task_sequences import TaskSequence, _mlp, prepare_tasks
+from experiments.progressive.training import Trainer
+from experiments.progressive.trial import Trial
 from jtl import progressive, tree
 from jtl.continual import packnet
-from jtl.features import Rows
+from jtl.data import Arrays
 from jtl.train import predict
 
 T, CLASSES = 3, 2
@@ -63,12 +65,12 @@ def setting():
         def rows(count, means=means, task=task):
             label = np.arange(count, dtype=np.int32) % CLASSES
             x = means[label] + rng.normal(size=(count, 784))
-            return Rows({"x": x.astype(np.float32), "label": label, "task": np.full(count, task, np.int32)})
+            return Arrays({"x": x.astype(np.float32), "label": label, "task": np.full(count, task, np.int32)})
 
         splits.append({"train": rows(64), "validation": rows(32), "test": rows(32)})
-    tasks = Tasks("toy", ("a", "b", "c"), tuple(splits), CLASSES, False,
+    tasks = TaskSequence("toy", ("a", "b", "c"), tuple(splits), CLASSES, False,
                   lambda key: _mlp((9, 8), key), 8, "dense_.*", "dense_.*")  # fmt: skip
-    return Setting(tasks, 10, 16, 0, 30.0)
+    return Trial(tasks, 10, 16, 0, 30.0)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from experiments.data.docstring_questions import ask
+from experiments.data.docstrings import docstrings
 from experiments.question_answering import QuestionAnswering, by_kind, highlighted, main, run
-from jtl.data.docstring_questions import ask
-from jtl.data.docstrings import docstrings
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.data.scenes import load_scenes
 from experiments.segmentation import Segmentation, main, run
-from jtl.data.scenes import load_scenes
 
 
 @pytest.mark.slow

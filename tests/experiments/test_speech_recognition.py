@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from experiments.listeners import listener
-from experiments.speech_recognition import SpeechRecognition, errors, main, run
+from experiments.speech_recognition.study import SpeechRecognition, errors, main, run
+from experiments.speech_recognition.transcribers import transcriber
 from jtl import pretrained
-from jtl.data import audio, speech
+from jtl.data.readers import sound
+from jtl.data.sets import espeak
 
 TEXTS = ("One.", "Two and three.", "Four.", "Five and six.", "Seven.", "Eight.")
 WHISPER = {
@@ -33,7 +34,7 @@ def whisper(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(WHISPER))
     model = pretrained.scratch(tmp_path, key=jax.random.key(0))
     pretrained.save(model, tmp_path / "model", tokenizer="whisper-base")
-    clips = speech.synthesise(TEXTS)
+    clips = espeak.synthesise(TEXTS)
     for split in ("train", "validation", "test"):
         (tmp_path / "own" / split).mkdir(parents=True)
         with (tmp_path / "own" / split / "metadata.csv").open("w", newline="") as file:
@@ -41,7 +42,7 @@ def whisper(tmp_path):
                 [("file_name", "text"), *((f"{i}.wav", t) for i, t in enumerate(TEXTS))]
             )
         for i, clip in enumerate(clips):
-            wavfile.write(tmp_path / "own" / split / f"{i}.wav", audio.RATE, clip)
+            wavfile.write(tmp_path / "own" / split / f"{i}.wav", sound.RATE, clip)
     return SpeechRecognition(
         out=tmp_path / "run", quick=True, model=str(tmp_path / "model"), data=str(tmp_path / "own")
     )
@@ -53,7 +54,7 @@ def test_speech_recognition(whisper, capsys):
     found = run(whisper).summary
     assert set(found["wer"]) == set(found["cer"]) == {"before", "transfer", "scratch"}
     assert "Before and after" in (whisper.out / "report.md").read_text()
-    assert audio.read(whisper.out / "sounds" / "test_0.wav").any()
+    assert sound.read(whisper.out / "sounds" / "test_0.wav").any()
     written = json.loads((whisper.out / "written.json").read_text())
     assert len(written) == 2 and set(written[0]) == {"text", "voice", "before", "transfer", "scratch"}
 
@@ -83,7 +84,7 @@ def test_letters_of_a_ctc_model(tmp_path):
     Wav2Vec2CTCTokenizer(tmp_path / "vocab.json").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(WAV2VEC2))
     model = pretrained.scratch(tmp_path, key=jax.random.key(0))
-    ears = listener(str(tmp_path), model, "en")
+    ears = transcriber(str(tmp_path), model, "en")
     clips = [np.sin(np.arange(n) / 9).astype(np.float32) for n in (4000, 6000, 5000)]
     rows = ears.rows(
         [{"audio": clip, "text": text} for clip, text in zip(clips, ("ab b", "ba", "a"), strict=True)]
@@ -103,4 +104,4 @@ def test_refused(tmp_path, whisper):
         run(SpeechRecognition(out=tmp_path, rank=0))
     bert = pretrained.load("minilm")
     with pytest.raises(ValueError, match="--model minilm: expected a Whisper, or a Wav2Vec2 or HuBERT"):
-        listener("minilm", bert, "en")
+        transcriber("minilm", bert, "en")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import pytest
 
-from experiments.summarization import Summarization, Writer, main, rouge, run, shortened
+from experiments.summarization import Summarization, Trainer, main, rouge, run, shortened
 from jtl import pretrained
 
 TINY = {
@@ -35,7 +35,7 @@ def tiny(kind, tmp_path):
 def test_t5_learns_behind_its_encoder(tmp_path):
     config = tiny("t5", tmp_path)
     config.out.mkdir()
-    row, curve = Writer(shortened(config)).measured("transfer", 0)
+    row, curve = Trainer(shortened(config)).measured("transfer", 0)
     assert row["rougeL"] >= 0 and curve[-1]["validation_loss"] < 20
     assert (config.out / "adapter" / "adapter_model.safetensors").exists()
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jtl import heads
-from jtl.features import DataKey, Rows, cached, digest, extract
+from jtl.data import Arrays
+from jtl.features import DataKey, cached, digest, extract
 from jtl.model import Linen, Model, linen, with_base
 from jtl.models.bert import Bert, BertConfig
 
@@ -212,12 +213,12 @@ def test_digest_tells_paths_types_and_shapes_apart():
 
 
 def test_rows_feed_the_loader():
-    from jtl.data.loader import Batches
+    from jtl.data.batches.loader import Batches
 
-    rows = Rows({"features": np.arange(10.0)[:, None], "label": np.arange(10)})
+    rows = Arrays({"features": np.arange(10.0)[:, None], "label": np.arange(10)})
     batches = Batches(rows, 4, train=False)
     assert len(batches) == 3
     last = batches[2]
     np.testing.assert_array_equal(last["label"][last["weight"] > 0], last["features"][last["weight"] > 0, 0])
     with pytest.raises(ValueError, match="one number of rows"):
-        Rows({"features": np.zeros((3, 2)), "label": np.zeros(2)})
+        Arrays({"features": np.zeros((3, 2)), "label": np.zeros(2)})

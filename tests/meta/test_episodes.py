@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtl.data.dataset import DataError
-from jtl.data.episodes import pool, pools, sample, sinusoids, split_classes
+from jtl.data.batches.episodes import pool, pools, sample, sinusoids
+from jtl.data.dataset import DataError, split_classes
 
 # Class c has 4 + c rows (0 to 5), shuffled; a row's x tells its class and its number.
 LABEL = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 4 + np.arange(6)))

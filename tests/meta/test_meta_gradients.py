@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jtl import meta, tree
-from jtl.data.episodes import sinusoids
+from jtl.data.batches.episodes import sinusoids
 from jtl.loss import Aux
 
 TASKS, N = 3, 4

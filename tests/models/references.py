@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.parity.draw import NAMES, batch, build, files, run, settings
+from experiments.models.random_models import NAMES, batch, build, files, run, settings
 
 REFERENCES = Path(__file__).parent / "references"
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from experiments.parity.compare import error, outputs
+from experiments.models.compare import error, outputs
 from jtl.model import linen
 from jtl.models import ARCHITECTURES
 from jtl.tree import flatten, nest

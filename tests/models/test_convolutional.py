@@ -7,8 +7,8 @@ import pytest
 from references import read
 from support import error, from_files, outputs, shapes
 
-from experiments.parity.draw import batch, build, files, run, settings
-from experiments.parity.vision import CONVOLUTIONAL
+from experiments.models.random_models import batch, build, files, run, settings
+from experiments.models.vision_models import CONVOLUTIONAL
 from jtl import adapters, finetune, heads
 from jtl.model import cast, modules
 from jtl.models import ARCHITECTURES

@@ -10,7 +10,7 @@ import pytest
 from references import read
 from support import error, from_files, outputs, shapes
 
-from experiments.parity.draw import batch, build, files, run, settings
+from experiments.models.random_models import batch, build, files, run, settings
 from jtl import adapters, distill, finetune, heads
 from jtl.adapters import peft
 from jtl.model import Mode, cast

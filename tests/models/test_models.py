@@ -9,7 +9,7 @@ import pytest
 from references import read
 from support import error, from_files, outputs, shapes
 
-from experiments.parity.draw import IMAGE, TEXT, settings
+from experiments.models.random_models import IMAGE, TEXT, settings
 from jtl.model import cast
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import CONV, DEPTHWISE, LINEAR, PLAIN

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import error, from_files, outputs
 
-from experiments.parity.draw import IMAGE, TEXT, batch, build, files, run, settings
+from experiments.models.random_models import IMAGE, TEXT, batch, build, files, run, settings
 from jtl.models import ARCHITECTURES
 from jtl.models.patches import bicubic
 from jtl.tree import flatten

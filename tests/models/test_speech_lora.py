@@ -6,8 +6,8 @@ import pytest
 from references import read
 from support import error, from_files
 
-from experiments.parity.draw import run
-from experiments.parity.speech import SPEECH
+from experiments.models.random_models import run
+from experiments.models.speech_models import SPEECH
 from jtl import adapters, tree
 from jtl.pretrained import save
 

@@ -10,8 +10,8 @@ from references import read
 from safetensors.numpy import load_file
 from support import error, from_files, outputs, shapes
 
-from experiments.parity.draw import batch, build, files, run, settings
-from experiments.parity.speech import CTC
+from experiments.models.random_models import batch, build, files, run, settings
+from experiments.models.speech_models import CTC
 from jtl import adapters, distill, finetune, heads
 from jtl.model import cast
 from jtl.models import ARCHITECTURES

@@ -167,7 +167,7 @@ def test_whisper_base_is_what_transformers_computes(tmp_path):
     import torch
     from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
-    from jtl.data import audio
+    from jtl.data.encode import spectrograms
 
     model = load("whisper-base")
     folder = save(model, tmp_path / "saved", tokenizer="whisper-base")
@@ -178,7 +178,10 @@ def test_whisper_base_is_what_transformers_computes(tmp_path):
         == tokenizer("whisper-base")(" Hello").input_ids
     )
     noise = (0.1 * np.random.default_rng(0).normal(size=300_000)).astype(np.float32)
-    mels, ids = audio.log_mel(noise)[None], np.array([[50258, 50259, 50359, 50363, 2425, 1002]], np.int32)
+    mels, ids = (
+        spectrograms.log_mel(noise)[None],
+        np.array([[50258, 50259, 50359, 50363, 2425, 1002]], np.int32),
+    )
     with torch.no_grad():
         out = theirs.eval()(torch.tensor(mels).transpose(1, 2), decoder_input_ids=torch.tensor(ids).long())
     found = jax.jit(lambda m, b: m(b))(model, {"log_mel": mels, "decoder_input_ids": ids})

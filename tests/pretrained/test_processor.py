@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jtl.data.image import Preprocess
+from jtl.data.encode.image import Preprocess
 from jtl.pretrained import image_processor, save, scratch
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

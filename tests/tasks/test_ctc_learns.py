@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from jtl import train
-from jtl.data import audio, speech
+from jtl.data.encode import spectrograms
+from jtl.data.sets import espeak
 from jtl.model import linen
 from jtl.models.wav2vec2 import Wav2Vec2
 from jtl.models.wav2vec2_config import Wav2Vec2Config
@@ -27,7 +28,7 @@ def test_words_are_learnt(key):
     )  # fmt: skip
 
     def heard(voice):
-        return audio.waveforms(speech.synthesise(WORDS, voice), 16000)
+        return spectrograms.waveforms(espeak.synthesise(WORDS, voice), 16000)
 
     voices = [heard(f"en{rest}") for rest in ("-us", "-us+m1", "-us+m3", "-us+f2", "-us+f3", "", "+f4")]
     spelt = np.full((len(WORDS), max(map(len, WORDS))), -1)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jtl import adapters, heads
-from jtl.data.loader import Batches
-from jtl.data.windows import Windows
+from jtl.data.batches.loader import Batches
+from jtl.data.encode.windows import Windows
 from jtl.model import linen
 from jtl.models.bert import Bert, BertConfig
 from jtl.pretrained import load, save
@@ -133,8 +133,8 @@ def test_transformers_opens_it_and_computes_the_same(name, tmp_path):
     torch = pytest.importorskip("torch")
     import transformers
 
-    from experiments.parity.draw import batch as draw_batch
-    from experiments.parity.draw import build, files, settings
+    from experiments.models.random_models import batch as draw_batch
+    from experiments.models.random_models import build, files, settings
 
     rng = np.random.default_rng(4)
     theirs = build(name, settings(name, rng))

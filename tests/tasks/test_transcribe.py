@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import jtl
-from experiments.models_check import SENTENCES, plain
+from experiments.models.check import SENTENCES, plain
 from jtl import adapters, tree
-from jtl.data import audio, speech
+from jtl.data.encode import spectrograms
+from jtl.data.readers.sound import RATE
+from jtl.data.sets import espeak
 from jtl.model import cast, linen
 from jtl.models.whisper import Whisper
 from jtl.models.whisper_config import WhisperConfig
@@ -129,7 +131,7 @@ def whisper():
 
 
 def sounds_of(sentences, voice, **settings):
-    return np.stack([audio.log_mel(clip) for clip in speech.synthesise(sentences, voice, **settings)])
+    return np.stack([spectrograms.log_mel(clip) for clip in espeak.synthesise(sentences, voice, **settings)])
 
 
 @pytest.mark.slow
@@ -143,13 +145,13 @@ def test_english_is_understood(whisper, voice):
 @pytest.mark.slow
 def test_when_it_is_said(whisper):
     """Two sentences with a pause of two seconds: times within half a second, in order; and the language is heard."""
-    one, two = speech.synthesise(SENTENCES[1:3], "en-us+f2")
-    clip = np.concatenate([one, np.zeros(2 * audio.RATE, np.float32), two])
-    (found,) = transcribe(*whisper, audio.log_mel(clip)[None], timestamps=True, max_new_tokens=40)
+    one, two = espeak.synthesise(SENTENCES[1:3], "en-us+f2")
+    clip = np.concatenate([one, np.zeros(2 * RATE, np.float32), two])
+    (found,) = transcribe(*whisper, spectrograms.log_mel(clip)[None], timestamps=True, max_new_tokens=40)
     assert found.language == "en" and len(found.segments) >= 2
     first, last = found.segments[0], found.segments[-1]
     assert abs(first.start) < 0.5 and first.text.startswith("She opened") and last.text.endswith("morning.")
-    assert abs(last.end - len(clip) / audio.RATE) < 0.5
+    assert abs(last.end - len(clip) / RATE) < 0.5
     times = [time for segment in found.segments for time in (segment.start, segment.end)]
     assert times == sorted(times)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from test_transcribe import RULES, SENTENCES, whisper  # noqa: F401  (a fixture)
 
-from experiments.models_check import plain
+from experiments.models.check import plain
 from jtl import pretrained
-from jtl.data import audio, speech
+from jtl.data.encode import spectrograms
+from jtl.data.readers.sound import RATE
+from jtl.data.sets import espeak
 from jtl.models.whisper_config import WhisperConfig
 from jtl.tasks import transcribe_long, word_error_rate
 from jtl.wrap import function
@@ -77,19 +79,19 @@ def test_windows_follow_each_other(monkeypatch):
 @pytest.fixture(scope="module")
 def clip():
     """Over a minute: the sentences twice, in two voices, with pauses."""
-    pause = np.zeros(audio.RATE, np.float32)
-    spoken = [c for voice in ("en-us", "en-us+f2") for c in speech.synthesise(SENTENCES, voice, speed=120)]
+    pause = np.zeros(RATE, np.float32)
+    spoken = [c for voice in ("en-us", "en-us+f2") for c in espeak.synthesise(SENTENCES, voice, speed=120)]
     return np.concatenate([part for one in spoken for part in (one, pause)])
 
 
 @pytest.mark.slow
 def test_more_than_a_minute_is_understood(whisper, clip):  # noqa: F811
-    assert len(clip) > 50 * audio.RATE
-    found = transcribe_long(*whisper, audio.log_mel(clip, seconds=None))
+    assert len(clip) > 50 * RATE
+    found = transcribe_long(*whisper, spectrograms.log_mel(clip, seconds=None))
     said = " ".join([*SENTENCES, *SENTENCES])
     assert found.language == "en" and word_error_rate(plain([said]), plain([found.text])) < 0.1
     times = [time for segment in found.segments for time in (segment.start, segment.end)]
-    assert times == sorted(times) and abs(times[-1] - len(clip) / audio.RATE) < 2.5
+    assert times == sorted(times) and abs(times[-1] - len(clip) / RATE) < 2.5
 
 
 @pytest.mark.slow
@@ -102,7 +104,7 @@ def test_transformers_writes_the_same(whisper, clip, tmp_path):  # noqa: F811
     theirs = WhisperForConditionalGeneration.from_pretrained(
         pretrained.save(model, tmp_path / "saved")
     ).eval()
-    sound = audio.log_mel(clip, seconds=None)
+    sound = spectrograms.log_mel(clip, seconds=None)
     with torch.no_grad():
         out = theirs.generate(
             torch.tensor(sound).T[None], attention_mask=torch.ones(1, len(sound)), return_timestamps=True,

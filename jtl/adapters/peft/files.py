@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jtl._files import write_file
+from jtl.errors import InputError
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -18,7 +19,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Tensors = Mapping[str, np.ndarray]
 
 
-class AdapterFileError(ValueError):
+class AdapterFileError(InputError):
     """A folder that is no adapter, or not one of this model."""
 
 

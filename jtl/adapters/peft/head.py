@@ -14,6 +14,7 @@ from jaxtyping import Array
 from jtl import heads
 from jtl.adapters.peft import names
 from jtl.adapters.peft.files import AdapterFileError, Tensors
+from jtl.errors import InputError
 from jtl.model import Model
 
 NAMES = {"weight": "weights", "bias": "biases"}
@@ -25,7 +26,7 @@ def write(model: Model, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, A
     if head is None:
         return {}, {}
     if head.output != model.config.head.output:
-        raise ValueError(
+        raise InputError(
             f"PEFT's files hold a head that gives {model.config.head.output!r}, and this one gives {head.output!r}: "
             "save the adapter of the model without its head, or jtl.adapters.merge and jtl.save the whole"
         )

@@ -20,6 +20,7 @@ from jtl.adapters.peft.forms import EXCHANGED, forms
 from jtl.adapters.peft.methods import from_config, to_config
 from jtl.adapters.site import find
 from jtl.adapters.vera import VeRA
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.models.architecture import PLAIN
 
@@ -42,13 +43,13 @@ def write(
     adapter = _only(model, name)
     method = adapter.method
     if not isinstance(method, EXCHANGED):
-        raise ValueError(
+        raise InputError(
             f"adapter {adapter.name!r} is {type(method).__name__}; LoRA, DoRA, IA3, VeRA and AdaLoRA can be written"
         )
     if adapter.served:
-        raise ValueError(f"the model serves many adapters {adapter.name!r}: jtl.adapters.pick one to write")
+        raise InputError(f"the model serves many adapters {adapter.name!r}: jtl.adapters.pick one to write")
     if isinstance(method, LoRA) and method.subtracted:
-        raise ValueError(
+        raise InputError(
             f"adapter {adapter.name!r} started from {method.start!r}, which changed the base weights: merge it "
             "and save the model"
         )
@@ -139,7 +140,7 @@ def _pair(method: VeRA, shared: Tensors, largest: tuple[int, int], folder: Path)
 def _only(model: Model, name: str | None) -> Adapter:
     there = [t for t in model.techniques if isinstance(t, Adapter) and name in (None, t.name)]
     if len(there) != 1:
-        raise ValueError(
+        raise InputError(
             f"expected one adapter{f' called {name!r}' if name else ''}, found {[t.name for t in there]}: name one"
         )
     return there[0]

@@ -11,6 +11,7 @@ import numpy as np
 
 from jtl import tree
 from jtl.adapters.peft.files import AdapterFileError, Tensors
+from jtl.errors import InputError
 from jtl.model import Model
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import Architecture
@@ -23,7 +24,7 @@ def architecture(model: Model) -> Architecture:
     """The architecture of ``model``; ValueError if it is not one of ``jtl.models``."""
     name = getattr(model.config, "model_type", None)
     if name not in ARCHITECTURES:
-        raise ValueError(
+        raise InputError(
             "PEFT's files name the layers of jtl.models architectures alone; this model is another"
         )
     return ARCHITECTURES[name]

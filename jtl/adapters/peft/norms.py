@@ -18,6 +18,7 @@ from jaxtyping import Array
 from jtl import tree
 from jtl.adapters.peft import names
 from jtl.adapters.peft.files import AdapterFileError, Tensors
+from jtl.errors import InputError
 from jtl.heads import Head
 from jtl.model import Cast, Model
 
@@ -36,12 +37,12 @@ def write(
     """
     others = [getattr(t, "name", t) for t in model.techniques if not isinstance(t, (Head, Cast))]
     if others:
-        raise ValueError(
+        raise InputError(
             f"norms={where!r} writes norms alone, and the model has the adapters {others} too: save them by "
             "themselves, or merge them first"
         )
     if "batch_stats" in model.variables:
-        raise ValueError("this model's norms have running statistics, for which PEFT's LN tuning has no form")
+        raise InputError("this model's norms have running statistics, for which PEFT's LN tuning has no form")
     modules = names.modules(model, names.NORMS, transformers)
     met = {path: module for path, module in modules.items() if re.fullmatch(where, path)}
     if not met:

@@ -19,6 +19,7 @@ from jtl.adapters.peft import head
 from jtl.adapters.peft.files import CONFIG, AdapterFileError, Tensors
 from jtl.adapters.prefix import Prefix, prefix
 from jtl.adapters.prompt import VECTORS, WORD, Prompt, is_text, prompt
+from jtl.errors import InputError
 from jtl.model import Model
 
 PREFIX, KEY = "base_model.", "prompt_embeddings"
@@ -35,19 +36,19 @@ def find(model: Model, name: str | None) -> Prompt | Prefix | None:
         t for t in model.techniques if isinstance(t, (Adapter, Prompt, Prefix)) and name in (None, t.name)
     ]
     if len(there) > 1 and any(isinstance(t, (Prompt, Prefix)) for t in there):
-        raise ValueError(f"expected one adapter, found {[t.name for t in there]}: name one")
+        raise InputError(f"expected one adapter, found {[t.name for t in there]}: name one")
     return there[0] if there and isinstance(there[0], (Prompt, Prefix)) else None
 
 
 def write(model: Model, technique: Prompt | Prefix) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Both, without the head. Raises ValueError for what PEFT cannot compute."""
     if isinstance(technique, Prompt) and technique.pooled == "text" and heads.find(model):
-        raise ValueError(
+        raise InputError(
             f"{technique.name!r} leaves pooled to the text (pooled='text'); under PEFT the head would read the prompt"
         )
     kind = model.config.model_type
     if isinstance(technique, Prefix) and kind not in CACHED:
-        raise ValueError(f"PEFT runs prefixes of {' and '.join(CACHED)} here, this model is {kind}")
+        raise InputError(f"PEFT runs prefixes of {' and '.join(CACHED)} here, this model is {kind}")
     params = tree.flatten(model.params)
     rows = [np.asarray(params[path]) for path in _leaves(technique)]
     width, layers = rows[0].shape[-1], getattr(model.config, "num_hidden_layers", None)

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from jtl.errors import InputError
 
-class FormatError(ValueError):
+
+class FormatError(InputError):
     """A weight file is truncated, corrupted, of another format, or refused."""
 
 

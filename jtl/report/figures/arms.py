@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from jtl.errors import InputError
 from jtl.report.figures.style import BLUE, MARKER, arms_of, blank, colours, curve, plain_ticks, spoken
 from jtl.report.result import Row
 
@@ -40,7 +41,7 @@ def gap_bars(
         {**row, "gap": row[train] - row[test], size: row.get(size, 0)} for row in rows if train in row
     ]
     if not measured:
-        raise ValueError(f"no row has {train!r}")
+        raise InputError(f"no row has {train!r}")
     arms, sizes = arms_of(measured), sorted({row[size] for row in measured})
     width = 0.8 / len(arms)
     with blank(max(6.0, 1.5 + 0.45 * len(arms) * len(sizes)), 4.5) as figure:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator, StrMethodFormatter
 
+from jtl.errors import InputError
 from jtl.report.figures.style import MARKER, arms_of, blank, colours, curve, plain_ticks, spoken
 from jtl.report.result import Row
 
@@ -137,7 +138,7 @@ def _over(
     arms = [arm for arm in arms_of(rows) if any(row["arm"] == arm and metric in row for row in rows)]
     places = sorted({row[at] for row in rows if row.get(at) is not None})
     if not arms or not places:
-        raise ValueError(f"no row has both {at!r} and {metric!r}")
+        raise InputError(f"no row has both {at!r} and {metric!r}")
     with blank(7.5, 4.8) as figure:
         axes = figure.subplots()
         axes.set_xscale("log" if log_x else "linear")

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
+from jtl.errors import InputError
 from jtl.report.figures.style import BLACK, BLUE, MANY, MARKER, MARKERS, PALETTE, VERMILLION, blank, colours
 
 
@@ -93,7 +94,7 @@ def images(pictures: Any, true: Sequence[str], predicted: Sequence[str], columns
         columns: of the grid.
     """
     if not len(pictures):
-        raise ValueError("there are no images to draw")
+        raise InputError("there are no images to draw")
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     with blank(2.1 * columns, 2.55 * lines) as figure:
@@ -118,7 +119,7 @@ def strips(rows: Mapping[str, Any], columns: int = 10, gap: int = 1) -> Figure:
         gap: pixels between two.
     """
     if not rows:
-        raise ValueError("there are no images to draw")
+        raise InputError("there are no images to draw")
     lines = {name: -(-len(own) // columns) for name, own in rows.items()}
     with blank(1.6 + 0.62 * columns, 0.62 * sum(lines.values()) + 0.1 * len(rows)) as figure:
         panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=list(lines.values()))[:, 0]
@@ -154,7 +155,7 @@ def attributed(
         width: of the figure in inches.
     """
     if not len(words):
-        raise ValueError("there are no texts to draw")
+        raise InputError("there are no texts to draw")
     line, gap, size = 0.3, 0.06, 10.5
     with blank(width, 1.0) as figure:
         figure.set_layout_engine("none")
@@ -199,7 +200,7 @@ def saliency(pictures: Sequence[Any], maps: Sequence[Any], titles: Sequence[str]
         columns: of the grid.
     """
     if not len(pictures):
-        raise ValueError("there are no images to draw")
+        raise InputError("there are no images to draw")
     shades = LinearSegmentedColormap.from_list(
         "leans", [to_rgba(VERMILLION), to_rgba("white"), to_rgba(BLUE)]
     )

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from jtl.errors import InputError
 from jtl.report.figures.style import MANY, PALETTE, blank
 
 SHARP = (1, 3, 6, 8, 10)  # pitch classes of a piano's black keys
@@ -31,7 +32,7 @@ def piano_rolls(
         columns: of the grid.
     """
     if not len(pieces):
-        raise ValueError("there are no pieces to draw")
+        raise InputError("there are no pieces to draw")
     columns = min(columns, len(pieces))
     lines = -(-len(pieces) // columns)
     palette = PALETTE if len(voices) <= len(PALETTE) else MANY

@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from jtl.errors import InputError
 from jtl.report.figures.style import BLACK, MANY, ORANGE, PALETTE, blank
 
 
@@ -30,7 +31,7 @@ def boxes(
         columns: of the grid.
     """
     if not len(pictures):
-        raise ValueError("there are no images to draw")
+        raise InputError("there are no images to draw")
     columns = min(columns, len(pictures))
     with blank(3.0 * columns, 3.0 * -(-len(pictures) // columns)) as figure:
         grid = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).ravel()
@@ -71,7 +72,7 @@ def masks(
         clear: the class that has no colour, say background; None if all have one.
     """
     if not len(pictures):
-        raise ValueError("there are no images to draw")
+        raise InputError("there are no images to draw")
     palette = PALETTE if len(classes) <= len(PALETTE) else (*MANY[:-1], BLACK)  # grey is the image's own
     shades = np.zeros((256, 4))
     drawn = [c for c in range(len(classes)) if c != clear]

@@ -1,0 +1,1 @@
+"""What the studies share: settings, command line, resumable rows, recipes and the report."""

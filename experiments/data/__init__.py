@@ -1,0 +1,1 @@
+"""Data sets made for these studies, shared by several of them."""

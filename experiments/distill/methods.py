@@ -1,0 +1,273 @@
+"""The methods of ``experiments.distill``: what each puts on a student, minimises, and reads of the teacher.
+
+A method is a function from what all start with (``Trial``) to a ``Recipe``. Losses of logits have the weights of
+their papers. Those between layers depend on a network's widths, so no paper's weight fits another: such a term is
+scaled to be as large as the cross-entropy before the first update, for every method alike. The papers are named in
+``jtl.distill``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, SupportsIndex, get_args
+
+import jax
+import numpy as np
+
+from experiments.distill.students import Student
+from jtl import distill
+from jtl.data.batches.loader import Batches, Encoded, Steps
+from jtl.loss import Loss
+from jtl.model import Model
+from jtl.tasks import Classify
+
+Method = Literal[
+    "student_alone", "soft_targets", "dkd", "dist",
+    "hint", "attention_transfer", "fsp", "pkt", "similarity", "rkd", "crd", "review_kd",
+    "ema_teacher", "mutual", "transfer_set", "function_matching",
+]  # fmt: skip
+METHODS: tuple[str, ...] = get_args(Method)
+ONLY_IMAGE = ("review_kd", "function_matching")  # maps of two axes; mixed pixels
+ONLY_MAPS = ("attention_transfer", "fsp", "review_kd")  # need layers whose positions correspond
+NEGATIVES = 1024  # of CRD: the paper's 16,384 are of 50,000 examples
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method trains.
+
+    Attributes:
+        model: the student with whatever the method inserts.
+        loss: what it minimises.
+        batches: of the run.
+        finish: from the model as trained to the student alone.
+    """
+
+    model: Model
+    loss: Loss
+    batches: Steps
+    finish: Callable[[Model], Model] = lambda model: model
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every method starts with, for one seed.
+
+    Attributes:
+        teacher: trained.
+        student: before training.
+        layers: which layers of both compare.
+        second: another student, for those that learn in pairs.
+        train: the encoded training examples.
+        taught: the same, with the teacher's logits stored beside them.
+        unlabelled: all training examples of the data, for methods that need no label.
+        classes: C.
+        steps: updates.
+        batch_size: rows.
+        buckets: padded lengths.
+        seed: of new leaves and of the order of examples.
+    """
+
+    teacher: Model
+    student: Model
+    layers: Student
+    second: Model
+    train: Encoded
+    taught: Encoded
+    unlabelled: Encoded
+    classes: int
+    steps: int
+    batch_size: int
+    buckets: tuple[int, ...]
+    seed: int
+
+    @property
+    def key(self) -> jax.Array:
+        """For new leaves."""
+        return jax.random.fold_in(jax.random.key(self.seed), 1)
+
+    @property
+    def task(self) -> Loss:
+        """Cross-entropy of the labels."""
+        return Classify(stats=self.layers.stats)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """The normalisation that every term must share."""
+        return {"stats": self.layers.stats}
+
+    @property
+    def example(self) -> dict[str, np.ndarray]:
+        """One batch, to see shapes."""
+        return self.order(self.train)[0]
+
+    def order(self, split: Encoded) -> Batches:
+        """Training batches of a split."""
+        size = min(self.batch_size, len(split))
+        epochs = -(-self.steps // (len(split) // size))
+        return Batches(split, size, seed=self.seed, epochs=epochs, buckets=self.buckets)
+
+    def stored(self, loss: Loss) -> Recipe:
+        """Training on the stored logits of the teacher."""
+        return Recipe(self.student, loss, self.order(self.taught))
+
+    def live(
+        self, term: Loss, model: Model | None = None, finish: Callable[[Model], Model] = lambda m: m
+    ) -> Recipe:
+        """The labels, and a term between layers as large as they are at first, beside the teacher's forward."""
+        model = self.student if model is None else model
+        compute = jax.jit(lambda loss, model, batch: loss(model, batch, jax.random.key(0))[0])
+        sizes = [
+            compute(distill.Distill(self.teacher, loss), model, self.example)
+            for loss in (self.task + 0.0 * term, 0.0 * self.task + term)
+        ]
+        weight = float(sizes[0] / sizes[1])
+        return Recipe(
+            model, distill.Distill(self.teacher, self.task + weight * term), self.order(self.train), finish
+        )
+
+    def regressed(self, to: str, on: str) -> Model:
+        """The student with a linear map of its layer ``on`` to the width of the teacher's ``to``."""
+        shape = _shape(self.teacher, to, self.example)
+        return distill.regressor(self.student, shape[-1], on=on, batch=self.example, key=self.key)
+
+
+def student_alone(s: Trial) -> Recipe:
+    """From the labels alone: what distillation has to beat."""
+    return Recipe(s.student, s.task, s.order(s.train))
+
+
+# --- logits ----------------------------------------------------------------------------------------
+
+
+def soft_targets(s: Trial) -> Recipe:
+    """The teacher's probabilities at temperature 4, nine parts to one of labels."""
+    return s.stored(0.1 * s.task + 0.9 * distill.SoftTargets(4.0, **s.stats))
+
+
+def dkd(s: Trial) -> Recipe:
+    """Decoupled: the target class, and eight times the others among each other."""
+    return s.stored(s.task + distill.DKD(temperature=4.0, **s.stats))
+
+
+def dist(s: Trial) -> Recipe:
+    """Correlations of probabilities over classes and over rows."""
+    return s.stored(s.task + distill.DIST(temperature=4.0, beta=2.0, gamma=2.0, **s.stats))
+
+
+# --- layers and relations --------------------------------------------------------------------------
+
+
+def hint(s: Trial) -> Recipe:
+    """A layer in the middle, through a regressor."""
+    own, other = s.layers.hint
+    if _shape(s.teacher, other, s.example)[:-1] != _shape(s.student, own, s.example)[:-1]:
+        own, other = "features", "features"
+    term = distill.Hint("hint", other, over_units="mean", **s.stats)
+    return s.live(term, s.regressed(other, own), distill.remove_regressors)
+
+
+def attention_transfer(s: Trial) -> Recipe:
+    """Where the layers' energy lies."""
+    own, other = zip(*s.layers.maps, strict=True)
+    return s.live(distill.AttentionTransfer(own, other, **s.stats))
+
+
+def fsp(s: Trial) -> Recipe:
+    """How features flow from the first layers to the last of one resolution."""
+    own, other = s.layers.maps[0]
+    first = ("embeddings", "embeddings") if own.startswith("encoder") else ("conv_2", "layer_1")
+    model, taps = s.student, []
+    for name, layer, to in (("from", first[0], first[1]), ("to", own, other)):
+        width = _shape(s.teacher, to, s.example)[-1]
+        if _shape(s.student, layer, s.example)[-1] != width:  # else they compare as they are, as in the paper
+            model = distill.regressor(model, width, on=layer, name=name, batch=s.example, key=s.key)
+            layer = name
+        taps.append(layer)
+    term = distill.FSP((taps[0], taps[1]), (first[1], other), **s.stats)
+    return s.live(term, model, distill.remove_regressors)
+
+
+def pkt(s: Trial) -> Recipe:
+    """Probabilities of being neighbours in the batch."""
+    return s.live(distill.PKT(**s.stats))
+
+
+def similarity(s: Trial) -> Recipe:
+    """Products of rows of the batch."""
+    return s.live(distill.Similarity(**s.stats))
+
+
+def rkd(s: Trial) -> Recipe:
+    """Distances and angles between rows, one to two."""
+    return s.live(distill.RKD(**s.stats))
+
+
+def crd(s: Trial) -> Recipe:
+    """Contrast with all other examples."""
+    count = len(s.train)
+    model = distill.memory(s.student, s.teacher, examples=count, batch=s.example, key=s.key)
+    term = distill.CRD(negatives=min(NEGATIVES, count - 1), **s.stats)
+    return s.live(term, model, distill.remove_memory)
+
+
+def review_kd(s: Trial) -> Recipe:
+    """Maps of the two deepest levels, fused: to fuse the finest costs more than a small student does."""
+    own, other = zip(*s.layers.maps[-2:], strict=True)
+    shapes = tuple(_shape(s.teacher, name, s.example)[1:] for name in other)
+    review = distill.Review(shapes, width=24)
+    model = distill.regressor(s.student, review, on=own, name="review", batch=s.example, key=s.key)
+    return s.live(distill.ReviewKD(other, **s.stats), model, distill.remove_regressors)
+
+
+# --- without the teacher, or without labels ----------------------------------------------------------
+
+
+def ema_teacher(s: Trial) -> Recipe:
+    """The student's own moving average for a teacher."""
+    loss = distill.EMATeacher(loss=s.task + distill.SoftTargets(1.0, **s.stats))
+    return Recipe(
+        distill.with_average(s.student, 0.99), loss, s.order(s.train), lambda m: distill.averaged(m)
+    )
+
+
+def mutual(s: Trial) -> Recipe:
+    """Two students that teach each other; the first is kept."""
+    model = distill.peers((s.student, s.second))
+    return Recipe(model, distill.Mutual(**s.stats), s.order(s.train), lambda m: distill.peer(m, 0))
+
+
+def transfer_set(s: Trial) -> Recipe:
+    """The teacher's probabilities alone, on all training examples, which need no label (Hinton et al. 2015, §2)."""
+    loss = distill.Distill(s.teacher, distill.SoftTargets(1.0, **s.stats))
+    return Recipe(s.student, loss, s.order(s.unlabelled))
+
+
+def function_matching(s: Trial) -> Recipe:
+    """Soft targets alone, on mixed images of all training examples, which need no label."""
+    loss = distill.Distill(s.teacher, distill.SoftTargets(1.0, **s.stats))
+    return Recipe(s.student, loss, Blended(s.order(s.unlabelled), s.seed))
+
+
+@dataclass(frozen=True)
+class Blended:
+    """``batches`` under ``distill.mixup``, drawn anew at each step."""
+
+    batches: Steps
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: SupportsIndex) -> dict[str, Any]:
+        key = jax.random.fold_in(jax.random.key(self.seed), int(step))
+        return jax.tree.map(np.asarray, distill.mixup(self.batches[step], key))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[step] for step in range(len(self)))
+
+
+def _shape(model: Model, name: str, batch: dict[str, np.ndarray]) -> tuple[int, ...]:
+    taps = distill.term.taps((name,))
+    return distill.term.read(jax.eval_shape(lambda m, b: m(b, taps=taps), model, batch), name).shape

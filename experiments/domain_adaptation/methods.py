@@ -1,0 +1,326 @@
+"""The methods of ``experiments.domain_adaptation``: what each puts on a model, minimises, and trains on.
+
+A method is a function from what all start with (``Trial``) to a ``Recipe``. Weights of loss terms are those of the
+papers, or 1; none was chosen with target labels. The papers are named in ``jtl.domain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, SupportsIndex, get_args
+
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from jtl import domain, finetune, tree
+from jtl.data.batches.loader import Batches, Encoded, Steps
+from jtl.data.batches.mixing import SideBySide
+from jtl.loss import Loss
+from jtl.model import Model
+from jtl.tasks import Classify
+from jtl.train import outputs
+
+Method = Literal[
+    "source_only", "target_trained", "augmented",
+    "dann", "cdan", "cdan_e", "adda", "mdd", "mcd",
+    "dan", "jan", "coral", "afn", "bsp", "mcc", "jdot",
+    "pseudo_labels", "fixmatch", "mean_teacher", "shot",
+    "adabn", "tent", "importance",
+]  # fmt: skip
+METHODS: tuple[str, ...] = get_args(Method)
+ONLY_IMAGE = ("augmented", "fixmatch")  # strong views are changes of pixels
+ONLY_BATCH_NORM = ("adabn", "tent")
+TARGET_SEED = 1_000_000  # added to the seed of the order of target examples
+HIDDEN = (100,)  # of the discriminators, as in the DANN paper's network for MNIST-M
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method trains.
+
+    Attributes:
+        model: with whatever the method inserts.
+        loss: what it minimises.
+        batches: from the model at the start of a stage to the batches of that stage.
+        labels: what trains; None for all.
+        finish: from the model as trained to the one that is evaluated.
+        stages: how often ``batches`` is asked anew in a run.
+    """
+
+    model: Model
+    loss: Loss
+    batches: Callable[[Model], Steps]
+    labels: PyTree | None = None
+    finish: Callable[[Model], Model] = lambda model: model
+    stages: int = 1
+
+
+@dataclass
+class Trial:
+    """What every method starts with, for one seed.
+
+    Attributes:
+        model: a body and a new classifier.
+        train: the encoded training examples of ``"source"`` and ``"target"``.
+        classes: C.
+        steps: updates of a run.
+        batch_size: rows of each domain in a batch.
+        stats: how the model normalises while training.
+        width: size of ``features``.
+        seed: of new leaves and of the order of examples.
+        buckets: padded lengths of texts.
+        trained_on_source: gives the model that ``source_only`` trains, the one that validated best on source.
+    """
+
+    model: Model
+    train: dict[str, Encoded]
+    classes: int
+    steps: int
+    batch_size: int
+    stats: Literal["running", "batch"]
+    width: int
+    seed: int
+    buckets: tuple[int, ...] | None
+    trained_on_source: Callable[[], Model] = field(repr=False)
+
+    @property
+    def key(self) -> jax.Array:
+        """For new leaves."""
+        return jax.random.fold_in(jax.random.key(self.seed), 1)
+
+    @property
+    def supervised(self) -> Loss:
+        """Cross-entropy of the source rows."""
+        return domain.Source(Classify(stats=self.stats))
+
+    @property
+    def trained(self) -> Model:
+        """The model that source alone has trained, for methods that go on from it."""
+        return self.trained_on_source()
+
+    def only(self, name: str) -> Batches:
+        """Training batches of one domain, labels and all."""
+        train = self.train[name]
+        epochs = -(-self.steps // max(1, len(train) // self.batch_size))
+        # MNIST-M holds MNIST's digits in MNIST's order: in one order of both, each batch would hold pairs of the same.
+        seed = self.seed + (TARGET_SEED if name == "target" else 0)
+        return Batches(train, self.batch_size, seed=seed, epochs=epochs, buckets=self.buckets)
+
+    def both(self, _: Model | None = None) -> SideBySide:
+        """Training batches of both domains, those of the target without labels."""
+        return SideBySide([self.only("source"), self.only("target")])
+
+    def unlabelled(self, size: int = 256) -> Batches:
+        """Every target training example once."""
+        return Batches(self.train["target"], size, train=False, buckets=self.buckets)
+
+    def plus(self, term: Loss, weight: float = 1.0, model: Model | None = None) -> Recipe:
+        """The supervised term and another, on batches of both domains."""
+        return Recipe(
+            self.model if model is None else model, self.supervised + weight * term, batches=self.both
+        )
+
+    def adversarial(self, **options: Any) -> Model:
+        """The model with a discriminator behind a reversal."""
+        return domain.adversary(
+            self.model, horizon=self.steps, key=self.key, width=self.width, hidden=HIDDEN, **options
+        )
+
+
+@dataclass(frozen=True)
+class Changed:
+    """``batches`` with ``change(batch, step)`` in place of each batch."""
+
+    batches: Steps
+    change: Callable[[dict[str, Any], int], dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: SupportsIndex) -> dict[str, Any]:
+        return self.change(self.batches[step], int(step))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[step] for step in range(len(self)))
+
+
+# --- bounds ----------------------------------------------------------------------------------------
+
+
+def source_only(s: Trial) -> Recipe:
+    """Trained on source alone: the lower bound."""
+    return Recipe(s.model, Classify(stats=s.stats), lambda _: s.only("source"))
+
+
+def target_trained(s: Trial) -> Recipe:
+    """Trained on the target's own labels: the upper bound."""
+    return Recipe(s.model, Classify(stats=s.stats), lambda _: s.only("target"))
+
+
+def augmented(s: Trial) -> Recipe:
+    """Source alone, in the views of ``fixmatch``: what that method owes to them, and not to the target."""
+    return Recipe(
+        s.model, Classify(stats=s.stats), lambda _: Changed(s.only("source"), partial(views, s.seed))
+    )
+
+
+# --- adversarial -----------------------------------------------------------------------------------
+
+
+def dann(s: Trial) -> Recipe:
+    """A discriminator behind a gradient reversal."""
+    return s.plus(domain.DANN(stats=s.stats), model=s.adversarial())
+
+
+def cdan(s: Trial, *, entropy: bool = False) -> Recipe:
+    """DANN on features and predictions together."""
+    model = domain.conditional_adversary(
+        s.model, classes=s.classes, horizon=s.steps, key=s.key, width=s.width, hidden=HIDDEN
+    )
+    return s.plus(domain.CDAN(entropy=entropy, stats=s.stats), model=model)
+
+
+def cdan_e(s: Trial) -> Recipe:
+    """CDAN whose sure rows count more."""
+    return cdan(s, entropy=True)
+
+
+def bsp(s: Trial) -> Recipe:
+    """DANN with batch spectral penalisation."""
+    return s.plus(domain.DANN(stats=s.stats) + 1e-4 * domain.BSP(stats=s.stats), model=s.adversarial())
+
+
+def mdd(s: Trial) -> Recipe:
+    """An adversarial classifier under the margin disparity discrepancy."""
+    model = s.adversarial(outputs=s.classes, name="adversary", output="adversary_logits", peak=0.1)
+    return s.plus(domain.MDD(stats=s.stats), model=model)
+
+
+def mcd(s: Trial) -> Recipe:
+    """Two classifiers that disagree; the second does not vote."""
+    model = domain.two_heads(s.model, key=s.key, width=s.width)
+    return Recipe(model, domain.MCD(stats=s.stats), s.both, labels=domain.alternate(model))
+
+
+def adda(s: Trial) -> Recipe:
+    """A target encoder against the fixed source encoder, both trained on source first."""
+    model = domain.discriminator(s.trained, key=s.key, width=s.width, hidden=HIDDEN)
+    # The encoder is slower than the discriminator, and its classifier stays.
+    labels = tree.assign([("head/.*", 0.0), ("discriminator/.*", 1.0), (".*", 0.1)], model.params)
+    return Recipe(model, domain.ADDA(s.trained, stats=s.stats), s.both, labels=labels)
+
+
+# --- discrepancy and transport ---------------------------------------------------------------------
+
+
+def dan(s: Trial) -> Recipe:
+    """MK-MMD of features and logits."""
+    return s.plus(domain.DAN(stats=s.stats))
+
+
+def jan(s: Trial) -> Recipe:
+    """MMD of features and predictions together."""
+    return s.plus(domain.JAN(stats=s.stats))
+
+
+def coral(s: Trial) -> Recipe:
+    """Covariances of the logits. The paper sets the weight so that both losses end alike: 1 for scores so small."""
+    return s.plus(domain.CORAL(on="logits", stats=s.stats))
+
+
+def afn(s: Trial) -> Recipe:
+    """Growing feature norms."""
+    return s.plus(domain.AFN(stats=s.stats), 0.05)
+
+
+def mcc(s: Trial) -> Recipe:
+    """Minimum class confusion."""
+    return s.plus(domain.MCC(stats=s.stats))
+
+
+def jdot(s: Trial) -> Recipe:
+    """Joint transport of features and labels."""
+    return s.plus(domain.JDOT(stats=s.stats))
+
+
+# --- self-training ---------------------------------------------------------------------------------
+
+
+def pseudo_labels(s: Trial) -> Recipe:
+    """Target rows under their own confident labels."""
+    return s.plus(domain.PseudoLabels(stats=s.stats))
+
+
+def fixmatch(s: Trial) -> Recipe:
+    """Strong views of target rows under the confident labels of the plain ones.
+
+    The source is seen in both views too, as in AdaMatch (Berthelot et al. 2022, 2106.04732), each row in one of them.
+    """
+    batches = lambda _: Changed(s.both(), partial(views, s.seed))  # noqa: E731
+    return Recipe(s.model, s.supervised + domain.FixMatch(stats=s.stats), batches)
+
+
+def mean_teacher(s: Trial) -> Recipe:
+    """Agreement with the running average of the model, which is what is evaluated."""
+    model = domain.mean_teacher(s.model, decay=0.99)
+    return Recipe(model, s.supervised + domain.MeanTeacher(stats=s.stats), s.both, finish=domain.teacher)
+
+
+def shot(s: Trial) -> Recipe:
+    """Without source data: the source's classifier is frozen, pseudo-labels of centroids come anew ten times."""
+
+    def relabelled(model: Model) -> Steps:
+        found = outputs(model, s.unlabelled(), ("features", "logits", "index"))
+        named = np.empty(len(found["index"]), np.int32)
+        named[found["index"]] = domain.centroid_labels(found["features"], found["logits"])
+
+        def put(batch: dict[str, Any], _: int) -> dict[str, Any]:
+            return {**batch, "label": np.full_like(batch["label"], -1), "pseudo_label": named[batch["index"]]}
+
+        return Changed(s.only("target"), put)
+
+    labels = finetune.freeze(s.trained, "head/.*")
+    return Recipe(s.trained, domain.SHOT(stats=s.stats), relabelled, labels=labels, stages=10)
+
+
+# --- weights ---------------------------------------------------------------------------------------
+
+
+def importance(s: Trial) -> Recipe:
+    """Source rows weighted by how much their features look like the target's; the largest weight is 10."""
+    source = Batches(s.train["source"], 256, train=False, buckets=s.buckets)
+    mine, its = outputs(s.trained, source, ("features", "index")), outputs(s.trained, s.unlabelled())
+    weight = np.empty(len(mine["index"]))
+    weight[mine["index"]] = domain.density_ratio(mine["features"], its["features"], mine["features"])
+    weight = np.minimum(weight / weight.mean(), 10.0).astype(np.float32)
+
+    def weigh(batch: dict[str, Any], _: int) -> dict[str, Any]:
+        return {**batch, "weight": batch["weight"] * weight[batch["index"]]}
+
+    return Recipe(s.model, Classify(stats=s.stats), lambda _: Changed(s.only("source"), weigh))
+
+
+def views(seed: int, batch: dict[str, Any], step: int) -> dict[str, Any]:
+    """``batch`` with ``strong``, the strong view of each image; about half of the source's own images become theirs."""
+    rng = np.random.default_rng((seed, step))
+    strong = strong_view(batch["image"], rng)
+    drawn = rng.random(len(strong)) < 0.5
+    drawn &= batch["domain"] == 0 if "domain" in batch else True
+    return {**batch, "strong": strong, "image": np.where(drawn[:, None, None, None], strong, batch["image"])}
+
+
+def strong_view(
+    image: Float[np.ndarray, "B H W C"], rng: np.random.Generator
+) -> Float[np.ndarray, "B H W C"]:
+    """Images in [-1, 1] whose contrast is scaled and perhaps inverted, colours shifted, with noise.
+
+    The changes of intensity that French et al. 2018 (1706.05208, appendix) make between digits.
+    """
+    rows = (len(image), 1, 1)
+    scale = rng.uniform(0.5, 1.5, (*rows, 1)) * rng.choice([-1.0, 1.0], (*rows, 1))
+    shift = rng.uniform(-0.3, 0.3, (*rows, image.shape[-1]))
+    noise = rng.normal(0.0, 0.1, image.shape)
+    return np.clip(image * scale + shift + noise, -1.0, 1.0).astype(np.float32)

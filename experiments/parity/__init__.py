@@ -1,1 +1,0 @@
-"""Small random models of `transformers` to compare with."""

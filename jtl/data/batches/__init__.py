@@ -1,0 +1,1 @@
+"""Arrays to batches: the loader, mixtures of data sets and episodes."""

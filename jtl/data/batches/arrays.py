@@ -1,0 +1,50 @@
+"""Cached features as a split that ``jtl.data`` loaders cut batches from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jtl.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Arrays of N rows each, as ``extract`` returns them, for ``jtl.data.loader.Batches``.
+
+    Attributes:
+        arrays: by the name that the field has in a batch.
+
+    >>> rows = Rows({"features": np.eye(3), "label": np.arange(3)})
+    >>> rows.batch(np.array([2, 0]))["label"]
+    array([2, 0])
+    """
+
+    arrays: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        counts = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(counts.values())) != 1:
+            raise InputError(f"arrays must have one number of rows, found {counts}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " N"]:
+        """All alike: cached arrays have one shape."""
+        return np.ones(len(self), np.int64)
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """One shape."""
+        return (1,)
+
+    def batch(
+        self, indices: Int[np.ndarray, " B"], length: int = 1, draws: Any = None
+    ) -> dict[str, np.ndarray]:
+        """The rows at ``indices``."""
+        return {name: array[indices] for name, array in self.arrays.items()}

@@ -1,0 +1,87 @@
+"""Batches that hold rows of several domains."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from jtl.data.batches.loader import Batches
+from jtl.data.dataset import DataError
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Batches of several splits side by side: ``mixed[step]`` is one batch of every part, row upon row.
+
+    A batch has the parts' fields, and ``domain`` int32 ``(B,)``, the number of the part a row is from: what
+    ``jtl.domain`` reads, with the source first. ``index`` is the example's place in its own split. Texts are padded
+    to the longest part. Like ``Batches`` it depends on nothing but its fields and ``step``, so
+    ``jtl.data.loader.loader`` reads and resumes it.
+
+    It is as long as the longest part. A shorter one begins again, *in the same order*: give it as many epochs as it
+    takes to be as long, and each time through it has another one. Give parts that hold the same examples in the same
+    order (MNIST and MNIST-M) seeds that differ: or each batch holds pairs, which tell a loss more than domains do.
+
+    Attributes:
+      parts: the batches of each domain, each at its own batch size.
+      hide_labels: make ``label`` -1 in all parts but the first, so that no loss learns from a target label by
+        accident. False for domain generalisation, where every domain is labelled.
+
+    Raises:
+      DataError: there is no part; or, when read, parts differ in their fields, in a shape (but the length of texts) or
+        in the token that pads.
+    """
+
+    parts: Sequence[Batches]
+    hide_labels: bool = True
+
+    def __post_init__(self):
+        if not self.parts:
+            raise DataError("no parts to mix; give the batches of each domain")
+
+    def __len__(self) -> int:
+        return max(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self[step] for step in range(len(self)))
+
+    def __getitem__(self, step: SupportsIndex, /) -> dict[str, np.ndarray]:
+        step = operator.index(step)
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of {len(self)}")
+        batches = [part[step % len(part)] for part in self.parts]
+        fields = [sorted(batch) for batch in batches]
+        if any(names != fields[0] for names in fields):
+            raise DataError(f"parts have the fields {' and '.join(map(str, fields))}; mix parts of one kind")
+        if self.hide_labels:
+            batches[1:] = [
+                batch | {"label": np.full_like(batch["label"], -1)} if "label" in batch else batch
+                for batch in batches[1:]
+            ]
+        sizes = [len(batch["weight"]) for batch in batches]
+        mixed = {name: self._join(name, [batch[name] for batch in batches]) for name in batches[0]}
+        return mixed | {"domain": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)}
+
+    def _join(self, name: str, arrays: list[np.ndarray]) -> np.ndarray:
+        if name in ("input_ids", "attention_mask"):
+            fill = self._pad_id() if name == "input_ids" else 0
+            longest = max(array.shape[1] for array in arrays)
+            arrays = [
+                np.pad(array, ((0, 0), (0, longest - array.shape[1])), constant_values=fill)
+                for array in arrays
+            ]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            shapes = " and ".join(str(array.shape[1:]) for array in arrays)
+            raise DataError(f"rows of {name!r} have the shapes {shapes}; prepare every part alike")
+        return np.concatenate(arrays)
+
+    def _pad_id(self) -> int:
+        splits: list[Any] = [part.split for part in self.parts]
+        found = {split.pad_id for split in splits}
+        if len(found) > 1:
+            raise DataError(f"parts pad with the tokens {sorted(found)}; encode them with one tokenizer")
+        return found.pop()

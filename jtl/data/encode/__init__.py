@@ -1,0 +1,1 @@
+"""Examples to arrays: texts, pairs, windows, images and spectrograms."""

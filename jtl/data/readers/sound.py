@@ -1,0 +1,62 @@
+"""Sound: WAV files of any width and rate, and resampling."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from math import gcd
+
+import numpy as np
+from jaxtyping import Float
+
+from jtl.data.dataset import DataError
+
+RATE = 16000  # samples a second, of every model here
+FRAME, HOP = 400, 160  # samples of a spectrogram's window, and between two: 25 and 10 ms
+
+
+def read(file: str | os.PathLike, rate: int = RATE) -> Float[np.ndarray, " N"]:
+    """The samples of a WAV file (integers or floats of any width), in [-1, 1]; channels are averaged.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: no WAV file, a cut one, or one of another ``rate``, which ``resample`` changes.
+    """
+    found, samples = read_any(file)
+    if found != rate:
+        raise DataError(
+            f"{os.fspath(file)}: expected {rate} samples a second, found {found}: convert the file, or take "
+            f"audio.resample(audio.read(file, rate={found}), {found})"
+        )
+    return samples
+
+
+def read_any(file: str | os.PathLike) -> tuple[int, Float[np.ndarray, " N"]]:
+    """The rate of a WAV file, whatever it is, and its samples as ``read`` gives them."""
+    from scipy.io import wavfile
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", wavfile.WavFileWarning)
+            warnings.filterwarnings("ignore", "Chunk", wavfile.WavFileWarning)  # a tag with the title, say
+            rate, samples = wavfile.read(file)
+    except (ValueError, struct.error, wavfile.WavFileWarning) as error:
+        raise DataError(
+            f"{os.fspath(file)}: not a whole WAV file ({error}); convert others, say by `ffmpeg -i IN -ar {RATE} "
+            "-ac 1 OUT.wav`"
+        ) from error
+    if samples.dtype == np.uint8:
+        samples = samples.astype(np.float32) / 128 - 1
+    elif samples.dtype.kind == "i":
+        samples = (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    samples = samples.astype(np.float32)
+    return int(rate), samples if samples.ndim == 1 else samples.mean(1)
+
+
+def resample(audio: Float[np.ndarray, " N"], rate: int, to: int = RATE) -> Float[np.ndarray, " M"]:
+    """``audio`` of ``rate`` samples a second at ``to`` of them: M = ceil(N to / rate), by a polyphase filter."""
+    from scipy.signal import resample_poly
+
+    shared = gcd(rate, to)
+    return resample_poly(audio.astype(np.float32), to // shared, rate // shared).astype(np.float32)
