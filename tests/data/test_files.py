@@ -305,12 +305,12 @@ def test_texts_without_labels(tmp_path):
     lines = tmp_path / "new.txt"
     lines.write_text(" one \n\ntwo\n")
     table = write(tmp_path / "new.csv", [("one, two",), ("three",)], ("review",))
-    assert data.files.read_texts(lines) == ["one", "two"]
-    assert data.files.read_texts(table, "review") == ["one, two", "three"]
+    assert read_texts(lines) == ["one", "two"]
+    assert read_texts(table, "review") == ["one, two", "three"]
     with pytest.raises(DataError, match="no column 'text'; it has 'review'"):
-        data.files.read_texts(table)
+        read_texts(table)
     with pytest.raises(DataError, match=r"expected a file ending in .*\.txt"):
-        data.files.read_texts(tmp_path / "new.pdf")
+        read_texts(tmp_path / "new.pdf")
     lines.write_text("\n")
     with pytest.raises(DataError, match="holds no texts"):
-        data.files.read_texts(lines)
+        read_texts(lines)
