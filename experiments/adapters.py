@@ -31,12 +31,13 @@ from typing import Any
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, batches, prepare_classification, score
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.rate_grid import Grid, best_rate
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import features
 from jtl.errors import InputError
+from jtl.outputs import outputs
 from jtl.report import figures
 from jtl.report.report import (
     Result,
@@ -50,7 +51,6 @@ from jtl.report.report import (
     write_result,
 )
 from jtl.tasks import accuracy
-from jtl.train import outputs
 
 METHODS: tuple[techniques.Technique, ...] = ("head", "full", "bitfit", *techniques.ADAPTERS)
 MEASURES = ("accuracy", "trained_parameters", "peak_memory", "seconds", "forgetting")
@@ -248,4 +248,4 @@ def _sections(kind: str, rows: list[dict[str, Any]]) -> list[Section]:
 
 
 if __name__ == "__main__":
-    cli(run, Adapters)
+    main(run, Adapters)

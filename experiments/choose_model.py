@@ -29,13 +29,13 @@ import numpy as np
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, body, frozen, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import tree
 from jtl.errors import InputError
 from jtl.features import scores
-from jtl.model import Model, with_base
+from jtl.model import Model, with_config
 from jtl.pretrained import scratch
 from jtl.report import figures
 from jtl.report.report import (
@@ -196,10 +196,9 @@ def candidate(name: str) -> Model:
         )
     if int(part) == layers:
         return model
-    config = dataclasses.replace(model.config, num_hidden_layers=int(part))
     above = "|".join(map(str, range(int(part), layers)))
-    shorter = model.with_params(tree.remove(model.params, rf"encoder/layer_({above})/.*"))
-    return with_base(shorter.replace(config=config), module=type(model.base.module)(config))
+    shorter = model.with_params(tree.remove(rf"encoder/layer_({above})/.*", model.params))
+    return with_config(shorter, num_hidden_layers=int(part))
 
 
 def rate(task: Classification, source: Classification) -> dict[str, float]:
@@ -220,4 +219,4 @@ def rate(task: Classification, source: Classification) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli(run, ChooseModel)
+    main(run, ChooseModel)

@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from jtl.errors import InputError
@@ -226,4 +226,4 @@ def _figures(rows: list[dict[str, Any]], curves: list[dict[str, Any]]) -> list[S
 
 
 if __name__ == "__main__":
-    cli(run, Compare)
+    main(run, Compare)

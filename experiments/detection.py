@@ -34,7 +34,7 @@ import numpy as np
 
 from experiments.common import dense_prediction as dense
 from experiments.common import study
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import command, prepare, settings
 from jtl import data
@@ -232,13 +232,11 @@ def _sections(config: Detection, loaded: data.Dataset, ledger: ResumableRows) ->
     ]
 
 
-def main(config: Detection) -> Result | None:
-    """Train; or find objects with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: Detection) -> None:
+    """Find objects with what was trained."""
+    assert config.predict is not None
     label(config, config.predict)
-    return None
 
 
 if __name__ == "__main__":
-    cli(main, Detection)
+    main(run, Detection, predict)

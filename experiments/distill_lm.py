@@ -31,10 +31,10 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
-from jtl import data, distill, pretrained
+from jtl import data, distill, measure, pretrained
 from jtl.data import text
 from jtl.data.batches.loader import Batches, loader
 from jtl.errors import InputError
@@ -239,7 +239,7 @@ class Trainer:
         """What teacher and student cost, and their ratios."""
         batch = self.held_out[0]
         found = {
-            name: distill.measure(model, batch, output="token_logits", runs=3 if self.config.quick else 10)
+            name: measure.forward(model, batch, output="token_logits", runs=3 if self.config.quick else 10)
             for name, model in (("teacher", self.teacher), ("student", self.student))
         }
         row = {
@@ -331,4 +331,4 @@ def _sections(rows: list[dict[str, Any]], ledger: ResumableRows, cost: dict[str,
 
 
 if __name__ == "__main__":
-    cli(run, DistillLM)
+    main(run, DistillLM)

@@ -35,7 +35,7 @@ import numpy as np
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, finetune, heads, pretrained
@@ -364,4 +364,4 @@ def _sections(ledger: ResumableRows) -> list[Section]:
 
 
 if __name__ == "__main__":
-    cli(run, DomainPretraining)
+    main(run, DomainPretraining)

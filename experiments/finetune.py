@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, frozen, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, pretrained
 from jtl.errors import InputError
@@ -184,9 +184,8 @@ def _notes(task: Classification) -> list[str]:
 def _sections(task: Classification, last: techniques.Arm, curves: list[dict[str, Any]]) -> list[Section]:
     names = task.dataset.classes
     labels, test = last.test["label"], last.test
-    # Batches come in order of length, cached features in that of the split.
     before, _ = frozen(task, "test")
-    same = {"before": before[test["index"]], "after": test["features"]}
+    same = {"before": before, "after": test["features"]}
     sections = [
         Section("Learning curves", "Training loss and validation accuracy.", figures.learning_curves(curves)),
         Section(
@@ -201,7 +200,8 @@ def _sections(task: Classification, last: techniques.Arm, curves: list[dict[str,
         ),
     ]
     chances = np.asarray(jax.nn.softmax(test["logits"]))
-    rows = [task.dataset.splits["test"][int(i)] for i in test["index"]]
+    source = task.dataset.splits["test"]
+    rows = [source[i] for i in range(len(source))]
     if task.dataset.kind == "text":
         texts = [row["text"] for row in rows]
         sections.append(Section("Surest errors", confident_errors(texts, labels, chances, names)))
@@ -231,4 +231,4 @@ def _picture_errors(
 
 
 if __name__ == "__main__":
-    cli(run, Finetune)
+    main(run, Finetune)

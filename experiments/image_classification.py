@@ -34,17 +34,17 @@ import numpy as np
 
 from experiments.common import predictions, study, techniques
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import pretrained
 from jtl.data import image
 from jtl.data.readers.images import read_image
 from jtl.errors import InputError
+from jtl.outputs import outputs
 from jtl.report import figures
 from jtl.report.report import Result, Section, environment, summarise, write_report, write_result
 from jtl.tasks import occlusion
-from jtl.train import outputs
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 SHOWN = 12
@@ -170,7 +170,7 @@ def _sections(task: Classification, out: Path, ledger: ResumableRows) -> list[Se
     predicted = test["logits"].argmax(-1)
     chances = np.asarray(jax.nn.softmax(test["logits"]))
     chosen, titles = predictions.surest(test["label"], chances, names, SHOWN)
-    places = test["index"][chosen]
+    places = np.array(chosen)
     side = task.preprocessing["size"][0]
     batch = task.splits["test"].batch(places, task.buckets[0], None)
     hide = jax.jit(partial(occlusion, patch=max(2, 2 * side // (PATCHES + 1))))
@@ -197,13 +197,11 @@ def _sections(task: Classification, out: Path, ledger: ResumableRows) -> list[Se
     ]
 
 
-def main(config: ImageClassification) -> Result | None:
-    """Train; or label with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: ImageClassification) -> None:
+    """Label with what was trained."""
+    assert config.predict is not None
     label(config, config.predict)
-    return None
 
 
 if __name__ == "__main__":
-    cli(main, ImageClassification)
+    main(run, ImageClassification, predict)

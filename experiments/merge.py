@@ -34,7 +34,7 @@ from jaxtyping import PyTree
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, prepare_classification, score
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import finetune, merging, tree
@@ -281,4 +281,4 @@ def _line(start: Model, best: Model, task: Classification) -> list[dict[str, Any
 
 
 if __name__ == "__main__":
-    cli(run, Merge)
+    main(run, Merge)

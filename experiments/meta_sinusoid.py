@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.device_loop import train
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
@@ -205,4 +205,4 @@ def _fits(rows: list[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    cli(run, MetaSinusoid)
+    main(run, MetaSinusoid)

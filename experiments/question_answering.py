@@ -39,7 +39,7 @@ import numpy as np
 
 from experiments.common import predictions, study
 from experiments.common.classification import body
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from experiments.data.docstring_questions import docstring_questions
@@ -358,13 +358,11 @@ def highlighted(row: Mapping[str, Any]) -> str:
     return f"**{escape(row['question'])}** ({said['probability']:.2f})\n\n> {shown}{right}"
 
 
-def main(config: QuestionAnswering) -> Result | None:
-    """Train; or answer with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: QuestionAnswering) -> None:
+    """Answer with what was trained."""
+    assert config.predict is not None
     answer(config, config.predict)
-    return None
 
 
 if __name__ == "__main__":
-    cli(main, QuestionAnswering)
+    main(run, QuestionAnswering, predict)

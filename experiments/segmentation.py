@@ -35,7 +35,7 @@ from PIL import Image
 
 from experiments.common import dense_prediction as dense
 from experiments.common import study
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import command, prepare, settings
 from jtl import data
@@ -220,13 +220,11 @@ def _sections(config: Segmentation, loaded: data.Dataset, ledger: ResumableRows)
     ]
 
 
-def main(config: Segmentation) -> Result | None:
-    """Train; or segment with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: Segmentation) -> None:
+    """Segment with what was trained."""
+    assert config.predict is not None
     label(config, config.predict)
-    return None
 
 
 if __name__ == "__main__":
-    cli(main, Segmentation)
+    main(run, Segmentation, predict)

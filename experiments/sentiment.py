@@ -34,7 +34,7 @@ import numpy as np
 
 from experiments.common import predictions, study, techniques
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, pretrained
@@ -43,6 +43,7 @@ from jtl.data.batches.loader import Batches
 from jtl.data.readers.tables import read_texts
 from jtl.errors import InputError
 from jtl.model import Model
+from jtl.outputs import outputs
 from jtl.report import figures
 from jtl.report.report import (
     Result,
@@ -54,7 +55,6 @@ from jtl.report.report import (
     write_result,
 )
 from jtl.tasks import erasure
-from jtl.train import outputs
 
 WORDS = {"rotten": "negative", "fresh": "positive", "neg": "negative", "pos": "positive"}
 PROMPT, NOTHING = "Review: {}\nSentiment:", "N/A"
@@ -213,9 +213,9 @@ def label(config: Sentiment, path: Path) -> None:
     names = predictions.kept_classes(out)
     texts = read_texts(path, config.text_column or "text")
     model, tokenizer = pretrained.load(out / predictions.MODEL), pretrained.tokenizer(out / predictions.MODEL)
-    split = text.encode([{"text": t, "label": i} for i, t in enumerate(texts)], tokenizer, config.max_length)
-    said = outputs(model, Batches(split, min(32, len(texts)), train=False), ("logits", "label"))
-    chances = np.asarray(jax.nn.softmax(said["logits"][np.argsort(said["label"])]))
+    split = text.encode([{"text": t, "label": 0} for t in texts], tokenizer, config.max_length)
+    said = outputs(model, Batches(split, min(32, len(texts)), train=False), ("logits",))
+    chances = np.asarray(jax.nn.softmax(said["logits"]))
     predictions.write_predictions(out, "text", texts, chances, names)
 
 
@@ -225,7 +225,8 @@ def label(config: Sentiment, path: Path) -> None:
 def _sections(task: Classification, out: Path, ledger: ResumableRows) -> list[Section]:
     test, names = predictions.kept_test(out), task.dataset.classes
     chances = np.asarray(jax.nn.softmax(test["logits"]))
-    texts = [task.dataset.splits["test"][int(i)]["text"] for i in test["index"]]
+    source = task.dataset.splits["test"]
+    texts = [source[i]["text"] for i in range(len(source))]
     chosen, titles = predictions.surest(test["label"], chances, names, SHOWN)
     words, scores = _leans_on(out / predictions.MODEL, [texts[i] for i in chosen])
     return [
@@ -268,13 +269,11 @@ def _leans_on(folder: Path, texts: list[str]) -> tuple[list[list[str]], list[lis
     return words, scores
 
 
-def main(config: Sentiment) -> Result | None:
-    """Train; or label with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: Sentiment) -> None:
+    """Label with what was trained."""
+    assert config.predict is not None
     label(config, config.predict)
-    return None
 
 
 if __name__ == "__main__":
-    cli(main, Sentiment)
+    main(run, Sentiment, predict)

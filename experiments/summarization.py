@@ -41,7 +41,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from experiments.common.study import transferred_or_scratch
@@ -68,7 +68,7 @@ from jtl.report.report import (
 )
 from jtl.report.result import to_json
 from jtl.tasks import CausalLM, Seq2Seq, generate
-from jtl.train import LEAN_ON_CPU, adamw, fit, make_step, schedule
+from jtl.train import adamw, fit, make_step, schedule
 
 # SmolLM2's chat format, without the system's turn.
 CHAT = "<|im_start|>user\nSummarize in one short line:\n{text}<|im_end|>\n<|im_start|>assistant\n"
@@ -222,12 +222,11 @@ class Trainer:
         if arm == "transfer":
             model = adapters.lora(scan.stack(self.model), rank=config.rank, key=init_key)
             labels: Any = finetune.train_only(model, ".*/lora/.*")
-            options = LEAN_ON_CPU if jax.default_backend() == "cpu" else None
         else:
             model = scan.stack(pretrained.scratch(config.model, key=init_key))
-            labels, options = None, None
+            labels = None
         loss: Any = CausalLM(mask="continuation") if self.start_id is None else Seq2Seq()
-        step = make_step(loss, adamw(schedule(RATES[arm], steps)), labels, compiler_options=options)
+        step = make_step(loss, adamw(schedule(RATES[arm], steps)), labels)
         validation = self.encoded(self.examples["validation"])
         longest = max(int(part.lengths.max()) for part in (train, validation))
         buckets = (-(-longest // 8) * 8,)
@@ -235,9 +234,7 @@ class Trainer:
         fitted = fit(
             step,
             step.init(model, run_key),
-            loader(
-                Batches(train, size, seed=seed, epochs=-(-steps // (len(train) // size)), buckets=buckets)
-            ),
+            loader(Batches(train, size, seed=seed, steps=steps, buckets=buckets)),
             steps=steps,
             validate=lambda model: {"loss": _mean_loss(loss, model, held_out)},
             validate_every=-(-steps // (1 if config.quick else 2)),
@@ -367,13 +364,11 @@ def _short(text: str, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def main(config: Summarization) -> Result | None:
-    """Train; or summarise with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: Summarization) -> None:
+    """Summarise with what was trained."""
+    assert config.predict is not None
     summarise_file(config, config.predict)
-    return None
 
 
 if __name__ == "__main__":
-    cli(main, Summarization)
+    main(run, Summarization, predict)

@@ -28,7 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.common import techniques
 from experiments.common.classification import prepare_classification, score
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.rate_grid import Grid, best_rate
 from experiments.common.settings import Config, command, prepare, settings
 from jtl.errors import InputError
@@ -159,4 +159,4 @@ def _fresh() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    cli(run, SweepConfig)
+    main(run, SweepConfig)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.common.classification import prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
 from experiments.common.settings import Config, command, prepare, settings
 from experiments.common.techniques import ONLY_TEXT, TECHNIQUES, Budget, Technique, run_arm, usual_rate
@@ -115,4 +115,4 @@ def run(config: Tune) -> Result:
 
 
 if __name__ == "__main__":
-    cli(run, Tune)
+    main(run, Tune)

@@ -20,11 +20,11 @@ from flax import struct
 from flax.errors import ModifyScopeVariableError
 from jaxtyping import Array, PyTree
 
-from jtl import tree
+from jtl import trace, tree
 from jtl.errors import InputError, MissingError
 
 Variables = Mapping[str, Any]
-Batch = Mapping[str, Any] | Array
+Batch = Mapping[str, Any]  # arrays by field, each with a first axis of rows
 Outputs = dict[str, Any]
 State = dict[str, Any]
 
@@ -85,8 +85,11 @@ class Model(struct.PyTreeNode):
         model = self.with_params(tree.overlay(self.params, params))
         return model.replace(techniques=(*self.techniques, technique))
 
-    def run(self, batch: Batch, mode: Mode, key: Array | None = None) -> tuple[Outputs, State]:
+    def run(self, inputs: Batch | Array, mode: Mode, key: Array | None = None) -> tuple[Outputs, State]:
         """The outputs, and the collections that the forward updated.
+
+        ``inputs`` is a batch, any mapping of arrays by field (a tokenizer's own too), or one array, which is the first
+        argument of the base's function.
 
         These are all but ``params`` if ``mode.stats`` is ``"batch"``, and else ``cache`` alone, if the model has one.
 
@@ -96,7 +99,8 @@ class Model(struct.PyTreeNode):
         Raises:
             KeyError: the batch lacks a field the function needs, or no module lies at a tap's path.
         """
-        batch = jax.tree.map(jnp.asarray, batch)
+        fields = inputs if isinstance(inputs, Mapping) else {_first_argument(self.base): inputs}
+        batch = jax.tree.map(jnp.asarray, dict(fields))
         forward = self.base
         for technique in self.techniques:
             forward = technique.wrap(forward)
@@ -110,7 +114,7 @@ class Model(struct.PyTreeNode):
 
     def __call__(
         self,
-        batch: Batch,
+        inputs: Batch | Array,
         *,
         train: bool = False,
         stats: Literal["running", "batch"] = "running",
@@ -118,16 +122,16 @@ class Model(struct.PyTreeNode):
         taps: tuple[str, ...] = (),
     ) -> Outputs:
         """The outputs of one forward: see ``run`` and ``Mode``."""
-        return self.run(batch, Mode(train, stats, tuple(taps)), key)[0]
+        return self.run(inputs, Mode(train, stats, tuple(taps)), key)[0]
 
 
 @dataclass(frozen=True)
 class Linen:
     """A forward that applies a Flax Linen module.
 
-    A batch's fields reach the arguments of ``module.__call__`` that have their names; an array is
-    passed as the first argument. The keywords ``train``, ``deterministic`` and ``use_running_average``
-    follow the mode where the module has them; a module that normalises otherwise than the mode says raises.
+    A batch's fields reach the arguments of ``module.__call__`` that have their names. The keywords ``train``,
+    ``deterministic`` and ``use_running_average`` follow the mode where the module has them; a module that normalises
+    otherwise than the mode says raises.
 
     Attributes:
         module: the module; Linen modules compare by value.
@@ -137,11 +141,16 @@ class Linen:
     module: nn.Module
     returns: str = "features"
 
+    @property
+    def call(self) -> Callable[..., Any]:
+        """The function whose arguments are the fields of a batch."""
+        return type(self.module).__call__
+
     def __call__(
         self, variables: Variables, batch: Batch, mode: Mode, key: Array | None
     ) -> tuple[Outputs, State]:
         """Apply the module."""
-        inputs = arguments(type(self.module).__call__, batch, type(self.module).__name__)
+        inputs = arguments(self.call, batch, type(self.module).__name__)
         return run_linen(self.module, variables, inputs, mode, key, self.returns)
 
 
@@ -164,12 +173,7 @@ def arguments(function: Callable[..., Any], batch: Batch, name: str, skip: int =
 
     Raises KeyError if a required argument has no field of its name.
     """
-    parameters = [
-        p for p in list(inspect.signature(function).parameters.values())[skip:]
-        if p.name not in _MODES and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]  # fmt: skip
-    if not isinstance(batch, Mapping):
-        return {parameters[0].name: batch}
+    parameters = _parameters(function, skip)
     required = [p.name for p in parameters if p.default is p.empty]
     missing = [field for field in required if field not in batch]
     if missing:
@@ -177,6 +181,23 @@ def arguments(function: Callable[..., Any], batch: Batch, name: str, skip: int =
             f"{name} needs the batch fields {required}; the batch has {sorted(batch)}, so {missing} are missing"
         )
     return {p.name: batch[p.name] for p in parameters if p.name in batch}
+
+
+def _parameters(function: Callable[..., Any], skip: int = 1) -> list[inspect.Parameter]:
+    """The arguments of ``function`` that are fields of a batch."""
+    return [
+        p for p in list(inspect.signature(function).parameters.values())[skip:]
+        if p.name not in _MODES and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]  # fmt: skip
+
+
+def _first_argument(base: Forward) -> str:
+    call = getattr(base, "call", None)
+    if call is None:
+        raise InputError(
+            f"this model ({type(base).__name__}) takes a mapping of arrays by field, not one array"
+        )
+    return _parameters(call)[0].name
 
 
 def run_linen(
@@ -272,21 +293,28 @@ def modules(model: Model, batch: Batch) -> dict[str, type[nn.Module]]:
 
     Nothing is computed: the forward is only traced.
     """
-    kinds: dict[str, type[nn.Module]] = {}
+    return trace.modules(lambda model, batch: model.run(batch, Mode())[0], model, batch)
 
-    def record(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        if context.method_name == "__call__":
-            kinds["/".join(context.module.path)] = type(context.module)
-        return call(*args, **kwargs)
 
-    def forward(model: Model, batch: Batch) -> Outputs:
-        with nn.intercept_methods(record):
-            return model.run(batch, Mode())[0]
+def with_config(model: Model, **changes: Any) -> Model:
+    """The model with fields of its configuration replaced: in ``model.config`` and in its Linen module alike.
 
-    jax.eval_shape(forward, model, batch)
-    return kinds
+    Its leaves stay as they are: give it those of the new configuration by ``with_params``.
+
+    Raises:
+        ValueError: the model's base is no Linen module with a configuration.
+        TypeError: the configuration has no such field.
+
+    >>> from jtl.models.mlp import MLP
+    >>> with_config(linen(MLP((3,)), {"params": {}}), width=4)
+    Traceback (most recent call last):
+      ...
+    jtl.errors.InputError: the model has no configuration to change: it wraps Linen
+    """
+    if not isinstance(model.base, Linen) or model.config is None:
+        raise InputError(f"the model has no configuration to change: it wraps {type(model.base).__name__}")
+    config = replace(model.config, **changes)
+    return with_base(model.replace(config=config), module=model.base.module.clone(config=config))
 
 
 def with_base(model: Model, **changes: Any) -> Model:

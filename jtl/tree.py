@@ -194,7 +194,7 @@ def overlay(tree: Mapping[str, Any], extra: Mapping[str, Any], *, replace: bool 
     return nest({**leaves, **new})
 
 
-def remove(tree: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+def remove(pattern: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts without the leaves whose whole path matches ``pattern``; RuleError if none does."""
     mask = flatten(matches(pattern, tree))
     return nest({path: leaf for path, leaf in flatten(tree).items() if not mask[path]})

@@ -37,6 +37,11 @@ class Function:
     function: Callable[..., Any]
     returns: str
 
+    @property
+    def call(self) -> Callable[..., Any]:
+        """The function whose arguments are the fields of a batch."""
+        return self.function
+
     def __call__(
         self, variables: Variables, batch: Batch, mode: Mode, key: Array | None
     ) -> tuple[Outputs, State]:

@@ -63,7 +63,7 @@ def test_overlay_adds_and_never_replaces_in_silence():
 
 
 def test_remove():
-    assert tree.remove(PARAMS, "head/.*") == {"encoder": PARAMS["encoder"]}
+    assert tree.remove("head/.*", PARAMS) == {"encoder": PARAMS["encoder"]}
 
 
 def test_diff_names_every_change():

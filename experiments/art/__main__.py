@@ -1,7 +1,7 @@
 """The command line: see the package."""
 
 from experiments.art.config import Art
-from experiments.art.study import main
-from experiments.common.command_line import cli
+from experiments.art.study import predict, run
+from experiments.common.command_line import main
 
-cli(main, Art)
+main(run, Art, predict)

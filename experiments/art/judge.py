@@ -15,8 +15,9 @@ from jtl._files import write_file
 from jtl.data.batches.loader import Batches, loader
 from jtl.model import Model, linen
 from jtl.models.conv4 import Conv4
+from jtl.outputs import outputs
 from jtl.tasks import Classify, diversity, frechet_distance, kernel_distance
-from jtl.train import adamw, fit, make_step, outputs, schedule
+from jtl.train import adamw, fit, make_step, schedule
 
 WIDTH = 32  # of the judge
 METRICS = ("frechet", "kernel", "class_accuracy", "in_style", "diversity")
@@ -31,7 +32,7 @@ def judge(pictures: Pictures, path: Path, updates: int) -> Model:
 
     def train(model: Model) -> Model:
         parts = [
-            Batches(part, size, seed=seed, epochs=-(-updates // (len(part) // size)))
+            Batches(part, size, seed=seed, steps=updates)
             for seed, part in enumerate((pictures.old, pictures.held_in))
             for size in [min(64, len(part))]
         ]

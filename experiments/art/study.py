@@ -196,9 +196,7 @@ def _interpolated(studio: Trainer, adapted: Model, steps: int = 10) -> dict[str,
     return rows
 
 
-def main(config: Art) -> Result | None:
-    """Train; or draw with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: Art) -> None:
+    """Draw with what was trained."""
+    assert config.predict is not None
     draw_more(config, config.predict)
-    return None

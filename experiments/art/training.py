@@ -24,7 +24,7 @@ from jtl.model import Model
 from jtl.models.unet import UNetConfig, example, unet, with_classes
 from jtl.tasks import FlowMatching
 from jtl.tasks.flow_matching import noised, sample, without_noise
-from jtl.train import LEAN_ON_CPU, Checkpoints, Fitted, adamw, fit, make_step, schedule
+from jtl.train import Checkpoints, Fitted, adamw, fit, make_step, schedule
 
 if TYPE_CHECKING:
     from experiments.art.config import Art
@@ -60,7 +60,7 @@ class Trainer:
         )
         size = min(64, len(self.pictures.old))
         fitted = self._fit(
-            step, model, Batches(self.pictures.old, size, epochs=-(-updates // (len(self.pictures.old) // size))),
+            step, model, Batches(self.pictures.old, size, steps=updates),
             self.pictures.old_test, updates, 0, Checkpoints(self.out / "pretraining" / "checkpoints", keep=1),
         )  # fmt: skip
         keep(self.out / PRETRAINED, without_noise(fitted.state.model))
@@ -92,21 +92,20 @@ class Trainer:
         few, others = self.pictures.split(config.shots, seed)
         init_key = jax.random.key(seed)
         size = min(config.batch_size, len(few))
-        new = Batches(few, size, seed=seed, epochs=-(-updates // (len(few) // size)))
+        new = Batches(few, size, seed=seed, steps=updates)
         if arm == "scratch":
-            model, labels, batches, options = unet(self.start.config, key=init_key), None, new, None
+            model, labels, batches = unet(self.start.config, key=init_key), None, new
         else:
             model = adapters.lora(
                 self.start, rank=config.rank, where=LAYERS, key=init_key, batch=example(self.start.config)
             )
             labels = finetune.train_only(model, ".*/lora/.*")
             old = self.pictures.old
-            prior = Batches(old, size, seed=seed, epochs=-(-updates // (len(old) // size)))
+            prior = Batches(old, size, seed=seed, steps=updates)
             # One loss over both kinds of rows, in equal parts: the paper's with λ = 1, halved.
             batches = SideBySide([new, prior], hide_labels=False)
-            options = LEAN_ON_CPU if jax.default_backend() == "cpu" else None
         rate = adamw(schedule(RATES[arm], updates), b2=0.99)
-        step = make_step(FlowMatching(), rate, labels, compiler_options=options)
+        step = make_step(FlowMatching(), rate, labels)
         fitted = self._fit(step, noised(model, times=TIMES), batches, others, updates, seed)
         plain = without_noise(fitted.state.model)
         return (plain if arm == "scratch" else adapters.merge(plain)), fitted

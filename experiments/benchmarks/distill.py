@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments.common import techniques
 from experiments.common.classification import prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from experiments.distill import methods as methods
 from experiments.distill import students
@@ -127,4 +127,4 @@ def _forward(recipe: methods.Recipe, lesson: methods.Trial) -> float:
 
 
 if __name__ == "__main__":
-    cli(run, BenchDistill)
+    main(run, BenchDistill)

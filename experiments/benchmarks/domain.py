@@ -41,7 +41,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from experiments.benchmarks.cpu_devices import over_cores
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from experiments.domain_adaptation.domains import CONV4_WIDTH, DomainPair, prepare_domains
 from experiments.domain_adaptation.methods import HIDDEN, TARGET_SEED
@@ -50,6 +50,7 @@ from jtl.data.batches.loader import Batches, Encoded, loader
 from jtl.data.batches.mixing import SideBySide
 from jtl.loss import Loss
 from jtl.model import Model
+from jtl.outputs import predict
 from jtl.report.report import (
     Result,
     environment,
@@ -60,7 +61,7 @@ from jtl.report.report import (
     write_result,
 )
 from jtl.tasks import Classify, accuracy
-from jtl.train import Step, adamw, fit, make_step, predict
+from jtl.train import Step, adamw, fit, make_step
 
 Method = Literal["dann", "coral"]
 METHODS: tuple[Method, ...] = ("dann", "coral")
@@ -381,4 +382,4 @@ def _torch_accuracy(net: Any, split: Encoded) -> float:
 
 
 if __name__ == "__main__":
-    cli(run, BenchDomain)
+    main(run, BenchDomain)

@@ -26,10 +26,11 @@ import jax
 import numpy as np
 
 from experiments.common.classification import Classification, batches, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import heads, pretrained
 from jtl.data.batches.loader import Batches, loader, padding_waste, plan
+from jtl.outputs import predict
 from jtl.report.report import (
     Result,
     environment,
@@ -40,7 +41,7 @@ from jtl.report.report import (
     write_result,
 )
 from jtl.tasks import Classify, accuracy
-from jtl.train import adamw, fit, make_step, predict, schedule
+from jtl.train import adamw, fit, make_step, schedule
 
 PEERS = ("trainer", "trainer_grouped")
 
@@ -202,4 +203,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    cli(run, Bench)
+    main(run, Bench)

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import data, pretrained, tasks
 from jtl.errors import InputError
@@ -165,4 +165,4 @@ def _torch(model: Any, prompts: np.ndarray, length: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli(run, BenchGenerate)
+    main(run, BenchGenerate)

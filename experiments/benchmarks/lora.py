@@ -31,7 +31,7 @@ import jax
 import numpy as np
 
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import adapters, finetune, heads, pretrained, tree
 from jtl.data.batches.loader import Batches, loader
@@ -47,7 +47,7 @@ from jtl.report.report import (
     write_result,
 )
 from jtl.tasks import Classify
-from jtl.train import LEAN_ON_CPU, Step, adamw, make_step
+from jtl.train import Step, adamw, make_step
 
 RANK, RATE, LENGTH = 8, 1e-3, 128
 WHERE = ".*/(query|value)"
@@ -85,8 +85,7 @@ def run(config: BenchLora) -> Result:
     model = heads.classifier(task.pretrained, task.classes, key=jax.random.key(config.seed))
     model = adapters.lora(model, rank=RANK, where=WHERE, key=jax.random.key(config.seed + 1))
     labels = finetune.train_only(model, "(.*/)?lora/.*|head/.*")
-    lean = LEAN_ON_CPU if jax.default_backend() == "cpu" else None
-    step = make_step(Classify(), adamw(RATE, weight_decay=0.01), labels, compiler_options=lean)
+    step = make_step(Classify(), adamw(RATE, weight_decay=0.01), labels)
     theirs = _peer(model)
     fixed = _fixed(model, config.batch_size, config.seed)
     epochs = Batches(
@@ -273,4 +272,4 @@ def _flops(step: Step, model: Model, batch: Any) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli(run, BenchLora)
+    main(run, BenchLora)

@@ -36,7 +36,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from experiments.benchmarks.cpu_devices import ONE_THREAD, over_cores
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from jtl import heads, meta, tree
 from jtl.errors import InputError
@@ -352,4 +352,4 @@ def _figure(rows: list[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    cli(run, BenchMaml)
+    main(run, BenchMaml)

@@ -12,8 +12,8 @@ from jtl.data import image, text
 from jtl.data.batches.loader import Batches
 from jtl.errors import InputError
 from jtl.model import Model
+from jtl.outputs import predict
 from jtl.tasks import accuracy
-from jtl.train import predict
 
 QUICK_LENGTH = 40  # tokens of a text, with --quick
 

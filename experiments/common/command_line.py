@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn, TypeVar
 
-from experiments.common.settings import Config
+from experiments.common.settings import Config, check
 from jtl._files import cache_dir
+from jtl.errors import Diverged, UserError
 from jtl.report.report import Result, format_seconds, summary_rows
 
 C = TypeVar("C", bound=Config)
 P = TypeVar("P")
-OURS = ("jtl", "experiments", "__main__")
 
 
-def cli(run: Callable[[C], Result | None], config: type[C], args: Sequence[str] | None = None) -> None:
+def main(
+    run: Callable[[C], Result | None],
+    config: type[C],
+    predict: Callable[[C], None] | None = None,
+    args: Sequence[str] | None = None,
+) -> None:
     """Read ``config`` from the command line, run, and print the summary and where the report lies.
 
     An input that jtl refuses ends in one line on stderr and exit code 2, a training that diverged with 1, Ctrl-C
@@ -29,33 +32,54 @@ def cli(run: Callable[[C], Result | None], config: type[C], args: Sequence[str] 
     Args:
         run: the experiment; None where it has said all itself.
         config: its dataclass; the docstrings under its fields are the help of the flags.
+        predict: what ``--predict`` does with the model that an earlier run left in ``--out``.
         args: the words of the command line; left out, those of the process.
     """
-    settings = parse(config, sys.modules[run.__module__], args)
+    settings = parse(config, run.__module__, args)
     keep_compilations()
     with refusals():
+        check(settings)
+        if predict is not None and getattr(settings, "predict", None) is not None:
+            predict(settings)
+            return
         result = run(settings)
     if result is not None:
         show(result, Path(settings.out))
 
 
-def parse(config: type[P], module: ModuleType, args: Sequence[str] | None = None) -> P:
+def parse(config: type[P], module: str, args: Sequence[str] | None = None) -> P:
     """``config`` from the command line, or one of a union of them, each a subcommand.
 
     Args:
         config: a dataclass, whose fields' docstrings are the help of the flags.
-        module: where the command is, whose docstring is its help.
+        module: the name of the module that runs it; the docstring of the command, a file or a package, is its help.
         args: the words of the command line; left out, those of the process.
     """
     import tyro
 
+    command = command_of(module)
     return tyro.cli(
         config,
         args=args,
-        description=(module.__doc__ or config.__doc__ or "").strip(),
+        description=(sys.modules[command].__doc__ or config.__doc__ or "").strip(),
         config=(tyro.conf.FlagCreatePairsOff,),
-        prog=_program(module),
+        prog=f"python -m {_spoken(command)}",
     )
+
+
+def command_of(module: str) -> str:
+    """The module that ``python -m`` names: the package of a study in a folder, or the file itself.
+
+    >>> command_of("experiments.art.study"), command_of("experiments.finetune")
+    ('experiments.art', 'experiments.finetune')
+    """
+    package, _, name = module.rpartition(".")
+    return package if name in ("study", "commands") else module
+
+
+def _spoken(command: str) -> str:
+    spec = getattr(sys.modules[command], "__spec__", None)  # of a file run by -m, whose module is __main__
+    return spec.name if spec is not None else command
 
 
 @contextmanager
@@ -63,11 +87,12 @@ def refusals() -> Iterator[None]:
     """End the process with a line on stderr where jtl refuses the input, a training diverges, or Ctrl-C comes."""
     try:
         yield
-    except (ValueError, LookupError, OSError) as error:
-        if not is_refusal(error):
-            raise
+    except (
+        UserError,
+        OSError,
+    ) as error:  # no such file, no permission, no network: these speak of the input too
         _stop(error, 2)
-    except FloatingPointError as error:
+    except Diverged as error:
         _stop(error, 1)
     except KeyboardInterrupt as error:
         _stop(error, 130)
@@ -76,7 +101,7 @@ def refusals() -> Iterator[None]:
 def _stop(error: BaseException, code: int) -> NoReturn:
     if os.environ.get("JTL_TRACEBACK") == "1":
         raise error
-    print(f"error: {message(error)}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
     raise SystemExit(code) from None
 
 
@@ -86,24 +111,6 @@ def keep_compilations() -> None:
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether ``error`` is an answer to the user's input rather than a defect.
-
-    jtl and the experiments refuse input by raising themselves; a ValueError from within JAX or NumPy is a defect,
-    whose traceback is needed. An OSError (no such file, no permission, no network) always speaks of the input.
-    """
-    if isinstance(error, OSError):
-        return True
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__", "").split(".")[0] in OURS
-
-
-def message(error: BaseException) -> str:
-    """The message of an error on one line; KeyError would quote it."""
-    quoted = isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str)
-    return " ".join(str(error.args[0] if quoted else error).split()) or type(error).__name__
 
 
 def show(result: Result, out: Path) -> None:
@@ -140,8 +147,3 @@ def side_by_side(widths: Sequence[int], limit: int) -> list[list[int]]:
             tables.append([0])
         tables[-1].append(place)
     return tables
-
-
-def _program(module: object) -> str | None:
-    spec = getattr(module, "__spec__", None)
-    return f"python -m {spec.name}" if spec is not None else None

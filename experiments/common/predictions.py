@@ -22,22 +22,31 @@ def keep(out: Path, model: Model, task: Classification, test: dict[str, np.ndarr
     tokenizer = task.model_name if task.dataset.kind == "text" else None
     names = dict(enumerate(task.dataset.classes))
     pretrained.save(model, out / MODEL, tokenizer=tokenizer, id2label=names, overwrite=True)
-    np.savez(out / TEST, **{name: test[name] for name in ("logits", "label", "index")})
+    np.savez(out / TEST, **{name: test[name] for name in ("logits", "label")})
 
 
 def kept_test(out: Path) -> dict[str, np.ndarray]:
-    """What the stored model says on test: ``logits`` (N, C), ``label`` and ``index`` (N,)."""
+    """What the stored model says on test, in the order of the split: ``logits`` (N, C) and ``label`` (N,)."""
     with np.load(out / TEST) as stored:
-        return dict(stored)
+        found = dict(stored)
+    order = np.argsort(
+        found.pop("index", np.arange(len(found["label"])))
+    )  # earlier versions kept that of batches
+    return {name: rows[order] for name, rows in found.items()}
+
+
+def trained(path: Path) -> Path:
+    """``path``, where a run left its model. Raises FileNotFoundError if there is none."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--predict needs a trained model, and {path} is none: run without --predict first"
+        )
+    return path
 
 
 def kept_classes(out: Path) -> tuple[str, ...]:
     """The classes of the stored model. Raises FileNotFoundError if there is none."""
-    folder = out / MODEL
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"--predict needs a trained model, and {folder} is none: run without --predict first"
-        )
+    folder = trained(out / MODEL)
     names = json.loads((folder / "config.json").read_text())["id2label"]
     return tuple(names[str(i)] for i in range(len(names)))
 

@@ -33,6 +33,33 @@ class Config:
     """The first random seed; arms repeated over seeds use seed, seed + 1, ..."""
 
 
+def at_least(least: float, default: Any) -> Any:
+    """A field of a ``Config`` with this default, whose value (or each of its values) may not be smaller.
+
+    None passes: it leaves a setting to the code. The docstring under the field is its help, as for any other.
+    """
+    return dataclasses.field(default=default, metadata={"least": least})
+
+
+def above(bound: float, default: Any) -> Any:
+    """A field of a ``Config`` with this default, whose value (or each of its values) must be larger."""
+    return dataclasses.field(default=default, metadata={"above": bound})
+
+
+def check(config: Any) -> None:
+    """Raise ValueError for the first setting that lies below its bound, before anything is loaded."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flag = f"--{field.name.replace('_', '-')}"
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is None:
+                continue
+            if (least := field.metadata.get("least")) is not None and not one >= least:
+                raise InputError(f"{flag} must be at least {least}, got {one}")
+            if (bound := field.metadata.get("above")) is not None and not one > bound:
+                raise InputError(f"{flag} must be over {bound}, got {one}")
+
+
 def settings(config: Any) -> dict[str, Any]:
     """The fields of ``config`` that decide the numbers, in JSON's own types: all but ``OUTPUT_ONLY``."""
     return {name: value for name, value in plain(config).items() if name not in OUTPUT_ONLY}
@@ -47,10 +74,9 @@ def prepare(config: Config, experiment: str) -> Path:
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off.
         OSError: the folder cannot be made or written to.
-        ValueError: ``resume`` with other settings than those of the run in the folder; or no seeds.
+        ValueError: a setting below its bound, or ``resume`` with other settings than those of the run in the folder.
     """
-    if getattr(config, "seeds", 1) < 1:
-        raise InputError(f"--seeds must be at least 1, got {config.seeds}")
+    check(config)
     out = Path(config.out)
     wanted = {"experiment": experiment, "config": settings(config)}
     used = next((path for pattern in USED for path in out.glob(pattern)), None)

@@ -5,7 +5,56 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jtl.report.report import Section, format_estimate, paired_difference, table
+from experiments.common.resumable_rows import ResumableRows
+from experiments.common.settings import Config, command, settings
+from jtl.report import (
+    Result,
+    Section,
+    environment,
+    format_estimate,
+    paired_difference,
+    summarise,
+    table,
+    write_report,
+    write_result,
+)
+
+
+def finish(
+    experiment: str,
+    config: Config,
+    rows: ResumableRows,
+    sections: Sequence[Section],
+    *,
+    title: str,
+    about: str,
+    metrics: Sequence[str] = (),
+    summary: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    over: str = "seeds",
+) -> Result:
+    """Write ``result.json`` and ``report.md`` of a finished study into ``config.out``, and return the result.
+
+    Args:
+        experiment: the command's name, as in ``python -m experiments.NAME``.
+        config: the settings that it ran with.
+        rows: its rows and the seconds that they took.
+        sections: of the report.
+        title: of the report.
+        about: what was done, for a reader of the report.
+        metrics: columns to summarise over seeds, for each arm; ``seconds`` is always among them.
+        summary: the summary itself, where it is not that of ``metrics``.
+        notes: what a reader of the numbers should know.
+        over: what the intervals are over.
+    """
+    found = summarise(rows.rows, [*metrics, "seconds"]) if summary is None else dict(summary)
+    result = Result(experiment, settings(config), environment(), rows.seconds, rows.rows, found)
+    write_result(config.out, result)
+    write_report(
+        config.out, result, title=title, about=about, command=command(experiment, config), sections=sections,
+        notes=notes, over=over,
+    )  # fmt: skip
+    return result
 
 
 def transferred_or_scratch(

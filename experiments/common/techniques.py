@@ -15,23 +15,13 @@ import jax
 import numpy as np
 
 from experiments.common.classification import Classification, batches, frozen
-from jtl import adapters, data, features, finetune, heads, pretrained, tree
+from jtl import adapters, data, features, finetune, heads, measure, pretrained, tree
 from jtl.data.batches.loader import Batches, loader
 from jtl.errors import InputError
-from jtl.model import Model, with_base
+from jtl.model import Model, with_config
+from jtl.outputs import outputs, predict
 from jtl.tasks import Classify, accuracy, expected_calibration_error, macro_f1
-from jtl.train import (
-    LEAN_ON_CPU,
-    Checkpoints,
-    Fitted,
-    Step,
-    adamw,
-    fit,
-    make_step,
-    outputs,
-    predict,
-    schedule,
-)
+from jtl.train import Checkpoints, Fitted, Step, adamw, fit, make_step, schedule
 
 Technique = Literal[
     "scratch", "head", "lp_ft", "full", "layerwise", "gradual", "l2_sp", "bitfit",
@@ -102,7 +92,7 @@ class Arm:
         model: the model of the best validation.
         row: its measurements: accuracies, seconds, steps, parameters.
         history: the learning curve, as ``fit`` gives it.
-        test: ``logits`` (N, C), ``features`` (N, D), ``label`` and ``index`` (N,) on the test split.
+        test: ``logits`` (N, C), ``features`` (N, D) and ``label`` (N,) on the test split, in its order.
     """
 
     model: Model
@@ -183,7 +173,7 @@ def run_arm(
     steps *= HEAD_STEPS if technique == "head" else 1
     lengths = None if technique == "head" else task.buckets
     validation = Batches(own["validation"], 64, train=False, buckets=lengths)
-    order = Batches(own["train"], size, seed=seed, epochs=-(-steps // per_epoch), buckets=lengths)
+    order = Batches(own["train"], size, seed=seed, steps=steps, buckets=lengths)
 
     def validate(model: Model) -> dict[str, float]:
         logits, labels = predict(model, validation)
@@ -204,7 +194,7 @@ def run_arm(
     )
     best = model.with_params({**model.params, **fitted.model.params}) if technique == "head" else fitted.model
     trained_for = fitted.history[-1]["seconds"] if fitted.history else 0.0
-    test = outputs(best, batches(task, "test"), ("logits", "features", "label", "index"))
+    test = outputs(best, batches(task, "test"), ("logits", "features", "label"))
     train_logits, train_labels = predict(best, batches(replace(task, splits={"t": _some(train)}), "t"))
     row = {
         "arm": technique,
@@ -270,8 +260,7 @@ def random_body(name: str, key: jax.Array) -> Model:
     model = pretrained.scratch(name, key=key)
     if not hasattr(model.config, "batch_norm_momentum"):
         return model
-    config = replace(model.config, batch_norm_momentum=0.9)
-    return with_base(model.replace(config=config), module=type(model.base.module)(config))
+    return with_config(model, batch_norm_momentum=0.9)
 
 
 def build_step(
@@ -297,21 +286,18 @@ def build_step(
     if technique == "adalora":
         loss = loss + 0.1 * adapters.Orthogonality()
         optimizer = adapters.allocate(optimizer, rank=8, steps=steps, start=steps // 10, final=steps // 3)
-    lean = technique in (*ADAPTERS, "bitfit") and jax.default_backend() == "cpu"
-    return make_step(loss, optimizer, labels, compiler_options=LEAN_ON_CPU if lean else None)
+    return make_step(loss, optimizer, labels)
 
 
 def flops_per_example(task: Classification, technique: str, budget: Budget) -> float:
     """Floating-point operations of the compiled train step over its rows, padded as the median test text is."""
     rows = min(budget.batch_size, len(task.splits["train"]))
-    return compiled(task, technique, budget).cost_analysis()["flops"] / rows
+    return measure.flops(compiled(task, technique, budget)) / rows
 
 
 def peak_memory(task: Classification, technique: str, budget: Budget) -> float:
     """Bytes that the compiled train step holds: arguments, results that reuse none of them, and temporaries."""
-    size = compiled(task, technique, budget).memory_analysis()
-    results = size.output_size_in_bytes - size.alias_size_in_bytes
-    return float(size.argument_size_in_bytes + results + size.temp_size_in_bytes)
+    return float(measure.memory(compiled(task, technique, budget)))
 
 
 def compiled(task: Classification, technique: str, budget: Budget) -> Any:

@@ -1,7 +1,7 @@
 """The command line: see the package."""
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.distill.config import Distillation
 from experiments.distill.study import run
 
-cli(run, Distillation)
+main(run, Distillation)

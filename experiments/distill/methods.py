@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from experiments.distill.students import Student
-from jtl import distill
+from jtl import distill, ema
 from jtl.data.batches.loader import Batches, Encoded, Steps
+from jtl.data.batches.mixup import mixup
 from jtl.loss import Loss
 from jtl.model import Model
 from jtl.tasks import Classify
@@ -227,9 +228,7 @@ def review_kd(s: Trial) -> Recipe:
 def ema_teacher(s: Trial) -> Recipe:
     """The student's own moving average for a teacher."""
     loss = distill.EMATeacher(loss=s.task + distill.SoftTargets(1.0, **s.stats))
-    return Recipe(
-        distill.with_average(s.student, 0.99), loss, s.order(s.train), lambda m: distill.averaged(m)
-    )
+    return Recipe(ema.with_average(s.student, 0.99), loss, s.order(s.train), lambda m: ema.average_model(m))
 
 
 def mutual(s: Trial) -> Recipe:
@@ -262,7 +261,7 @@ class Blended:
 
     def __getitem__(self, step: SupportsIndex) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(self.seed), int(step))
-        return jax.tree.map(np.asarray, distill.mixup(self.batches[step], key))
+        return jax.tree.map(np.asarray, mixup(self.batches[step], key))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[step] for step in range(len(self)))

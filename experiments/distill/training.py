@@ -14,11 +14,12 @@ from experiments.common import techniques
 from experiments.common.classification import Classification, batches
 from experiments.distill import methods as methods
 from experiments.distill import students
-from jtl import distill, features
+from jtl import distill, measure
 from jtl.data.batches.loader import Batches, loader
 from jtl.model import Model
+from jtl.outputs import outputs, predict
 from jtl.tasks import accuracy
-from jtl.train import adamw, fit, make_step, outputs, predict, schedule
+from jtl.train import adamw, fit, make_step, schedule
 
 if TYPE_CHECKING:
     from experiments.distill.config import Distillation
@@ -49,7 +50,7 @@ class Trainer:
             model = self.teacher(seed)
         else:
             model, history = self.taught(arm, self.lesson(seed))
-        test = outputs(model, batches(self.task, "test"), ("logits", "label", "index"))
+        test = outputs(model, batches(self.task, "test"), ("logits", "label"))
         row = {
             **techniques.scores(test["logits"], test["label"]),
             "validation_accuracy": accuracy(*predict(model, batches(self.task, "validation"))),
@@ -77,7 +78,7 @@ class Trainer:
         teacher, key = self.teacher(seed), jax.random.key(seed)
         train = task.with_train(self.labels or None, seed).splits["train"]
         order = Batches(train, 64, train=False, buckets=task.buckets)
-        logits = distill.columns(features.extract(teacher, order, ("logits",), keep=()))
+        logits = distill.columns(outputs(teacher, order, ("logits",)))
         start = self.student.start
         return methods.Trial(
             teacher=teacher,
@@ -120,7 +121,7 @@ class Trainer:
         lengths = task.splits["test"].lengths
         length = next(bucket for bucket in task.buckets if bucket >= np.median(lengths))
         batch = task.splits["test"].batch(np.arange(32), length, None)
-        found = {name: distill.measure(m, batch) for name, m in (("teacher", teacher), ("student", student))}
+        found = {name: measure.forward(m, batch) for name, m in (("teacher", teacher), ("student", student))}
         row = {
             f"{name}_{field}": value
             for name, size in found.items()

@@ -1,6 +1,6 @@
 """The command line: see the package."""
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.domain_adaptation.study import DomainAdaptation, run
 
-cli(run, DomainAdaptation)
+main(run, DomainAdaptation)

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from jtl import domain, finetune, tree
+from jtl import domain, ema, finetune, tree
 from jtl.data.batches.loader import Batches, Encoded, Steps
 from jtl.data.batches.mixing import SideBySide
 from jtl.loss import Loss
 from jtl.model import Model
+from jtl.outputs import outputs
 from jtl.tasks import Classify
-from jtl.train import outputs
 
 Method = Literal[
     "source_only", "target_trained", "augmented",
@@ -265,17 +265,16 @@ def fixmatch(s: Trial) -> Recipe:
 
 def mean_teacher(s: Trial) -> Recipe:
     """Agreement with the running average of the model, which is what is evaluated."""
-    model = domain.mean_teacher(s.model, decay=0.99)
-    return Recipe(model, s.supervised + domain.MeanTeacher(stats=s.stats), s.both, finish=domain.teacher)
+    model = ema.with_teacher(s.model, decay=0.99)
+    return Recipe(model, s.supervised + domain.MeanTeacher(stats=s.stats), s.both, finish=ema.average_model)
 
 
 def shot(s: Trial) -> Recipe:
     """Without source data: the source's classifier is frozen, pseudo-labels of centroids come anew ten times."""
 
     def relabelled(model: Model) -> Steps:
-        found = outputs(model, s.unlabelled(), ("features", "logits", "index"))
-        named = np.empty(len(found["index"]), np.int32)
-        named[found["index"]] = domain.centroid_labels(found["features"], found["logits"])
+        found = outputs(model, s.unlabelled(), ("features", "logits"))
+        named = domain.centroid_labels(found["features"], found["logits"])
 
         def put(batch: dict[str, Any], _: int) -> dict[str, Any]:
             return {**batch, "label": np.full_like(batch["label"], -1), "pseudo_label": named[batch["index"]]}
@@ -292,9 +291,8 @@ def shot(s: Trial) -> Recipe:
 def importance(s: Trial) -> Recipe:
     """Source rows weighted by how much their features look like the target's; the largest weight is 10."""
     source = Batches(s.train["source"], 256, train=False, buckets=s.buckets)
-    mine, its = outputs(s.trained, source, ("features", "index")), outputs(s.trained, s.unlabelled())
-    weight = np.empty(len(mine["index"]))
-    weight[mine["index"]] = domain.density_ratio(mine["features"], its["features"], mine["features"])
+    mine, its = (outputs(s.trained, batches)["features"] for batches in (source, s.unlabelled()))
+    weight = domain.density_ratio(mine, its, mine)
     weight = np.minimum(weight / weight.mean(), 10.0).astype(np.float32)
 
     def weigh(batch: dict[str, Any], _: int) -> dict[str, Any]:

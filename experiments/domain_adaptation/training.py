@@ -17,8 +17,9 @@ from jtl import domain
 from jtl.data.batches.loader import Batches, Encoded, loader
 from jtl.domain import protocol
 from jtl.model import Model
+from jtl.outputs import outputs
 from jtl.tasks import accuracy
-from jtl.train import adamw, fit, make_step, outputs, schedule
+from jtl.train import adamw, fit, make_step, schedule
 
 RULES = (
     "information_maximisation", "source_validation", "entropy", "neighbourhood_density", "deep_embedded_validation",
@@ -148,11 +149,9 @@ class Trainer:
         return Snapshot(step, source, target, test, scores(source, target, step))
 
     def says(self, model: Model, split: Encoded) -> dict[str, np.ndarray]:
-        """Logits, features and labels of a split, in its order."""
+        """Logits, features and labels of a split."""
         batches = Batches(split, 100, train=False, buckets=self.transfer.buckets)
-        found = outputs(model, batches, ("logits", "features", "label", "index"))
-        order = np.argsort(found.pop("index"))
-        return {name: rows[order] for name, rows in found.items()}
+        return outputs(model, batches, ("logits", "features", "label"))
 
     def tent(self) -> Snapshot:
         """The source model adapting online to the target's test examples, in one pass, as they come."""

@@ -16,8 +16,8 @@ from jtl import heads, meta
 from jtl.data import episodes
 from jtl.errors import InputError
 from jtl.model import Batch, Model
+from jtl.outputs import outputs
 from jtl.tasks import Classify
-from jtl.train import outputs
 from jtl.wrap import function
 
 HEAD_RATES = (0.01, 0.1, 1.0)  # tried on validation classes, as are those of scratch

@@ -1,7 +1,7 @@
 """The command line: see the package."""
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.music.config import Music
-from experiments.music.study import main
+from experiments.music.study import predict, run
 
-cli(main, Music)
+main(run, Music, predict)

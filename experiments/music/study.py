@@ -168,9 +168,7 @@ def _sections(composer: Trainer, ledger: ResumableRows) -> list[Section]:
     return sections
 
 
-def main(config: Music) -> Result | None:
-    """Train; or write new pieces with what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: Music) -> None:
+    """Write new pieces with what was trained."""
+    assert config.predict is not None
     write_new(config, config.predict)
-    return None

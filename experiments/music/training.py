@@ -165,7 +165,7 @@ class Trainer:
         found = fit(
             step,
             step.init(model, jax.random.key(seed)),
-            loader(Batches(rows, size, seed=seed, epochs=-(-steps // (len(rows) // size)))),
+            loader(Batches(rows, size, seed=seed, steps=steps)),
             steps=steps,
             validate=lambda model: {"bits_per_event": bits_per_event(model, held_out)},
             validate_every=-(-steps // (2 if self.config.quick else 5)),

@@ -17,8 +17,9 @@ from jtl import finetune, progressive, tree
 from jtl.data import Arrays
 from jtl.data.batches.loader import Batches
 from jtl.model import Model
+from jtl.outputs import predict
 from jtl.tasks import accuracy
-from jtl.train import Step, fit, make_step, predict
+from jtl.train import Step, fit, make_step
 
 # --- training --------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The command line: see the package."""
 
-from experiments.common.command_line import cli
-from experiments.speech_recognition.study import SpeechRecognition, main
+from experiments.common.command_line import main
+from experiments.speech_recognition.study import SpeechRecognition, predict, run
 
-cli(main, SpeechRecognition)
+main(run, SpeechRecognition, predict)

@@ -68,7 +68,7 @@ from jtl.report.report import (
     write_result,
 )
 from jtl.report.result import to_json
-from jtl.train import LEAN_ON_CPU, adamw, fit, make_step, schedule
+from jtl.train import adamw, fit, make_step, schedule
 
 RATES = {"transfer": 1e-3, "scratch": 5e-4}  # peaks of AdamW, not searched
 ADAPTER, WRITTEN, SOUNDS = "adapter", "written.json", "sounds"  # in --out
@@ -194,15 +194,12 @@ class Trainer:
             labels = finetune.train_only(model, ".*/lora/.*")
         else:
             model = pretrained.scratch(config.model, key=init_key)
-        options = LEAN_ON_CPU if labels is not None and jax.default_backend() == "cpu" else None
-        step = make_step(
-            transcriber.loss, adamw(schedule(RATES[arm], steps)), labels, compiler_options=options
-        )
+        step = make_step(transcriber.loss, adamw(schedule(RATES[arm], steps)), labels)
         held_out = list(Batches(self.held_out, size, train=False, buckets=(1,)))
         fitted = fit(
             step,
             step.init(model, run_key),
-            loader(Batches(clips, size, seed=seed, epochs=-(-steps // (len(clips) // size)))),
+            loader(Batches(clips, size, seed=seed, steps=steps)),
             steps=steps,
             validate=lambda model: {"loss": _mean_loss(transcriber.loss, model, held_out)},
             validate_every=-(-steps // (1 if config.quick else 2)),
@@ -360,9 +357,7 @@ def _spectrogram(example: Example) -> Any:
     return figure
 
 
-def main(config: SpeechRecognition) -> Result | None:
-    """Train; or write down by what was trained."""
-    if config.predict is None:
-        return run(config)
+def predict(config: SpeechRecognition) -> None:
+    """Write down by what was trained."""
+    assert config.predict is not None
     write_down(config, config.predict)
-    return None

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jtl import tree
+from jtl import trace, tree
 from jtl.adapters.method import Leaves
 from jtl.adapters.site import SiteError, example
 from jtl.errors import InputError
@@ -212,22 +212,15 @@ def _places(model: Model, batch: Batch) -> dict[str, _Place | None]:
     plain = model.replace(techniques=tuple(t for t in model.techniques if isinstance(t, Head)))
     places: dict[str, _Place | None] = {}
 
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        y = call(*args, **kwargs)
-        if context.method_name == "__call__":
-            x = jax.tree.leaves((args, kwargs))[0]
-            one = isinstance(y, jax.Array) and y.ndim > 1 and np.ndim(x) > 1
-            place = _Place(x.shape[-1], y.shape[-1], _stack(context.module, whole)) if one else None
-            # The first of its path: the model is a root, and so are heads after it.
-            places.setdefault("/".join(context.module.path), place)
+    def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
+        y = call()
+        one = isinstance(y, jax.Array) and y.ndim > 1 and np.ndim(x) > 1
+        # The first of its path: the model is a root, and so are heads after it.
+        places.setdefault(path, _Place(x.shape[-1], y.shape[-1], _stack(module, whole)) if one else None)
         return y
 
-    def forward(model: Model, batch: Batch) -> Any:
-        with nn.intercept_methods(record):
-            return model.run(batch, Mode())[0]
-
     whole = tree.flatten(model.params)
-    jax.eval_shape(forward, plain, batch)
+    trace.watch(watcher, lambda model, batch: model.run(batch, Mode())[0], plain, batch)
     return places
 
 

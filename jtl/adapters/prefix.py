@@ -30,7 +30,7 @@ from jtl.adapters.prompt import (
 )
 from jtl.adapters.site import SiteError, example
 from jtl.model import Batch, Forward, Linen, Mode, Model, Outputs, State, Variables, modules
-from jtl.models.layers import Attention
+from jtl.models.parts.attention import Attention
 
 DEVIATION = 0.02
 
@@ -148,7 +148,7 @@ def prefix(
     paths = tuple(path for path, kind in kinds.items() if issubclass(kind, Attention))
     if not paths:
         raise SiteError(
-            "prefix tuning needs attentions (jtl.models.layers.Attention), as the transformers of jtl.models have; "
+            "prefix tuning needs attentions (jtl.models.parts.Attention), as the transformers of jtl.models have; "
             f"this model is {getattr(model.config, 'model_type', type(model.base.module).__name__)}"
         )
     params = tree.flatten(model.params)

@@ -21,7 +21,7 @@ from jtl.adapters.site import SiteError, example
 from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 from jtl.models import ARCHITECTURES
-from jtl.models.layers import mean_over
+from jtl.models.parts.layers import mean_over
 
 WORD, POSITION, ENCODER = "embeddings/word", "embeddings/position", "encoder"
 VECTORS = "vectors"

@@ -6,7 +6,7 @@ over rows: XLA makes one product of all rows by each shared W, and a batched one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,8 +61,8 @@ class PerRow:
 
     def _index(self, batch: Batch) -> tuple[Array, dict[str, Any]]:
         """Each row's adapter, and the other fields."""
-        if not isinstance(batch, Mapping) or INDEX not in batch:
-            found = sorted(batch) if isinstance(batch, Mapping) else "one array"
+        if INDEX not in batch:
+            found = sorted(batch)
             raise MissingError(
                 f"the model serves {self.count} adapters and needs the batch field {INDEX!r}, the index (B,) of each "
                 f"row's; the batch has {found}"

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jtl import tree
+from jtl import trace, tree
 from jtl.errors import InputError
 from jtl.heads import Head
 from jtl.model import Batch, Linen, Mode, Model
@@ -115,23 +114,17 @@ def _probe(model: Model, batch: Batch) -> tuple[dict[str, Site], dict[str, str]]
     sites: dict[str, Site] = {}
     others: dict[str, str] = {}
 
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        module, path = context.module, "/".join(context.module.path)
-        outputs = call(*args, **kwargs)
-        if context.method_name == "__call__":
-            leaves = {name: leaf for name, leaf in _params(module).items() if not isinstance(leaf, Mapping)}
-            site = _site(module, path, leaves, model.params)
-            if site is None:
-                others[path] = type(module).__name__ if leaves else ""
-            else:
-                sites[path] = site
+    def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
+        outputs = call()
+        leaves = {name: leaf for name, leaf in _params(module).items() if not isinstance(leaf, Mapping)}
+        site = _site(module, path, leaves, model.params)
+        if site is None:
+            others[path] = type(module).__name__ if leaves else ""
+        else:
+            sites[path] = site
         return outputs
 
-    def forward(model: Model, batch: Batch) -> Any:
-        with nn.intercept_methods(record):
-            return model.run(batch, Mode())[0]
-
-    jax.eval_shape(forward, model, batch)
+    trace.watch(watcher, lambda model, batch: model.run(batch, Mode())[0], model, batch)
     return sites, others
 
 

@@ -28,8 +28,8 @@ def agem(
     """
     here, there = jax.random.split(key)
     graded = jax.value_and_grad(loss, has_aux=True)
-    (value, aux), g = graded(trained, batch["current"], here)  # type: ignore[index]
-    _, r = graded(trained, batch["memory"], there)  # type: ignore[index]
+    (value, aux), g = graded(trained, batch["current"], here)
+    _, r = graded(trained, batch["memory"], there)
     along = tree.vdot(g, r)
     against = along < 0
     share = jnp.where(against, along / jnp.maximum(tree.vdot(r, r), jnp.finfo(jnp.float32).tiny), 0.0)

@@ -31,7 +31,7 @@ class TaskHeads:
                 )
             outputs, state = forward(variables, batch, mode, key)
             every = outputs["logits"].reshape(len(outputs["logits"]), self.tasks, -1)
-            chosen = jnp.take_along_axis(every, batch["task"][:, None, None], 1)[:, 0]  # type: ignore[index]
+            chosen = jnp.take_along_axis(every, batch["task"][:, None, None], 1)[:, 0]
             return {**outputs, "logits": chosen, "task_logits": every}, state
 
         return run

@@ -3,6 +3,7 @@
 from jtl.data.batches import episodes, loader
 from jtl.data.batches.arrays import Arrays
 from jtl.data.batches.mixing import SideBySide
+from jtl.data.batches.mixup import mixup
 from jtl.data.dataset import DataError, Dataset, Source, Subset, labels, subset, subset_indices
 from jtl.data.encode import annotated, image, pairs, spectrograms, text, windows
 from jtl.data.encode.spec_augment import spec_augment
@@ -12,6 +13,6 @@ from jtl.data.sets import chorales, espeak, shift
 
 __all__ = [
     "NAMES", "Arrays", "DataError", "Dataset", "SideBySide", "Source", "Subset", "annotated", "chorales", "episodes",
-    "espeak", "image", "labels", "load", "load_classes", "loader", "midi", "pairs", "shift", "sound", "spec_augment",
-    "spectrograms", "subset", "subset_indices", "text", "windows",
+    "espeak", "image", "labels", "load", "load_classes", "loader", "midi", "mixup", "pairs", "shift", "sound",
+    "spec_augment", "spectrograms", "subset", "subset_indices", "text", "windows",
 ]  # fmt: skip

@@ -8,10 +8,9 @@ from jtl.distill.attention import AttentionTransfer, attention_map, attention_tr
 from jtl.distill.crd import CRD, crd, memory, remove_memory
 from jtl.distill.dist import DIST, dist
 from jtl.distill.dkd import DKD, dkd, dkd_parts
-from jtl.distill.ema import EMATeacher, averaged, with_average
+from jtl.distill.ema import EMATeacher
 from jtl.distill.fsp import FSP, fsp, fsp_matrix
 from jtl.distill.hint import Hint, hint
-from jtl.distill.matching import mixup
 from jtl.distill.mutual import Mutual, peer, peers
 from jtl.distill.on_policy import continued, given
 from jtl.distill.pkt import PKT, pkt
@@ -28,7 +27,6 @@ from jtl.distill.sequence import (
     top_k,
 )
 from jtl.distill.similarity import Similarity, similarity
-from jtl.distill.size import Size, measure
 from jtl.distill.soft_targets import SoftTargets, soft_targets
 from jtl.distill.stored import Taught, Views
 from jtl.distill.student import choose_layers
@@ -38,10 +36,10 @@ from jtl.distill.widths import choose_widths
 
 __all__ = [
     "CRD", "DIST", "DKD", "FSP", "PKT", "RKD", "AttentionTransfer", "Distill", "EMATeacher", "Hint", "Mutual",
-    "Review", "ReviewKD", "SequenceKD", "Similarity", "Size", "SoftTargets", "Taught", "Term", "TopKSequenceKD",
-    "Views", "attention_map", "attention_transfer", "averaged", "choose_layers", "choose_widths", "column", "columns",
+    "Review", "ReviewKD", "SequenceKD", "Similarity", "SoftTargets", "Taught", "Term", "TopKSequenceKD",
+    "Views", "attention_map", "attention_transfer", "choose_layers", "choose_widths", "column", "columns",
     "continued", "crd", "dist", "dkd", "dkd_parts", "forward_kl", "forward_kl_top_k", "fsp", "fsp_matrix",
-    "generalised_jsd", "given", "hierarchical_context", "hint", "measure", "memory", "mixup", "peer", "peers", "pkt",
+    "generalised_jsd", "given", "hierarchical_context", "hint", "memory", "peer", "peers", "pkt",
     "regressor", "remove_memory", "remove_regressors", "reverse_kl", "rkd_angle", "rkd_distance", "similarity",
-    "soft_targets", "top_k", "with_average",
+    "soft_targets", "top_k",
 ]  # fmt: skip

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Layers, row_weight
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
@@ -22,7 +23,7 @@ def attention_map(activation: Float[Array, "B ... C"], power: float = 2.0) -> Fl
 
 def attention_transfer(
     student: Float[Array, "B ... C"],
-    teacher: rows.Teacher,
+    teacher: term.Teacher,
     weight: Float[Array, " B"] | None = None,
     *,
     power: float = 2.0,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jtl.distill import rows
+from jtl import rows
 from jtl.distill.term import Term, column, is_tap, read, row_weight, taps
 from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
@@ -202,7 +202,7 @@ class CRD(Term):
             raise InputError("CRD draws negatives: pass a key")
         embeddings, memories = read(outputs, NAME), model.variables[NAME]
         examples, weight = len(memories["student"]), row_weight(batch)
-        index = others(jnp.asarray(batch["index"]), examples, self.negatives, key)  # type: ignore[index]
+        index = others(jnp.asarray(batch["index"]), examples, self.negatives, key)
         positive = jnp.sum(embeddings["student"] * embeddings["teacher"], -1)
         total = jnp.zeros(())
         for side, other in (SIDES, SIDES[::-1]):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Term, read, row_weight
 from jtl.model import Batch, Model, Outputs
 
@@ -18,14 +19,15 @@ def pearson(
 ) -> Float[Array, "*N"]:
     """Pearson's correlation over the last axis, 0 where a side is constant."""
     weight = jnp.ones_like(x) if weight is None else weight
-    total = jnp.maximum(weight.sum(-1, keepdims=True), 1.0)
+    total = weight.sum(-1, keepdims=True)
+    total = jnp.where(total > 0, total, 1.0)
     x, y = (jnp.sqrt(weight) * (v - jnp.sum(weight * v, -1, keepdims=True) / total) for v in (x, y))
     return jnp.sum(rows.unit(x) * rows.unit(y), -1)
 
 
 def dist(
     student_logits: Float[Array, "B C"],
-    teacher_logits: rows.Teacher,
+    teacher_logits: term.Teacher,
     temperature: Any = 1.0,
     weight: Float[Array, " B"] | None = None,
     *,
@@ -39,7 +41,7 @@ def dist(
 
     Raises ValueError for other rows or classes.
     """
-    rows.same_classes(student_logits, teacher_logits)
+    term.same_classes(student_logits, teacher_logits)
     student, teacher = (
         jax.nn.softmax(logits.astype(jnp.float32) / temperature)
         for logits in (student_logits, teacher_logits)

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Term, read, row_weight
 from jtl.model import Batch, Model, Outputs
 
 
 def dkd_parts(
     student_logits: Float[Array, "B C"],
-    teacher_logits: rows.Teacher,
+    teacher_logits: term.Teacher,
     label: Int[Array, " B"],
     temperature: Any = 4.0,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
@@ -27,7 +28,7 @@ def dkd_parts(
 
     Raises ValueError for other rows or classes.
     """
-    rows.same_classes(student_logits, teacher_logits)
+    term.same_classes(student_logits, teacher_logits)
     classes = student_logits.shape[-1]
     target = jax.nn.one_hot(label, classes, dtype=bool)
 
@@ -45,7 +46,7 @@ def dkd_parts(
 
 def dkd(
     student_logits: Float[Array, "B C"],
-    teacher_logits: rows.Teacher,
+    teacher_logits: term.Teacher,
     label: Int[Array, " B"],
     temperature: Any = 4.0,
     weight: Float[Array, " B"] | None = None,
@@ -78,7 +79,7 @@ class DKD(Term):
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss."""
-        logits, taught, label = read(outputs, "logits"), self.taught(batch, "logits"), batch["label"]  # type: ignore[index]
+        logits, taught, label = read(outputs, "logits"), self.taught(batch, "logits"), batch["label"]
         return dkd(
             logits, taught, label, self.temperature, row_weight(batch), alpha=self.alpha, beta=self.beta
         ), {}

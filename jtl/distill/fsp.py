@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Layers, row_weight
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
@@ -27,7 +28,7 @@ def fsp_matrix(first: Float[Array, "B ... C"], second: Float[Array, "B ... E"]) 
 
 def fsp(
     student: tuple[Float[Array, "B ... C"], Float[Array, "B ... E"]],
-    teacher: tuple[rows.Teacher, rows.Teacher],
+    teacher: tuple[term.Teacher, term.Teacher],
     weight: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
     """``||G_t - G_s||²`` (Frobenius) of the FSP matrices of a pair of layers each, the mean over rows.
@@ -35,7 +36,7 @@ def fsp(
     Raises ValueError if widths or rows differ; a regressor can map the student's layers to the teacher's widths.
     """
     own, other = fsp_matrix(*student), fsp_matrix(*teacher)
-    rows.same("FSP matrix", own, other, "put regressors to the teacher's widths on the student's layers")
+    term.same("FSP matrix", own, other, "put regressors to the teacher's widths on the student's layers")
     return rows.mean(jnp.sum(jnp.square(other - own), (1, 2)), weight)
 
 

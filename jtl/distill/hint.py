@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Layers, row_weight, token_mask
 from jtl.model import Batch, Model, Outputs
 
 
 def hint(
     student: Float[Array, "B ..."],
-    teacher: rows.Teacher,
+    teacher: term.Teacher,
     weight: Float[Array, "*W"] | None = None,
     *,
     over_units: Literal["sum", "mean"] = "sum",
@@ -35,7 +36,7 @@ def hint(
     >>> float(hint(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 5.0]])))
     4.5
     """
-    rows.same("hint", student, teacher, "put a regressor to the teacher's shape on the student's layer")
+    term.same("hint", student, teacher, "put a regressor to the teacher's shape on the student's layer")
     squares = 0.5 * jnp.square(teacher.astype(jnp.float32) - student.astype(jnp.float32))
     axes = tuple(range(1 if weight is None else weight.ndim, student.ndim))
     errors = jnp.sum(squares, axes) if over_units == "sum" else jnp.mean(squares, axes)

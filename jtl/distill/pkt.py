@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Layers, row_weight
 from jtl.model import Batch, Model, Outputs
 
 
 def pkt(
-    student: Float[Array, "B ..."], teacher: rows.Teacher, weight: Float[Array, " B"] | None = None
+    student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
     """``Σ_j p_t(j|i) log(p_t(j|i) / p_s(j|i))``, j ≠ i, the mean over rows i (the paper sums).
 
@@ -20,7 +21,7 @@ def pkt(
 
     Raises ValueError for other rows.
     """
-    rows.same_rows("PKT", student, teacher)
+    term.same_rows("PKT", student, teacher)
     held = rows.pairs(weight, len(student)) > 0
 
     def log_conditional(x: Array) -> Array:

@@ -13,7 +13,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Term, read, row_weight
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
@@ -22,7 +23,7 @@ POOLED = (4, 2, 1)
 
 
 def hierarchical_context(
-    student: Float[Array, "B H W C"], teacher: rows.Teacher, weight: Float[Array, " B"] | None = None
+    student: Float[Array, "B H W C"], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
     """The hierarchical context loss: mean squared differences of the maps and of their averages over coarse grids.
 
@@ -32,7 +33,7 @@ def hierarchical_context(
 
     Raises ValueError for maps of other shapes.
     """
-    rows.same(
+    term.same(
         "ReviewKD", student, teacher, "build the review module with the teacher's shapes, level by level"
     )
     student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)

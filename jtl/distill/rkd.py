@@ -7,20 +7,21 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Layers, row_weight
 from jtl.model import Batch, Model, Outputs
 
 
 def rkd_distance(
-    student: Float[Array, "B ..."], teacher: rows.Teacher, weight: Float[Array, " B"] | None = None
+    student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
     """The Huber loss between distances of rows, each over the mean distance of its batch; the mean over pairs i ≠ j.
 
     The paper sums over the pairs; the authors' published code averages over all B², i = j included.
     Raises ValueError for other rows.
     """
-    rows.same_rows("RKD", student, teacher)
+    term.same_rows("RKD", student, teacher)
     pairs = rows.pairs(weight, len(student))
 
     def relative(x: Array) -> Array:
@@ -32,14 +33,14 @@ def rkd_distance(
 
 
 def rkd_angle(
-    student: Float[Array, "B ..."], teacher: rows.Teacher, weight: Float[Array, " B"] | None = None
+    student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
     """The Huber loss between cosines of the angles at j of rows i, j, k, all distinct; the mean over triples.
 
     The paper sums over the triples; the authors' published code averages over all B³. Memory grows with B³.
     Raises ValueError for other rows.
     """
-    rows.same_rows("RKD", student, teacher)
+    term.same_rows("RKD", student, teacher)
     count = len(student)
     pairs = rows.pairs(weight, count)
     ones = jnp.ones(count) if weight is None else weight

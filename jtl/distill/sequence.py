@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Term, read, row_weight
 from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Model, Outputs
@@ -28,7 +29,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 
 def forward_kl(
     student_logits: Float[Array, "B L V"],
-    teacher_logits: rows.Teacher,
+    teacher_logits: term.Teacher,
     mask: Mask = None,
     temperature: Any = 1.0,
 ) -> Float[Array, ""]:
@@ -39,7 +40,7 @@ def forward_kl(
 
 def reverse_kl(
     student_logits: Float[Array, "B L V"],
-    teacher_logits: rows.Teacher,
+    teacher_logits: term.Teacher,
     mask: Mask = None,
     temperature: Any = 1.0,
 ) -> Float[Array, ""]:
@@ -54,7 +55,7 @@ def reverse_kl(
 
 def generalised_jsd(
     student_logits: Float[Array, "B L V"],
-    teacher_logits: rows.Teacher,
+    teacher_logits: term.Teacher,
     mask: Mask = None,
     temperature: Any = 1.0,
     *,
@@ -126,7 +127,7 @@ def forward_kl_top_k(
 
 
 def _log_probabilities(student: Array, teacher: Array, temperature: Any) -> tuple[Array, Array]:
-    rows.same_classes(student, teacher)
+    term.same_classes(student, teacher)
     first, second = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (student, teacher))
     return first, second
 
@@ -168,9 +169,9 @@ class _Sequence(Term, kw_only=True):
                 raise MissingError(
                     f"the batch has no field {self.mask!r} of positions; it has {sorted(batch)}"
                 )
-            mask = jnp.asarray(batch[self.mask]) != 0  # type: ignore[index]
+            mask = jnp.asarray(batch[self.mask]) != 0
         else:
-            real = jnp.asarray(batch.get("attention_mask", jnp.ones(logits.shape[:2]))) != 0  # type: ignore[union-attr]
+            real = jnp.asarray(batch.get("attention_mask", jnp.ones(logits.shape[:2]))) != 0
             mask = real & jnp.pad(real[:, 1:], ((0, 0), (0, 1)))
         weight = row_weight(batch)
         return mask.astype(jnp.float32) * (1.0 if weight is None else weight[:, None])
@@ -223,6 +224,6 @@ class TopKSequenceKD(_Sequence):
             raise MissingError(
                 f"TopKSequenceKD reads the columns {missing} of the batch: cache them with top_k"
             )
-        kept, places = (jnp.asarray(batch[name]) for name in names)  # type: ignore[index]
+        kept, places = (jnp.asarray(batch[name]) for name in names)
         logits = read(outputs, TOKENS)
         return forward_kl_top_k(logits, kept, places, self.positions(batch, logits), self.temperature), {}

@@ -5,19 +5,20 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Layers, row_weight
 from jtl.model import Batch, Model, Outputs
 
 
 def similarity(
-    student: Float[Array, "B ..."], teacher: rows.Teacher, weight: Float[Array, " B"] | None = None
+    student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
     """``||G_t - G_s||² / B²`` (Frobenius), G the B x B products of rows, each row of G of norm 1.
 
     Rows of weight 0 are left out of G. Widths may differ. Raises ValueError for other rows.
     """
-    rows.same_rows("similarity", student, teacher)
+    term.same_rows("similarity", student, teacher)
     weight = jnp.ones(len(student)) if weight is None else weight
     real = (weight > 0).astype(jnp.float32)
 

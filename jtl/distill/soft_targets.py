@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.distill import rows
+from jtl import rows
+from jtl.distill import term
 from jtl.distill.term import Term, read, row_weight
 from jtl.model import Batch, Model, Outputs
 
 
 def soft_targets(
     student_logits: Float[Array, "B C"],
-    teacher_logits: rows.Teacher,
+    teacher_logits: term.Teacher,
     temperature: Any = 4.0,
     weight: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
@@ -36,7 +37,7 @@ def soft_targets(
     >>> round(float(soft_targets(jnp.array([[0.0, 0.0]]), jnp.array([[0.0, 2.0]]), temperature=2.0)), 4)
     0.4438
     """
-    rows.same_classes(student_logits, teacher_logits)
+    term.same_classes(student_logits, teacher_logits)
     student, teacher = (
         jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
         for logits in (student_logits, teacher_logits)

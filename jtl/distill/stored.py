@@ -1,6 +1,6 @@
 """Teachers computed once: their outputs stored beside the rows of a split, for views of the rows that match.
 
-``Taught(split, columns(jtl.features.extract(teacher, Batches(split, 64, train=False), ("logits",), keep=())))``: losses
+``Taught(split, columns(jtl.outputs.outputs(teacher, Batches(split, 64, train=False), ("logits",))))``: losses
 on its batches need no ``Distill``, and a step costs what a step of the student alone costs. For a large vocabulary
 store ``top_k`` of the logits (``TopKSequenceKD``).
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from jtl import tree
 from jtl.errors import InputError
 from jtl.heads import Head
-from jtl.model import Cast, Linen, Model, with_base
+from jtl.model import Cast, Linen, Model, with_config
 
 DEPTHS = (
     "num_hidden_layers",
@@ -76,6 +75,4 @@ def check_bare(model: Model) -> None:
 
 def rebuild(model: Model, params: dict[str, Any], **dimensions: int) -> Model:
     """``model`` of other ``params``, its configuration changed in ``dimensions``."""
-    config = dataclasses.replace(model.config, **dimensions)
-    module = model.base.module.clone(config=config)  # type: ignore[attr-defined]
-    return with_base(model.with_params(params).replace(config=config), module=module)
+    return with_config(model.with_params(params), **dimensions)

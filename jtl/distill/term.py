@@ -56,7 +56,7 @@ def column(name: str) -> str:
 
 
 def columns(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays by name (say of ``jtl.features.extract(teacher, batches, at, keep=())``) as columns of a batch."""
+    """Arrays by name (say of ``jtl.outputs.outputs(teacher, batches, names)``) as columns of a batch."""
     return {column(name): value for name, value in arrays.items()}
 
 
@@ -91,7 +91,7 @@ class Term(Loss, kw_only=True):
                 f"{type(self).__name__} reads batch[{column(name)!r}]; the batch has {sorted(batch)}: wrap the loss, "
                 f"Distill(teacher, {type(self).__name__}(...)), or bring that column with the batch"
             )
-        return jax.lax.stop_gradient(_without_padding(batch[column(name)], batch))  # type: ignore[index]
+        return jax.lax.stop_gradient(_without_padding(batch[column(name)], batch))
 
 
 class Layers(Term):
@@ -131,14 +131,14 @@ def student_output(outputs: Outputs, batch: Batch, name: str) -> Any:
 
 def row_weight(batch: Batch) -> Float[Array, " B"] | None:
     """The weights of the rows, or None: all alike."""
-    return jnp.asarray(batch["weight"], jnp.float32) if "weight" in batch else None  # type: ignore[index]
+    return jnp.asarray(batch["weight"], jnp.float32) if "weight" in batch else None
 
 
 def token_mask(
     batch: Batch, shape: tuple[int, ...], name: str = "attention_mask"
 ) -> Float[Array, "B L"] | None:
     """1 at real tokens of rows that count, if ``shape`` (B, L, ...) is that of the batch's mask ``name``."""
-    mask = batch.get(name)  # type: ignore[union-attr]
+    mask = batch.get(name)
     if mask is None or len(shape) != 3 or jnp.shape(mask) != shape[:2]:
         return None
     weight = row_weight(batch)
@@ -147,7 +147,7 @@ def token_mask(
 
 
 def _without_padding(value: Any, batch: Batch) -> Any:
-    mask = batch.get("attention_mask")  # type: ignore[union-attr]
+    mask = batch.get("attention_mask")
 
     def zeroed(x: Array) -> Array:
         if mask is None or x.ndim != 3 or jnp.shape(mask) != x.shape[:2]:
@@ -155,3 +155,29 @@ def _without_padding(value: Any, batch: Batch) -> Any:
         return jnp.where(jnp.expand_dims(jnp.asarray(mask) != 0, -1), x, 0)
 
     return jax.tree.map(zeroed, value)
+
+
+Teacher = Float[Array, "..."]  # any shape: it is checked by `same`, whose errors say what to do
+
+
+def same(what: str, student: Array, teacher: Array, advice: str) -> None:
+    """Raise ValueError unless both have one shape."""
+    if student.shape != teacher.shape:
+        raise InputError(f"{what}: the student gives {student.shape}, the teacher {teacher.shape}; {advice}")
+
+
+def same_classes(student: Array, teacher: Array) -> None:
+    """Raise ValueError unless both logits have one shape: rows, positions of a sequence, and classes."""
+    if student.ndim == 3 and student.shape[1] != teacher.shape[1]:
+        advice = "tokenise both alike: one tokenizer and one padded length"
+    else:
+        advice = "both need the same rows and the same classes (or vocabulary), in the same order"
+    same("logits", student, teacher, advice)
+
+
+def same_rows(what: str, student: Array, teacher: Array) -> None:
+    """Raise ValueError unless both have one number of rows."""
+    if student.shape[0] != teacher.shape[0]:
+        raise InputError(
+            f"{what}: the student gives {student.shape[0]} rows, the teacher {teacher.shape[0]}; one batch for both"
+        )

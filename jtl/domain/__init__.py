@@ -13,15 +13,15 @@ from jtl.domain.importance import density_ratio, label_shift
 from jtl.domain.irm import IRM, irm_penalty
 from jtl.domain.jan import JAN, jmmd
 from jtl.domain.jdot import JDOT, jdot, sinkhorn
+from jtl.domain.loss import DomainLoss, check, domains
 from jtl.domain.mcc import MCC, mcc
 from jtl.domain.mcd import MCD, alternate, discrepancy, two_heads
 from jtl.domain.mdd import MDD, mdd
-from jtl.domain.mean_teacher import MeanTeacher, consistency, mean_teacher, teacher
+from jtl.domain.mean_teacher import MeanTeacher, consistency
 from jtl.domain.mixup import Mixup, mixed
 from jtl.domain.mmd import DAN, mmd
 from jtl.domain.pseudo_labels import FixMatch, PseudoLabels, pseudo_label
 from jtl.domain.reversal import Reversal, ramp, reverse
-from jtl.domain.rows import DomainLoss, check, domains
 from jtl.domain.shot import SHOT, centroid_labels, information_maximisation
 from jtl.domain.source import Source
 from jtl.domain.tent import Tent, adapt, norm_only
@@ -33,6 +33,6 @@ __all__ = [
     "VREx",
     "adabn", "adapt", "adversary", "afn", "alternate", "bsp", "centroid_labels", "check", "conditional_adversary",
     "consistency", "coral", "dann", "density_ratio", "discrepancy", "discriminator", "domains", "group_weights",
-    "information_maximisation", "irm_penalty", "jdot", "jmmd", "label_shift", "mcc", "mdd", "mean_teacher", "mixed",
-    "mmd", "norm_only", "protocol", "pseudo_label", "ramp", "reverse", "sinkhorn", "teacher", "two_heads", "vrex",
+    "information_maximisation", "irm_penalty", "jdot", "jmmd", "label_shift", "mcc", "mdd", "mixed",
+    "mmd", "norm_only", "protocol", "pseudo_label", "ramp", "reverse", "sinkhorn", "two_heads", "vrex",
 ]  # fmt: skip

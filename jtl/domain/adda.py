@@ -18,9 +18,10 @@ from jaxtyping import Array, Float
 
 from jtl import heads
 from jtl.domain.dann import Discriminator, dann, width_of
-from jtl.domain.rows import DomainLoss, domains, layer, mean
+from jtl.domain.loss import DomainLoss, domains, layer
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import mean
 
 
 def discriminator(

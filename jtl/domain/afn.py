@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, domains, layer, mean
+from jtl.domain.loss import DomainLoss, domains, layer
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import mean
 
 
 def afn(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, layer, pair, source_and_target
+from jtl.domain.loss import DomainLoss, layer, pair, source_and_target
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
 

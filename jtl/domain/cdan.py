@@ -13,9 +13,10 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jtl.domain.dann import adversary, dann, domain_logits, told, width_of
-from jtl.domain.rows import DomainLoss, entropy, layer, source_and_target
+from jtl.domain.loss import DomainLoss, layer, source_and_target
 from jtl.errors import MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.rows import entropy
 
 
 def conditioned(features: Float[Array, "B D"], logits: Float[Array, "B C"]) -> Float[Array, "B D*C"]:

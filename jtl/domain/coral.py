@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, domains, layer, mean, pair
+from jtl.domain.loss import DomainLoss, domains, layer, pair
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import mean
 
 
 def covariance(x: Float[Array, "N D"], weight: Float[Array, " N"]) -> Float[Array, "D D"]:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl import heads
+from jtl.domain.loss import DomainLoss, layer, pair, source_and_target
 from jtl.domain.reversal import Reversal
-from jtl.domain.rows import DomainLoss, layer, mean, pair, source_and_target
 from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import mean
 
 
 class Discriminator(nn.Module):

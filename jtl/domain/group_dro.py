@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, risks
+from jtl.domain.loss import DomainLoss, risks
 from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 

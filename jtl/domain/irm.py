@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jtl.domain.rows import DomainLoss, column, cross_entropy, domains, layer, mean
+from jtl.domain.loss import DomainLoss, column, domains, layer
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import cross_entropy, mean
 
 
 def irm_penalty(

@@ -11,8 +11,8 @@ import jax
 from flax import struct
 from jaxtyping import Array, Float
 
+from jtl.domain.loss import DomainLoss, domains, layer
 from jtl.domain.mmd import Estimator, joint_mmd
-from jtl.domain.rows import DomainLoss, domains, layer
 from jtl.model import Batch, Model, Outputs
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jtl.domain.rows import DomainLoss, column, layer, pair, source_and_target, squared_distances
+from jtl.domain.loss import DomainLoss, column, layer, pair, source_and_target
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import squared_distances
 
 
 def sinkhorn(

@@ -27,10 +27,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jtl import heads, tree
 from jtl.domain.dann import width_of
+from jtl.domain.loss import DomainLoss, column, domains, layer
 from jtl.domain.reversal import reverse
-from jtl.domain.rows import DomainLoss, column, cross_entropy, domains, layer, mean
 from jtl.errors import InputError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.rows import cross_entropy, mean
 
 
 def discrepancy(

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, cross_entropy, layer, mean, pair, source_and_target
+from jtl.domain.loss import DomainLoss, layer, pair, source_and_target
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import cross_entropy, mean
 
 
 def mdd(

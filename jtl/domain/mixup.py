@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, column, cross_entropy, layer, mean, weights
+from jtl.data.batches.mixup import mix
+from jtl.domain.loss import DomainLoss, column, layer
 from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.rows import cross_entropy, mean, weights
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Mixed:
             share_key, order_key, below = jax.random.split(key, 3)
             share = jax.random.beta(share_key, self.alpha, self.alpha)
             partner = jax.random.permutation(order_key, len(x))
-            mixed = (share * x + (1 - share) * x[partner]).astype(x.dtype)
-            outputs, state = forward(variables, {**batch, self.field: mixed}, mode, below)  # type: ignore[dict-item]
+            mixed = mix(x, share, partner).astype(x.dtype)
+            outputs, state = forward(variables, {**batch, self.field: mixed}, mode, below)
             return {**outputs, "mixup": {"share": share, "partner": partner}}, state
 
         return run

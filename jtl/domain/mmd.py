@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, layer, mean, pair, source_and_target, squared_distances
+from jtl.domain.loss import DomainLoss, layer, pair, source_and_target
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import mean, squared_distances
 
 Estimator = Literal["biased", "unbiased", "linear"]
 SCALES = tuple(2.0**k for k in range(-3, 2))

@@ -1,7 +1,7 @@
 """Scores that choose a model or a step without target labels. Higher is better.
 
-All read logits or features stored by ``jtl.train.outputs``. Report what each of them chooses beside the oracle (target
-labels) and the last step. NumPy in float64.
+All read logits or features as ``jtl.outputs.outputs`` gives them. Report what each of them chooses beside the oracle
+(target labels) and the last step. NumPy in float64.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, column, cross_entropy, domains, layer, mean
+from jtl.domain.loss import DomainLoss, column, domains, layer
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import cross_entropy, mean
 
 
 def pseudo_label(
@@ -78,7 +79,7 @@ class FixMatch(DomainLoss):
         target = domains(batch)[1]
         column(batch, self.field, "the weak view")
         strong = column(batch, "strong", "the strong view of each row")
-        other, _ = model.run({**batch, self.field: strong}, self.mode(), key)  # type: ignore[dict-item]
+        other, _ = model.run({**batch, self.field: strong}, self.mode(), key)
         logits, weak = layer(other, "logits"), layer(outputs, "logits")
         loss, share = pseudo_label(logits, weak, target, threshold=self.threshold)
         return loss, {"confident": share}

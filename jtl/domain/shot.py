@@ -4,7 +4,7 @@ Liang et al. 2020, "Do We Really Need to Access the Source Data? Source Hypothes
 Adaptation", https://arxiv.org/abs/2002.08546. Every row of a batch is the target's; no ``domain`` is needed:
 
     labels = jtl.finetune.freeze(model, "head/.*")          # the hypothesis stays the source's
-    found = jtl.train.outputs(model, batches, ("features", "logits"))
+    found = jtl.outputs.outputs(model, batches, ("features", "logits"))
     batch["pseudo_label"] = centroid_labels(found["features"], found["logits"])[batch["index"]]   # anew each epoch
     step = jtl.train.make_step(jtl.domain.SHOT(), optimizer, labels)
 """
@@ -17,9 +17,10 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jtl.domain.rows import DomainLoss, column, cross_entropy, entropy, layer, mean, weights
+from jtl.domain.loss import DomainLoss, column, layer
 from jtl.errors import InputError
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import cross_entropy, entropy, mean, weights
 
 
 def information_maximisation(

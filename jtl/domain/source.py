@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import column, domains
+from jtl.domain.loss import column, domains
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Model, Outputs
 

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jtl import tree
-from jtl.domain.rows import entropy, layer, mean, weights
+from jtl.domain.loss import layer
 from jtl.errors import InputError
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Model, Outputs, modules
+from jtl.rows import entropy, mean, weights
 
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
 

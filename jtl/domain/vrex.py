@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jtl.domain.rows import DomainLoss, mean, risks
+from jtl.domain.loss import DomainLoss, risks
 from jtl.model import Batch, Model, Outputs
+from jtl.rows import mean
 
 
 def vrex(risk: Float[Array, " K"], present: Float[Array, " K"] | None = None) -> Float[Array, ""]:

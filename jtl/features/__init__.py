@@ -1,7 +1,7 @@
 """Feature extraction: frozen features computed once, probes on them, and training on top of cached activations."""
 
 from jtl.features import scores
-from jtl.features.extract import DataKey, cached, digest, extract
+from jtl.features.cache import DataKey, cached, digest
 from jtl.features.probes import Knn, Linear, fit_knn, fit_logistic, fit_ridge
 from jtl.features.resume import Resume, above, head_alone, resume_from
 
@@ -13,7 +13,6 @@ __all__ = [
     "above",
     "cached",
     "digest",
-    "extract",
     "fit_knn",
     "fit_logistic",
     "fit_ridge",

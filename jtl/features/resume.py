@@ -22,8 +22,8 @@ from jaxtyping import Array, PyTree
 
 from jtl import heads, tree
 from jtl.errors import InputError, MissingError
-from jtl.features.reads import reads
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.trace import reads
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Resume:
         """``forward`` from the cut on."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
-            if not isinstance(batch, Mapping) or "resumed" not in batch:
-                fields = sorted(batch) if isinstance(batch, Mapping) else "an array"
+            if "resumed" not in batch:
+                fields = sorted(batch)
                 raise MissingError(
                     f"the model resumes at {self.at!r}: put its cached activation in batch['resumed']; the batch "
                     f"is {fields}"
@@ -53,7 +53,7 @@ class Resume:
             if lacking := [name for name in self.needed if name not in batch]:
                 raise MissingError(
                     f"what lies above {self.at!r} reads the batch fields {lacking} too: keep them beside the "
-                    f"activation, extract(..., keep=('label', {str(lacking)[1:-1]}))"
+                    f"activation, outputs(..., ('label', {str(lacking)[1:-1]}))"
                 )
             if mode.stats == "batch":
                 raise InputError(
@@ -105,7 +105,7 @@ def resume_from(model: Model, at: str, example: Mapping[str, Any] | None = None)
 
     Args:
         model: a model of Linen modules.
-        at: where the activation was extracted: ``extract(model, batches, at=(at,))``.
+        at: where the activation was extracted: ``jtl.outputs.outputs(model, batches, (at,))``.
         example: one of those batches. Fields that nothing above the cut reads (images, say) need not be in
             later batches: zeros of the same shape stand for them; the other fields must. Without an example
             batches must carry all inputs.
@@ -139,7 +139,7 @@ def above(model: Model, batch: Batch, output: str = "logits") -> PyTree:
     With them weight decay cannot move the prefix behind the cache's back.
     """
     used, _ = reads(lambda model, batch: model(batch)[output], model, batch)
-    return jax.tree.map(float, used["params"])
+    return jax.tree.map(float, used.params)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Fields:
 def head_alone(model: Model, name: str = "head") -> Model:
     """The head as a model of its own, which reads its features from the batch field of their name.
 
-    Train it on ``extract(model, batches, at=(head.on,))`` in seconds, then put it back:
+    Train it on ``jtl.outputs.outputs(model, batches, (head.on, "label"))`` in seconds, then put it back:
     ``model.with_params({**model.params, **trained.params})``.
 
     Raises ValueError if the model has no such head.

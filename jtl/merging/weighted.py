@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jtl import tree
+from jtl import trace, tree
 from jtl.errors import InputError
 from jtl.merging.check import same
 from jtl.model import Batch, Mode, Model
@@ -62,10 +62,10 @@ def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array
         found: dict[str, Array] = {}
         within: list[str] = []  # the layer that is running
 
-        def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-            if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
-                return call(*args, **kwargs)
-            path, x = "/".join((*context.module.path, "kernel")), jax.tree.leaves((args, kwargs))[0]
+        def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
+            if not isinstance(module, nn.Dense):
+                return call()
+            path = f"{path}/kernel"
             if within:
                 raise InputError(
                     f"{within[0]} runs with another weight, of an adapter: give jtl.adapters.merge(model)"
@@ -79,11 +79,11 @@ def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array
             found[path] = found.get(path, 0) + rows.T @ rows
             within.append(path)
             try:
-                return call(*args, **kwargs)
+                return call()
             finally:
                 within.pop()
 
-        with nn.intercept_methods(record):
+        with trace.watching(watcher):
             model.run(batch, Mode())
         return found
 

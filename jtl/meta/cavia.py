@@ -5,7 +5,6 @@ Zintgraf et al. 2019: "Fast Context Adaptation via Meta-Learning", https://arxiv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +32,8 @@ class Context:
         """``forward`` on the batch's field with the context appended to each row."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
-            if not isinstance(batch, Mapping) or self.field not in batch:
-                found = sorted(batch) if isinstance(batch, Mapping) else "an array"
+            if self.field not in batch:
+                found = sorted(batch)
                 raise MissingError(f"the context joins batch[{self.field!r}]; the batch is {found}")
             x, own = batch[self.field], variables["params"][NAME]
             wide = jnp.broadcast_to(own, (*x.shape[:-1], own.size))

@@ -99,7 +99,7 @@ class SupportStats(Loss):
             raise InputError(
                 f"SupportStats takes batch statistics, but its loss asks for {mode}: give it stats='batch'"
             )
-        if not isinstance(batch, Mapping) or "support" not in batch:
+        if "support" not in batch:
             return self.loss(model, batch, key)
         query = {name: value for name, value in batch.items() if name != "support"}
         _, outputs, state = run_by_support(model, batch["support"], query, mode, key)

@@ -7,19 +7,18 @@ CLIPForImageClassification. `jtl.tasks.zero_shot` makes a classifier out of the 
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtl.errors import InputError
-from jtl.model import Linen, Model, with_base
+from jtl.model import Linen, Model, with_config
 from jtl.models.architecture import CONV, Architecture, Tensor, linear, norm
 from jtl.models.clip_config import HEAD, LEGACY_EOS, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TowerConfig
-from jtl.models.layers import Attention, Ids, Images, Mlp, dense
-from jtl.models.patches import pair, resample
+from jtl.models.parts.attention import Attention
+from jtl.models.parts.layers import Ids, Images, Mlp, dense
+from jtl.models.parts.patches import pair, resample
 
 Texts = Int[Array | np.ndarray, "T L"]  # beside images, of which there may be another number
 
@@ -211,9 +210,7 @@ def vision_tower(model: Model) -> Model:
             f"vision_tower takes a bare CLIP: found config {type(model.config).__name__}, "
             f"{len(model.techniques)} techniques"
         )
-    config = dataclasses.replace(model.config, towers="vision")
-    tower = model.with_params({"vision": model.params["vision"]}).replace(config=config)
-    return with_base(tower, module=CLIP(config))
+    return with_config(model.with_params({"vision": model.params["vision"]}), towers="vision")
 
 
 def tensors(config: CLIPConfig) -> dict[str, Tensor]:

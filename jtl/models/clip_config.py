@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import HeadSpec
-from jtl.models.layers import activation
-from jtl.models.patches import pair
+from jtl.models.parts.layers import activation
+from jtl.models.parts.patches import pair
 
 # transformers' class of the task has the images' tower alone: see jtl.models.clip.vision_tower.
 VISION_HEAD = HeadSpec("pooled", {"out": "classifier"}, "CLIPForImageClassification")

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, DEPTHWISE, Architecture, HeadSpec, Tensor, linear, norm
-from jtl.models.depthwise import depthwise_conv
-from jtl.models.layers import Images, activation, dense
-from jtl.models.patches import pair
+from jtl.models.parts.depthwise import depthwise_conv
+from jtl.models.parts.layers import Images, activation, dense
+from jtl.models.parts.patches import pair
 
 HEAD = HeadSpec("pooled", {"out": "classifier"}, "ConvNextForImageClassification")
 V2_HEAD = HeadSpec("pooled", {"out": "classifier"}, "ConvNextV2ForImageClassification")

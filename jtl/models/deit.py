@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from jtl.models import vit
 from jtl.models.architecture import Architecture, HeadSpec, Tensor
-from jtl.models.layers import Images
+from jtl.models.parts.layers import Images
 
 HEAD = HeadSpec("pooled", {"out": "classifier"}, "DeiTForImageClassification")
 

@@ -19,8 +19,9 @@ from jaxtyping import Array, Float
 
 from jtl.models import architecture, vit
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
-from jtl.models.layers import Attention, Images, Mlp, activation, dense
-from jtl.models.patches import PatchEmbeddings, pair
+from jtl.models.parts.attention import Attention
+from jtl.models.parts.layers import Images, Mlp, activation, dense
+from jtl.models.parts.patches import PatchEmbeddings, pair
 
 HEAD = HeadSpec("pooled", {"out": "classifier"}, "Dinov2ForImageClassification")
 REGISTERS_HEAD = HeadSpec("pooled", {"out": "classifier"}, "Dinov2WithRegistersForImageClassification")

@@ -18,8 +18,9 @@ from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm, span_spec
 from jtl.models.bert import example
-from jtl.models.dropout import Dropout
-from jtl.models.layers import Attention, Ids, Mlp, activation, mask_bias, mean_over
+from jtl.models.parts.attention import Attention, mask_bias
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import Ids, Mlp, activation, mean_over
 
 HEAD = HeadSpec(
     "pooled",

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, DEPTHWISE, Architecture, HeadSpec, Tensor, batch_norm
-from jtl.models.depthwise import depthwise_conv
+from jtl.models.parts.depthwise import depthwise_conv
 
 HEAD = HeadSpec("pooled", {"out": "_fc"}, "EfficientNetLiteForImageClassification", dropout=("out",))
 

@@ -22,12 +22,14 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jtl.errors import InputError
-from jtl.models import architecture, cache, scan
+from jtl.models import architecture
 from jtl.models.architecture import Architecture, HeadSpec, Tensor, linear, norm
 from jtl.models.bert import example
-from jtl.models.cache import Place
-from jtl.models.dropout import Dropout
-from jtl.models.layers import Ids, Mlp, activation, attend, bias_where, dense, last_over
+from jtl.models.parts import cache, scan
+from jtl.models.parts.attention import attend, bias_where
+from jtl.models.parts.cache import Place
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import Ids, Mlp, activation, dense, last_over
 
 HEAD = HeadSpec("features", {"out": "score"}, "GPT2ForSequenceClassification", bias=False)
 Scale = float | Float[Array, ""]

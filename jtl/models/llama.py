@@ -2,7 +2,7 @@
 
 Touvron et al.: "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023, https://arxiv.org/abs/2307.09288, with
 RMSNorm (https://arxiv.org/abs/1910.07467), SwiGLU (https://arxiv.org/abs/2002.05202), rotary positions
-(`jtl.models.rope`) and grouped queries (https://arxiv.org/abs/2305.13245). Mistral (https://arxiv.org/abs/2310.06825)
+(`jtl.models.parts.rope`) and grouped queries (https://arxiv.org/abs/2305.13245). Mistral (https://arxiv.org/abs/2310.06825)
 adds a sliding window, Qwen2 (https://arxiv.org/abs/2407.10671) biases of query, key and value, Qwen3
 (https://arxiv.org/abs/2505.09388) a norm of queries and keys. Numerically those of `transformers`, for texts padded
 on either side.
@@ -19,18 +19,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jtl.models import cache, rope, scan
 from jtl.models.architecture import Architecture, Tensor, linear
 from jtl.models.bert import example
-from jtl.models.layers import Ids, activation, dense, last_over
 from jtl.models.llama_config import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from jtl.models.parts import cache, rope, scan
+from jtl.models.parts.layers import Ids, activation, dense, last_over
 
 Window = int | Int[Array, ""] | None
 FAR = 2**30  # as good as none
 
 
 class Place(NamedTuple):
-    """Where the L tokens of a forward stand among all T that attention sees: see `jtl.models.cache.Place`.
+    """Where the L tokens of a forward stand among all T that attention sees: see `jtl.models.parts.cache.Place`.
 
     `position`: of each of the T, counted over real tokens. `angles`: of the L.
     """

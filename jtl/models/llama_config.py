@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jtl.errors import InputError
-from jtl.models import architecture, cache, rope, scan
+from jtl.models import architecture
 from jtl.models.architecture import HeadSpec
-from jtl.models.layers import activation
+from jtl.models.parts import cache, rope, scan
+from jtl.models.parts.layers import activation
 
 NOT_COMPUTED = {"attention_dropout": (0.0, None), "quantization_config": (None,)}
 

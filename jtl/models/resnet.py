@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, Architecture, HeadSpec, Tensor
-from jtl.models.layers import Images, activation
+from jtl.models.parts.layers import Images, activation
 
 HEAD = HeadSpec("pooled", {"out": "classifier.1"}, "ResNetForImageClassification")
 

@@ -16,7 +16,8 @@ from jaxtyping import Array
 from jtl.errors import InputError
 from jtl.models.architecture import Architecture, HeadSpec, span_spec
 from jtl.models.bert import TF_NAMES, BertConfig, Embeddings, Encoder, encoder_tensors, example
-from jtl.models.layers import Ids, mask_bias, mean_over
+from jtl.models.parts.attention import mask_bias
+from jtl.models.parts.layers import Ids, mean_over
 
 HEAD = HeadSpec(
     "pooled",

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jtl.errors import InputError
-from jtl.models import cache, scan
 from jtl.models.architecture import Architecture, Tensor, linear
-from jtl.models.dropout import Dropout
-from jtl.models.layers import Ids, activation, attend, bias_where, dense, mean_over
+from jtl.models.parts import cache, scan
+from jtl.models.parts.attention import attend, bias_where
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import Ids, activation, dense, mean_over
 from jtl.models.t5_config import T5Config
 
 Texts = Int[Array | np.ndarray, "B S"]  # what is read

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from jtl.errors import InputError
-from jtl.models import architecture, cache, scan
+from jtl.models import architecture
 from jtl.models.architecture import HeadSpec
-from jtl.models.layers import activation
+from jtl.models.parts import cache, scan
+from jtl.models.parts.layers import activation
 
 # The head that transformers has, an MLP on the decoder's last state, is not the linear one on `features`.
 HEAD = HeadSpec("features", {}, "T5ForSequenceClassification")

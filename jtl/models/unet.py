@@ -21,9 +21,10 @@ from jaxtyping import Array, Float, Int
 
 from jtl import tree
 from jtl.errors import InputError
-from jtl.model import Model, linen, with_base
-from jtl.models.layers import Attention, Images
-from jtl.models.patches import pair
+from jtl.model import Model, linen, with_config
+from jtl.models.parts.attention import Attention
+from jtl.models.parts.layers import Images
+from jtl.models.parts.patches import pair
 
 CLASSES = "label/embedding"  # the leaf with a row for each class, and behind them one for no class
 
@@ -216,5 +217,4 @@ def with_classes(model: Model, like: Sequence[int | None], *, key: Array, apart:
     mark, *rows = jax.random.normal(key, (1 + len(like), old.shape[1]), old.dtype)
     new = jnp.stack([row if c is None else old[c] for row, c in zip(rows, like, strict=True)])
     leaves[CLASSES] = jnp.concatenate([old[:-1], new + apart * mark[None], old[-1:]])
-    config = dataclasses.replace(config, num_classes=config.num_classes + len(like))
-    return with_base(model.with_params(tree.nest(leaves)).replace(config=config), module=UNet(config))
+    return with_config(model.with_params(tree.nest(leaves)), num_classes=config.num_classes + len(like))

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import CONV, Architecture, HeadSpec, Tensor, linear
-from jtl.models.layers import Images
+from jtl.models.parts.layers import Images
 
 HEAD = HeadSpec("pooled", {"out": "classifier.6"}, "VGGForImageClassification", dropout=("out",))
 

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 
 from jtl.models import architecture
 from jtl.models.architecture import CONV, Architecture, HeadSpec, Tensor, linear, norm
-from jtl.models.dropout import Dropout
-from jtl.models.layers import Attention, Images, Mlp, activation, dense
-from jtl.models.patches import PatchEmbeddings, pair
+from jtl.models.parts.attention import Attention
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import Images, Mlp, activation, dense
+from jtl.models.parts.patches import PatchEmbeddings, pair
 
 HEAD = HeadSpec("pooled", {"out": "classifier"}, "ViTForImageClassification")
 

@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float
 
 from jtl.errors import InputError
 from jtl.models.architecture import CONV_1D, Architecture, Tensor, linear, norm
-from jtl.models.dropout import Dropout
-from jtl.models.layers import Attention, Ids, activation, dense, mask_bias, mean_over
+from jtl.models.parts.attention import Attention, mask_bias
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import Ids, activation, dense, mean_over
 from jtl.models.wav2vec2_config import HubertConfig, Wav2Vec2Config
 
 EPSILON = 1e-5  # of the norms between the convolutions

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jtl.errors import InputError
 from jtl.models import architecture
 from jtl.models.architecture import HeadSpec
-from jtl.models.layers import activation
+from jtl.models.parts.layers import activation
 
 ONLY = {
     "add_adapter": (False, None),

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jtl.errors import InputError
-from jtl.models import cache
 from jtl.models.architecture import CONV_1D, Architecture, Tensor, linear, norm
-from jtl.models.dropout import Dropout
-from jtl.models.layers import Ids, Mlp, activation, attend, bias_where, dense
+from jtl.models.parts import cache
+from jtl.models.parts.attention import attend, bias_where
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import Ids, Mlp, activation, dense
 from jtl.models.whisper_config import WhisperConfig
 
 EPSILON = 1e-5  # of every layer norm

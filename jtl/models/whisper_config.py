@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jtl.models import architecture, cache
+from jtl.models import architecture
 from jtl.models.architecture import HeadSpec
-from jtl.models.layers import activation
+from jtl.models.parts import cache
+from jtl.models.parts.layers import activation
 
 # The head that transformers has, a projection before the mean over time, is not the linear one on `features`.
 HEAD = HeadSpec("features", {}, "WhisperForAudioClassification")

@@ -18,7 +18,7 @@ from jtl._files import umask
 from jtl.errors import InputError
 from jtl.model import Cast, Model
 from jtl.models.architecture import Architecture, HeadSpec, Tensor
-from jtl.models.scan import unstack
+from jtl.models.parts.scan import unstack
 from jtl.pretrained.load import WeightsError, find_architecture, head_tensors
 from jtl.pretrained.sources import resolve, tokenizer_files
 from jtl.pretrained.tokenize import tokenizer as load_tokenizer

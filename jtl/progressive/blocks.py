@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jtl import tree
+from jtl import trace, tree
 from jtl.errors import InputError
 from jtl.model import Batch, Mode, Model
 from jtl.progressive.columns import LAYERS
@@ -31,25 +31,20 @@ def find(model: Model, where: str, batch: Batch, number: int) -> dict[str, Block
     """The blocks that ``where`` meets, in the order in which they begin."""
     found: dict[str, Block] = {}
 
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        path = "/".join(context.module.path)
-        if context.method_name != "__call__" or not path or not re.fullmatch(where, path):
-            return call(*args, **kwargs)
+    def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
+        if not path or not re.fullmatch(where, path):
+            return call()
         if path in found:
             raise InputError(f"block {path!r} of column {number} runs twice in a forward: choose others")
         found[path] = Block()
-        y = call(*args, **kwargs)
+        y = call()
         if not isinstance(y, jax.Array):
             raise InputError(f"block {path!r} of column {number} gives no single array: choose its layers")
-        layer = context.module.clone(parent=None, name=None) if isinstance(context.module, LAYERS) else None
-        found[path] = Block(jax.tree.leaves((args, kwargs))[0].shape, y.shape, layer)
+        layer = module.clone(parent=None, name=None) if isinstance(module, LAYERS) else None
+        found[path] = Block(x.shape, y.shape, layer)
         return y
 
-    def forward(model: Model, batch: Batch) -> Any:
-        with nn.intercept_methods(record):
-            return model.run(batch, Mode())[0]
-
-    jax.eval_shape(forward, model, batch)
+    trace.watch(watcher, lambda model, batch: model.run(batch, Mode())[0], model, batch)
     return found
 
 

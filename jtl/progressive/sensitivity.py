@@ -171,7 +171,7 @@ def _measure(model: Model, batches: Iterable[Mapping[str, Any]]) -> dict[str, An
 def _sums(model: Model, batch: Batch) -> dict[str, Any]:
     """Sums over the rows of a batch: of activations, of their squares, and of squared gradients."""
     rows = len(jax.tree.leaves(batch)[0])
-    weights = jnp.asarray(batch.get("weight", jnp.ones(rows)), jnp.float32)  # type: ignore[union-attr]
+    weights = jnp.asarray(batch.get("weight", jnp.ones(rows)), jnp.float32)
     hidden = _shifted(model, {})(batch)["hidden"]
     counted = jax.tree.map(lambda h: _counted(h, weights, batch), hidden)
     zeros = jax.tree.map(lambda h: jnp.zeros((1,) * (h.ndim - 1) + h.shape[-1:]), hidden)
@@ -200,7 +200,7 @@ def _sums(model: Model, batch: Batch) -> dict[str, Any]:
 def _counted(h: Array, weights: Array, batch: Batch) -> Array:
     """The weight of each position of activations (B, ..., n): 0 for padding tokens and rows."""
     weights = weights.reshape(-1, *(1,) * (h.ndim - 1))
-    mask = batch.get("attention_mask")  # type: ignore[union-attr]
+    mask = batch.get("attention_mask")
     if mask is None or h.ndim != 3 or mask.shape != h.shape[:2]:
         return weights
     return weights * (mask[..., None] != 0)
@@ -220,6 +220,6 @@ def _disturbed(
         return times * unit * jax.random.normal(key, h.shape)
 
     logits = _shifted(model, jax.tree.map(noise, hidden, spread, scale, keys))(batch)["logits"]
-    weight = batch.get("weight", jnp.ones(len(logits)))  # type: ignore[union-attr]
-    hits = jnp.argmax(logits, -1) == batch["label"]  # type: ignore[index]
+    weight = batch.get("weight", jnp.ones(len(logits)))
+    hits = jnp.argmax(logits, -1) == batch["label"]
     return jnp.sum(weight * hits), jnp.sum(weight), 1 / logits.shape[-1]

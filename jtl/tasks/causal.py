@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
-from jtl.tasks.tokens import mean_cross_entropy
+from jtl.rows import mean_token_cross_entropy
 
 
 class CausalLM(Loss):
@@ -43,7 +43,7 @@ class CausalLM(Loss):
         """
         if "token_logits" not in outputs:
             raise MissingError(f"CausalLM reads output 'token_logits'; the model gives {sorted(outputs)}")
-        ids, logits = jnp.asarray(batch["input_ids"]), outputs["token_logits"]  # type: ignore[index]
+        ids, logits = jnp.asarray(batch["input_ids"]), outputs["token_logits"]
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
             raise InputError(
                 f"CausalLM needs token_logits (B, L, V) for input_ids {ids.shape}, got {logits.shape}"
@@ -51,14 +51,14 @@ class CausalLM(Loss):
         logits, target = logits[:, :-1], ids[:, 1:]
         weight = jnp.ones(target.shape)
         if "attention_mask" in batch:
-            real = jnp.asarray(batch["attention_mask"]) != 0  # type: ignore[index]
+            real = jnp.asarray(batch["attention_mask"]) != 0
             weight = (real[:, 1:] & real[:, :-1]).astype(jnp.float32)
         if self.mask is not None:
             if self.mask not in batch:
                 raise MissingError(
                     f"CausalLM(mask={self.mask!r}) finds no such field; the batch has {sorted(batch)}"
                 )
-            weight = weight * jnp.asarray(batch[self.mask])[:, :-1]  # type: ignore[index]
+            weight = weight * jnp.asarray(batch[self.mask])[:, :-1]
         if "weight" in batch:
-            weight = weight * jnp.asarray(batch["weight"])[:, None]  # type: ignore[index]
-        return mean_cross_entropy(logits, target, weight)
+            weight = weight * jnp.asarray(batch["weight"])[:, None]
+        return mean_token_cross_entropy(logits, target, weight)

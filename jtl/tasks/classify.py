@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jtl import rows
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Model, Outputs
 
@@ -38,16 +37,10 @@ class Classify(Loss):
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss, and the batch's ``accuracy``."""
-        logits, label = outputs["logits"], batch["label"]  # type: ignore[index]
-        weight = batch.get("weight", jnp.ones(label.shape))  # type: ignore[union-attr]
-        total = jnp.maximum(jnp.sum(weight), 1.0)
-        # Not an index: JAX would take the last class for one that is too large.
-        targets = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), self.smoothing)
-        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
-        known = (label >= 0) & (label < logits.shape[-1])
-        losses = jnp.where(weight > 0, jnp.where(known, losses, jnp.nan), 0.0)
-        hits = jnp.argmax(logits, -1) == label
-        return jnp.sum(weight * losses) / total, {"accuracy": jnp.sum(weight * hits) / total}
+        logits, label = outputs["logits"], batch["label"]
+        weight = rows.weights(batch, len(label))
+        losses = rows.cross_entropy(logits, label, self.smoothing)
+        return rows.mean(losses, weight), {"accuracy": rows.mean(jnp.argmax(logits, -1) == label, weight)}
 
 
 def accuracy(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> float:

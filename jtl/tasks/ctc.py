@@ -7,9 +7,6 @@ over the frames, with repeats and blanks.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,9 +15,10 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jtl import rows
 from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
-from jtl.model import Batch, Model, Outputs, with_base
+from jtl.model import Batch, Model, Outputs, with_config
 
 
 class CTC(Loss):
@@ -49,7 +47,7 @@ class CTC(Loss):
             raise MissingError(
                 f"CTC reads output 'token_logits', which jtl.tasks.ctc.head adds; the model gives {sorted(outputs)}"
             )
-        logits, labels = outputs["token_logits"].astype(jnp.float32), jnp.asarray(batch["labels"])  # type: ignore[index]
+        logits, labels = outputs["token_logits"].astype(jnp.float32), jnp.asarray(batch["labels"])
         mask = outputs["sequence_mask"] if "sequence_mask" in outputs else jnp.ones(logits.shape[:2], bool)
         real = labels >= 0
         known = (labels < logits.shape[-1]).all(1)
@@ -59,9 +57,8 @@ class CTC(Loss):
         possible = mask.sum(1) >= count + repeats.sum(1)
         losses = optax.ctc_loss(logits, 1.0 - mask, safe, 1.0 - real, blank_id=self.blank)
         losses = jnp.where(known, jnp.where(possible, losses / jnp.maximum(count, 1), jnp.inf), jnp.nan)
-        weight = jnp.ones(len(labels)) if "weight" not in batch else jnp.asarray(batch["weight"])  # type: ignore[index]
-        losses = jnp.where(weight > 0, losses, 0.0)
-        return jnp.sum(weight * losses) / jnp.maximum(weight.sum(), 1.0), {"labels": jnp.sum(weight * count)}
+        weight = rows.weights(batch, len(labels))
+        return rows.mean(losses, weight), {"labels": jnp.sum(weight * count)}
 
 
 def decode(
@@ -92,11 +89,10 @@ def head(model: Model, labels: int, *, key: Array) -> Model:
     Raises ValueError for a model whose configuration has no ``ctc``.
     """
     _check(model)
-    config = dataclasses.replace(model.config, ctc=True, vocab_size=labels)
-    width = config.width("sequence")
-    new = nn.Dense(labels, kernel_init=nn.initializers.normal(config.initializer_range))
-    leaves = jax.jit(new.init)(key, jnp.zeros((1, width)))["params"]
-    return _with_config(model, config, {**model.params, "lm_head": leaves})
+    new = nn.Dense(labels, kernel_init=nn.initializers.normal(model.config.initializer_range))
+    leaves = jax.jit(new.init)(key, jnp.zeros((1, model.config.width("sequence"))))["params"]
+    params = {**model.params, "lm_head": leaves}
+    return with_config(model.with_params(params), ctc=True, vocab_size=labels)
 
 
 def without_head(model: Model) -> Model:
@@ -106,15 +102,10 @@ def without_head(model: Model) -> Model:
     """
     _check(model)
     params = {name: leaves for name, leaves in model.params.items() if name != "lm_head"}
-    return _with_config(model, dataclasses.replace(model.config, ctc=False), params)
+    return with_config(model.with_params(params), ctc=False)
 
 
 def _check(model: Model) -> None:
     if not hasattr(model.config, "ctc"):
         kind = getattr(model.config, "model_type", type(model.base).__name__)
         raise InputError(f"only Wav2Vec2 and HuBERT of jtl.models have a head for CTC; this model is {kind}")
-
-
-def _with_config(model: Model, config: Any, params: dict[str, Any]) -> Model:
-    module = model.base.module.clone(config=config)  # type: ignore[attr-defined]
-    return with_base(model.with_params(params).replace(config=config), module=module)

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 from jtl import tree
 from jtl.errors import InputError
 from jtl.model import Cast, Mode, Model
-from jtl.tasks.tokens import check_ids
 
 Cache = dict[str, Any]
 Rule = Callable[[Array, Array, Array], Array]
@@ -109,3 +108,19 @@ def _dtype(model: Model) -> Any:
     """The type that the model computes in."""
     casts = [technique.dtype for technique in model.techniques if isinstance(technique, Cast)]
     return casts[-1] if casts else jnp.result_type(*jax.tree.leaves(model.params))
+
+
+def check_ids(ids: Any, config: Any, name: str = "input_ids") -> None:
+    """Raise ValueError if a token lies outside the model's vocabulary, as those of another model's tokenizer may.
+
+    JAX would look up NaN. Ids that are only traced, and models without a ``vocab_size``, pass.
+    """
+    size = getattr(config, "vocab_size", None)
+    if size is None or isinstance(ids, jax.core.Tracer) or not np.size(ids):
+        return
+    least, most = int(np.min(ids)), int(np.max(ids))
+    if not 0 <= least <= most < size:
+        raise InputError(
+            f"{name} holds the token {most if most >= size else least}, and the model has embeddings of 0 to "
+            f"{size - 1}: take the model's own tokenizer, jtl.pretrained.tokenizer(NAME)"
+        )

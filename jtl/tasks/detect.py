@@ -20,6 +20,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jtl import rows
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Model, Outputs
 from jtl.tasks.boxes import area, giou, nms
@@ -134,20 +135,20 @@ class Detect(Loss):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss, and its parts ``class_loss``, ``box_loss`` and ``centerness_loss``."""
         cells, logits = outputs["cells"], outputs["class_logits"]
-        boxes, label = batch["boxes"], batch["box_label"]  # type: ignore[index]
+        boxes, label = batch["boxes"], batch["box_label"]
         true = jax.vmap(lambda b, c: assign(cells, b, c, radius=self.radius, reach=self.reach))(boxes, label)
-        weight = batch.get("weight", jnp.ones(len(boxes)))[:, None]  # type: ignore[union-attr]
+        weight = rows.weights(batch, len(boxes))[:, None]
         owned = weight * (true.label >= 0)
-        count = jnp.maximum(owned.sum(), 1.0)
+        count = owned.sum()
 
         targets = jax.nn.one_hot(true.label, logits.shape[-1])  # -1 gives zeros: no class at all
         focal = optax.sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma)
-        class_loss = (weight * focal.sum(-1)).sum() / count
+        class_loss = (weight * focal.sum(-1)).sum() / jnp.where(count > 0, count, 1.0)
         overlap = giou(to_boxes(cells, outputs["distances"]), true.box)
         pull = owned * true.centerness
-        box_loss = (pull * (1 - overlap)).sum() / jnp.maximum(pull.sum(), 1e-6)
+        box_loss = rows.mean(1 - overlap, pull)
         central = optax.sigmoid_binary_cross_entropy(outputs["centerness"], true.centerness)
-        centerness_loss = (owned * central).sum() / count
+        centerness_loss = rows.mean(central, owned)
         parts = {"class_loss": class_loss, "box_loss": box_loss, "centerness_loss": centerness_loss}
         return class_loss + box_loss + centerness_loss, parts
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jtl import rows
 from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
@@ -41,7 +42,7 @@ class Noised:
             if key is None:
                 raise InputError("flow matching draws noise and times: pass key=")
             noise_key, time_key, drop_key, below = jax.random.split(key, 4)
-            image, label = batch["image"], batch["label"]  # type: ignore[index]
+            image, label = batch["image"], batch["label"]
             noise = jax.random.normal(noise_key, image.shape, image.dtype)
             if self.times is None:
                 time = jax.random.uniform(time_key, label.shape)
@@ -55,7 +56,7 @@ class Noised:
                 "time": time,
                 "label": jnp.where(dropped, self.none, label),
             }
-            outputs, state = forward(variables, {**batch, **new}, mode, below)  # type: ignore[dict-item]
+            outputs, state = forward(variables, {**batch, **new}, mode, below)
             return {**outputs, "flow": {"target": image - noise, "time": time}}, state
 
         return run
@@ -103,8 +104,7 @@ class FlowMatching(Loss):
             raise MissingError("FlowMatching needs jtl.tasks.flow_matching.noised(model), in training")
         target = outputs["flow"]["target"].astype(jnp.float32)
         errors = jnp.square(outputs["velocity"].astype(jnp.float32) - target).mean((1, 2, 3))
-        weight = batch.get("weight", jnp.ones(len(errors)))  # type: ignore[union-attr]
-        return (weight * errors).sum() / jnp.maximum(weight.sum(), 1e-6), {}
+        return rows.mean(errors, rows.weights(batch, len(errors))), {}
 
 
 @partial(jax.jit, static_argnames=("steps", "method", "power", "none"))

@@ -24,7 +24,7 @@ from jtl import tree
 from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables, run_linen
-from jtl.tasks.tokens import mean_cross_entropy
+from jtl.rows import mean_token_cross_entropy
 
 NAME = "mlm"  # where the head's leaves lie in params
 WORDS = "embeddings/word/embedding"  # of BERT, RoBERTa and DistilBERT
@@ -146,15 +146,15 @@ class MaskedHead:
             if key is not None:
                 draw, below = jax.random.split(key)
                 masked = mask(
-                    batch["input_ids"],  # type: ignore[index]
-                    batch.get("attention_mask"),  # type: ignore[union-attr]
+                    batch["input_ids"],
+                    batch.get("attention_mask"),
                     draw,
                     mask_id=self.mask_id,
                     special=self.special,
                     vocabulary=len(table),
                     rate=self.rate,
                 )
-                batch = {**batch, "input_ids": masked.input_ids}  # type: ignore[dict-item]
+                batch = {**batch, "input_ids": masked.input_ids}
             outputs, state = forward(variables, batch, mode, below)
             if "sequence" not in outputs:
                 raise MissingError(
@@ -259,5 +259,5 @@ class MaskedLM(Loss):
             )
         target, weight = outputs["masked"]["target"], outputs["masked"]["weight"]
         if "weight" in batch:
-            weight = weight * batch["weight"][:, None]  # type: ignore[index]
-        return mean_cross_entropy(outputs["token_logits"], target, weight)
+            weight = weight * batch["weight"][:, None]
+        return mean_token_cross_entropy(outputs["token_logits"], target, weight)

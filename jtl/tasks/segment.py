@@ -16,6 +16,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jtl import rows
 from jtl.errors import InputError
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Model, Outputs
@@ -37,15 +38,14 @@ class _Pixels(Loss):
 
 def _known(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
     """Logits (B, H, W, C), the mask (B, H, W) and the weight of each pixel (B, H, W)."""
-    logits, mask = outputs["pixel_logits"], batch["mask"]  # type: ignore[index]
+    logits, mask = outputs["pixel_logits"], batch["mask"]
     if logits.shape[:3] != mask.shape:
         raise InputError(
             f"pixel_logits {logits.shape} and mask {mask.shape} differ in size: the sides of images must be multiples "
             "of the strides of the model's maps"
         )
     weight = ((mask >= 0) & (mask < logits.shape[-1])).astype(jnp.float32)
-    if "weight" in batch:
-        weight = weight * batch["weight"][:, None, None]  # type: ignore[index]
+    weight = weight * rows.weights(batch, len(mask))[:, None, None]
     return logits.astype(jnp.float32), mask, weight
 
 
@@ -57,10 +57,9 @@ class Segment(_Pixels):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss, and the batch's ``pixel_accuracy``."""
         logits, mask, weight = _known(outputs, batch)
-        total = jnp.maximum(weight.sum(), 1.0)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(weight > 0, mask, 0))
         hits = jnp.argmax(logits, -1) == mask
-        return (weight * losses).sum() / total, {"pixel_accuracy": (weight * hits).sum() / total}
+        return rows.mean(losses, weight), {"pixel_accuracy": rows.mean(hits, weight)}
 
 
 class Dice(_Pixels):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
-from jtl.tasks.tokens import mean_cross_entropy
+from jtl.rows import mean_token_cross_entropy
 
 IGNORED = -100  # a label that does not count, as in torch
 
@@ -76,12 +76,12 @@ class Seq2Seq(Loss):
             )
         if "token_logits" not in outputs:
             raise MissingError(f"Seq2Seq reads output 'token_logits'; the model gives {sorted(outputs)}")
-        labels, logits = jnp.asarray(batch["labels"]), outputs["token_logits"]  # type: ignore[index]
+        labels, logits = jnp.asarray(batch["labels"]), outputs["token_logits"]
         if logits.ndim != 3 or logits.shape[:2] != labels.shape:
             raise InputError(
                 f"Seq2Seq needs token_logits (B, L, V) for labels {labels.shape}, got {logits.shape}"
             )
         weight = (labels != IGNORED).astype(jnp.float32)
         if "weight" in batch:
-            weight = weight * jnp.asarray(batch["weight"])[:, None]  # type: ignore[index]
-        return mean_cross_entropy(logits, labels, weight)
+            weight = weight * jnp.asarray(batch["weight"])[:, None]
+        return mean_token_cross_entropy(logits, labels, weight)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jtl import heads
+from jtl import heads, rows
 from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
@@ -60,16 +60,13 @@ class Spans(Loss):
         Raises KeyError if the model has no head for spans.
         """
         log_p = log_probabilities(outputs, batch)
-        target = jnp.stack([jnp.asarray(batch[name]) for name in ("start", "end")], 1)  # type: ignore[index]
-        weight = jnp.ones(len(target))
-        if "weight" in batch:
-            weight = jnp.asarray(batch["weight"]).astype(jnp.float32)  # type: ignore[index]
+        target = jnp.stack([jnp.asarray(batch[name]) for name in ("start", "end")], 1)
+        weight = rows.weights(batch, len(target))
         said = jnp.take_along_axis(log_p, target[:, None], 1, mode="fill", fill_value=jnp.nan)[:, 0]
         known = (target >= 0) & jnp.isfinite(said)
-        losses = jnp.where(weight > 0, jnp.where(known, -said, jnp.nan).mean(1), 0.0)
+        losses = jnp.where(known, -said, jnp.nan).mean(1)
         hits = (jnp.argmax(log_p, 1) == target).all(1)
-        total = jnp.maximum(weight.sum(), 1.0)
-        return jnp.sum(weight * losses) / total, {"span_accuracy": jnp.sum(weight * hits) / total}
+        return rows.mean(losses, weight), {"span_accuracy": rows.mean(hits, weight)}
 
 
 class Found(NamedTuple):
@@ -94,7 +91,7 @@ def log_probabilities(outputs: Outputs, batch: Batch) -> Float[Array, "B L 2"]:
         )
     logits = outputs[OUTPUT].astype(jnp.float32)
     if "attention_mask" in batch:
-        real = jnp.asarray(batch["attention_mask"]) != 0  # type: ignore[index]
+        real = jnp.asarray(batch["attention_mask"]) != 0
         logits = jnp.where(real[..., None], logits, -jnp.inf)
     return jax.nn.log_softmax(logits, 1)
 
@@ -126,7 +123,7 @@ def best_spans(
 
 @partial(jax.jit, static_argnames="longest")
 def _find(model: Model, batch: Batch, longest: int) -> Found:
-    return best_spans(log_probabilities(model(batch), batch), batch["inside"], longest)  # type: ignore[index]
+    return best_spans(log_probabilities(model(batch), batch), batch["inside"], longest)
 
 
 def find_spans(model: Model, batches: Iterable[Any], *, longest: int = 30) -> Found:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 from jtl import tree
 from jtl.errors import InputError
 from jtl.model import Model
+from jtl.tasks.decode import check_ids
 from jtl.tasks.generate import generate
-from jtl.tasks.tokens import check_ids
 
 TICK = 0.02  # seconds between two tokens of time
 LATEST_START = 50  # ticks: the first words begin within a second

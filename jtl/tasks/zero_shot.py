@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jtl import heads
 from jtl.errors import InputError
 from jtl.model import Model
-from jtl.tasks.tokens import check_ids
+from jtl.tasks.decode import check_ids
 
 TEMPLATE = "a photo of a {}."  # the paper's
 

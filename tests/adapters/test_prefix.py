@@ -14,7 +14,7 @@ from jtl import adapters, finetune, heads, pretrained, tree
 from jtl import model as models
 from jtl.adapters import SiteError, peft
 from jtl.adapters.peft import AdapterFileError
-from jtl.models.layers import Attention
+from jtl.models.parts.attention import Attention
 from jtl.tasks import Classify
 from jtl.train import make_step
 

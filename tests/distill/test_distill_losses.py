@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtl import distill
-from jtl.distill import rows
+from jtl import distill, rows
 
 B, C = 6, 5
 rng = np.random.default_rng(0)

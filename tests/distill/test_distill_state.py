@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import distill
+from jtl import distill, ema
+from jtl.data.batches.mixup import mixup
 from jtl.distill.crd import others
 from jtl.model import Mode
 from jtl.tasks import Classify
@@ -126,7 +127,7 @@ def test_crd_says_what_it_needs(student, teacher, batch):
 
 
 def test_a_moving_average_teaches(batch):
-    model = distill.with_average(net(6, 2), decay=0.75)
+    model = ema.with_average(net(6, 2), decay=0.75)
     loss = distill.EMATeacher(Classify() + distill.SoftTargets(2.0))
     step = make_step(loss, optax.sgd(0.5))
     state = step.init(model, jax.random.key(0))
@@ -140,18 +141,18 @@ def test_a_moving_average_teaches(batch):
         state, metrics = step(state, batch)
         np.testing.assert_allclose(metrics["SoftTargets"], seen[-1], rtol=1e-4, atol=1e-7)
     assert seen[0] == 0 < seen[1]
-    chex.assert_trees_all_close(distill.averaged(state.model).params, average, rtol=1e-5)
-    assert not distill.averaged(state.model).techniques
+    chex.assert_trees_all_close(ema.average_model(state.model).params, average, rtol=1e-5)
+    assert not ema.average_model(state.model).techniques
     # Evaluation moves nothing.
     assert state.model.run(batch, Mode())[1] == {}
     with pytest.raises(ValueError, match="no moving average"):
         loss(net(6, 2), batch, None)
     with pytest.raises(ValueError, match="decay must be"):
-        distill.with_average(net(6, 2), decay=1.0)
+        ema.with_average(net(6, 2), decay=1.0)
 
 
 def test_no_gradient_through_the_average(batch):
-    model = distill.with_average(net(6, 2)).with_params(net(6, 8).params)
+    model = ema.with_average(net(6, 2)).with_params(net(6, 8).params)
 
     def loss(average):
         whole = model.replace(variables={**model.variables, "ema": average})
@@ -198,7 +199,7 @@ def test_mixup_mixes_one_batch_for_both():
         "index": jnp.arange(6),
         "teacher_logits": jnp.ones((6, 2)),
     }
-    mixed = distill.mixup(batch, jax.random.key(1))
+    mixed = mixup(batch, jax.random.key(1))
     assert set(mixed) == {"image", "index"}
     found = np.asarray(mixed["image"])
     _, second = jax.random.split(jax.random.key(1))
@@ -209,4 +210,4 @@ def test_mixup_mixes_one_batch_for_both():
     np.testing.assert_allclose(found, share[:, None, None, None] * way + partner, atol=1e-5)
     assert len(set(share.round(3).tolist())) > 3 and (share >= 0).all() and (share <= 1).all()
     with pytest.raises(KeyError, match=r"mixes batch\['pixels'\]"):
-        distill.mixup(batch, jax.random.key(0), field="pixels")
+        mixup(batch, jax.random.key(0), field="pixels")

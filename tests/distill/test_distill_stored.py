@@ -8,9 +8,9 @@ import pytest
 from jtl import distill, heads
 from jtl.data import image
 from jtl.data.batches.loader import Batches
-from jtl.features import extract
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
+from jtl.outputs import outputs
 from jtl.tasks import Classify
 from jtl.train import make_step
 
@@ -32,7 +32,7 @@ def net(seed):
 
 
 def stored(teacher, split):
-    return distill.columns(extract(teacher, Batches(split, 4, train=False), ("logits",), keep=()))
+    return distill.columns(outputs(teacher, Batches(split, 4, train=False), ("logits",)))
 
 
 def test_views_differ_and_each_is_the_same_whenever_it_is_read(split):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtl import adapters, distill, heads, tree
+from jtl import adapters, distill, heads, measure, tree
 from jtl.model import Linen, Model
 from jtl.models.bert import Bert, BertConfig
 from jtl.models.distilbert import DistilBert, DistilBertConfig
@@ -157,11 +157,11 @@ def test_a_cut_that_cannot_be_made_is_named(teacher):
 
 
 def test_the_size_of_a_model(teacher):
-    large = distill.measure(teacher, BATCH, runs=2)
-    small = distill.measure(distill.choose_layers(teacher, [0]), BATCH, runs=0)
+    large = measure.forward(teacher, BATCH, runs=2)
+    small = measure.forward(distill.choose_layers(teacher, [0]), BATCH, runs=0)
     layer = tree.size(teacher.params["encoder"]) // 3
     assert large.parameters == tree.size(teacher.params) == small.parameters + 2 * layer
     assert large.flops > 1.5 * small.flops and large.bytes >= 4 * large.parameters * 0.9
     assert large.seconds > 0 and small.seconds is None
     with pytest.raises(KeyError, match="gives no 'logit'"):
-        distill.measure(teacher, BATCH, output="logit")
+        measure.forward(teacher, BATCH, output="logit")

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import adapters, distill, finetune, heads, tree
+from jtl import adapters, distill, finetune, heads, measure, tree
 from jtl import model as models
-from jtl.features import extract
 from jtl.loss import Sum
 from jtl.model import Linen, Mode, Model
 from jtl.models.bert import Bert, BertConfig
+from jtl.outputs import outputs
 from jtl.tasks import Classify
 from jtl.train import make_step
 from jtl.wrap import function
@@ -91,7 +91,7 @@ def test_live_and_cached_teachers_give_what_the_functions_give(student, teacher,
     total = sum(value for value in expected.values()) - 0.5 * expected["SoftTargets"]
     # The cache keeps the rows of weight 1 alone, so the batch of it has three.
     names = ("logits", "features", LAYERS[1], *MLPS)
-    cached = distill.columns(extract(teacher, [batch], names, keep=()))
+    cached = distill.columns(outputs(teacher, [batch], names))
     rows = jax.tree.map(lambda x: x[:3], batch) | cached
     assert set(cached) == {
         "teacher_logits",
@@ -186,7 +186,7 @@ def test_a_step_costs_its_parts():
         return make_step(loss, optax.sgd(0.1)).lower(small, batch).compile().cost_analysis()["flops"]
 
     alone = flops(Classify(), batch)
-    forward = distill.measure(big, batch, runs=0).flops
+    forward = measure.forward(big, batch, runs=0).flops
     assert forward > 2 * 64 * (64 * 256 + 3 * 256**2)
     assert flops(distill.Distill(big, terms), batch) <= 1.05 * (forward + alone)
     assert flops(terms, cached) <= 1.05 * alone
@@ -203,8 +203,8 @@ def test_a_regressor_runs_when_it_is_asked_for_alone(student, batch):
     assert "taps" not in jax.eval_shape(run)
     shape = jax.eval_shape(lambda: run("hint"))["taps"]["hint"].shape
     assert shape == (B, L, 24)
-    assert distill.measure(student, batch, runs=0).flops == pytest.approx(
-        distill.measure(distill.remove_regressors(student), batch, runs=0).flops
+    assert measure.forward(student, batch, runs=0).flops == pytest.approx(
+        measure.forward(distill.remove_regressors(student), batch, runs=0).flops
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import linprog
 
 from jtl import domain
-from jtl.domain.rows import squared_distances
+from jtl.rows import squared_distances
 
 N, M, D, C = 8, 6, 5, 3
 KEY = jax.random.key(0)
@@ -362,4 +362,4 @@ def test_layers_are_named_or_tapped(model, batch):
     with pytest.raises(KeyError, match="no 'feature'.*near misses: .'features'"):
         domain.CORAL(on="feature")(model, batch, KEY)
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\); expected \(B, D\)"):
-        domain.rows.layer({"map": jnp.ones((2, 3, 4))}, "map")
+        domain.loss.layer({"map": jnp.ones((2, 3, 4))}, "map")

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jtl import domain, finetune, heads, tree
+from jtl import domain, ema, finetune, heads, tree
 from jtl.domain.tent import Tent
 from jtl.model import linen
 from jtl.train import make_step
@@ -138,7 +138,7 @@ def test_shot_needs_no_source(model, batch):
 
 def test_the_teacher_is_the_average_of_all_updates(model, batch):
     decay = 0.6
-    student = domain.mean_teacher(model, decay=decay)
+    student = ema.with_teacher(model, decay=decay)
     step = make_step(domain.Source(jtl_classify()) + 2.0 * domain.MeanTeacher(), optax.sgd(0.5))
     state = step.init(student, KEY)
     average = jax.tree.map(np.asarray, model.params)
@@ -152,7 +152,7 @@ def test_the_teacher_is_the_average_of_all_updates(model, batch):
         expected = ((p - q)[t] ** 2).sum(-1).mean()
         np.testing.assert_allclose(metrics["MeanTeacher"], expected, rtol=1e-3, atol=1e-8)
         assert (expected > 1e-5) == (i > 0)
-    found = domain.teacher(state.model)
+    found = ema.average_model(state.model)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.params, average)
     assert "teacher" not in found.variables and "teacher_logits" not in found(batch, train=True, key=KEY)
 
@@ -164,13 +164,13 @@ def jtl_classify():
 
 
 def test_no_gradient_flows_into_the_teacher(model, batch):
-    student = domain.mean_teacher(model, decay=0.0)  # the teacher is the student: all agree, nothing pulls
+    student = ema.with_teacher(model, decay=0.0)  # the teacher is the student: all agree, nothing pulls
     gradient = jax.grad(lambda m: domain.MeanTeacher()(m, batch, KEY)[0])(student)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
     with pytest.raises(ValueError, match="decay"):
-        domain.mean_teacher(model, decay=1.0)
+        ema.with_teacher(model, decay=1.0)
     with pytest.raises(ValueError, match="no teacher"):
-        domain.teacher(model)
+        ema.average_model(model)
     with pytest.raises(KeyError, match="teacher_logits"):
         domain.MeanTeacher()(model, batch, KEY)
 

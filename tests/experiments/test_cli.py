@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.common.settings import Config, command, prepare, settings
 from jtl.report.report import Result, summarise, write_result
 
@@ -53,7 +53,7 @@ def words(out, *flags):
 
 
 def test_prints_the_summary_and_the_report(tmp_path, capsys):
-    cli(run, Toy, words(tmp_path / "a", "--technique", "head", "--sizes", "1", "2"))
+    main(run, Toy, words(tmp_path / "a", "--technique", "head", "--sizes", "1", "2"))
     text = capsys.readouterr().out
     assert "head" in text and "0.550 ± 0.635" in text and str(tmp_path / "a" / "report.md") in text
     assert json.loads((tmp_path / "a" / "config.json").read_text())["config"]["sizes"] == [1, 2]
@@ -61,7 +61,7 @@ def test_prints_the_summary_and_the_report(tmp_path, capsys):
 
 def test_help_says_what_the_flags_do(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli(run, Toy, ["--help"])
+        main(run, Toy, ["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
     for part in (
@@ -79,7 +79,7 @@ def test_help_says_what_the_flags_do(capsys):
 
 def test_unknown_choice_ends_with_two(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        cli(run, Toy, words(tmp_path, "--technique", "heads"))
+        main(run, Toy, words(tmp_path, "--technique", "heads"))
     assert stop.value.code == 2 and "full" in capsys.readouterr().err
 
 
@@ -91,12 +91,12 @@ def test_refused_input_is_one_line(tmp_path, capsys, monkeypatch, rate, line):
     monkeypatch.delenv("JTL_TRACEBACK", raising=False)
     monkeypatch.setattr(sys.modules["experiments.common.command_line"], "OURS", ("jtl", __name__))
     with pytest.raises(SystemExit) as stop:
-        cli(run, Toy, words(tmp_path, "--rate", rate))
+        main(run, Toy, words(tmp_path, "--rate", rate))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and line in error and error.count("\n") == 1
     monkeypatch.setenv("JTL_TRACEBACK", "1")
     with pytest.raises((ValueError, KeyError, OSError)):
-        cli(run, Toy, words(tmp_path, "--rate", rate))
+        main(run, Toy, words(tmp_path, "--rate", rate))
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_refused_input_is_one_line(tmp_path, capsys, monkeypatch, rate, line):
 def test_divergence_and_ctrl_c_have_codes_of_their_own(tmp_path, capsys, monkeypatch, rate, code, line):
     monkeypatch.delenv("JTL_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as stop:
-        cli(run, Toy, words(tmp_path, "--rate", rate))
+        main(run, Toy, words(tmp_path, "--rate", rate))
     assert stop.value.code == code and line in capsys.readouterr().err
 
 
 def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.delenv("JTL_TRACEBACK", raising=False)
     with pytest.raises(ValueError, match="reshape"):
-        cli(run, Toy, words(tmp_path, "--rate", "9"))
+        main(run, Toy, words(tmp_path, "--rate", "9"))
 
 
 def test_used_folder_is_refused_and_resumed(tmp_path):
@@ -173,5 +173,5 @@ def test_command_makes_the_same_config_again():
     assert (
         text == "python -m experiments.toy --out 'my runs' --quick --technique head --rate 3e-05 --sizes 1 2"
     )
-    assert tyro.cli(Toy, args=shlex.split(text)[3:]) == dataclasses.replace(config, resume=False)
+    assert tyro.main(Toy, args=shlex.split(text)[3:]) == dataclasses.replace(config, resume=False)
     assert "out" not in settings(config) and "resume" not in settings(config)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from experiments.common import techniques
-from experiments.common.command_line import cli
+from experiments.common.command_line import main
 from experiments.finetune import Finetune, run
 from jtl.pretrained import save, scratch
 
@@ -74,7 +74,7 @@ CASES = {
 def test_refused_in_one_line(case, tmp_path, capsys):
     flags, message = CASES[case]
     with pytest.raises(SystemExit) as stop:
-        cli(run, Finetune, ["--out", str(tmp_path / "out"), *flags(tmp_path)])
+        main(run, Finetune, ["--out", str(tmp_path / "out"), *flags(tmp_path)])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
@@ -85,6 +85,6 @@ def test_refused_in_one_line(case, tmp_path, capsys):
 def test_used_output_folder(tmp_path, capsys):
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(SystemExit):
-        cli(run, Finetune, ["--out", str(tmp_path)])
+        main(run, Finetune, ["--out", str(tmp_path)])
     assert "already holds a run" in capsys.readouterr().err
     assert (tmp_path / "result.json").read_text() == "{}"

@@ -17,7 +17,7 @@ from experiments.progressive.trial import Trial
 from jtl import progressive, tree
 from jtl.continual import packnet
 from jtl.data import Arrays
-from jtl.train import predict
+from jtl.outputs import predict
 
 T, CLASSES = 3, 2
 

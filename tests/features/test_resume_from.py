@@ -11,10 +11,11 @@ import optax
 import pytest
 
 from jtl import finetune, heads, tree
-from jtl.features import above, extract, fit_logistic, head_alone, resume_from
+from jtl.features import above, fit_logistic, head_alone, resume_from
 from jtl.model import Linen, Mode, Model, cast, linen
 from jtl.models.bert import Bert, BertConfig
-from jtl.models.dropout import Dropout
+from jtl.models.parts.dropout import Dropout
+from jtl.outputs import outputs
 from jtl.tasks import Classify
 from jtl.train import make_step
 
@@ -48,7 +49,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def resumed_batch(model, batch):
-    arrays = extract(model, [batch], at=(AT,), keep=("label", "attention_mask", "input_ids"))
+    arrays = outputs(model, [batch], (AT, "label", "attention_mask", "input_ids"))
     return {**{name: arrays[name] for name in batch}, "resumed": arrays[AT]}
 
 
@@ -76,7 +77,7 @@ def test_same_outputs_and_gradients_as_the_full_model(model, batch, resumed_batc
 def test_training_equals_the_full_model_with_a_frozen_deterministic_prefix(batch):
     """Ten Adam steps, dropout on above the cut: the reference runs every layer, without dropout up to the cut."""
     model = build(num_hidden_layers=3, hidden_size=16, intermediate_size=32, num_attention_heads=2)
-    arrays = extract(model, [batch], at=("encoder/layer_1",), keep=tuple(batch))
+    arrays = outputs(model, [batch], ("encoder/layer_1", *batch))
     resumed_batch = {**{name: arrays[name] for name in batch}, "resumed": arrays["encoder/layer_1"]}
     resumed = resume_from(model, "encoder/layer_1")
 
@@ -104,8 +105,8 @@ def test_training_equals_the_full_model_with_a_frozen_deterministic_prefix(batch
     chex.assert_trees_all_close(finals[1], finals[0], atol=2e-5)
     # Dropout below the cut makes another run: the cache stands for the deterministic prefix only.
     assert tree.norm(tree.sub(finals[2], finals[0])) > 100 * tree.norm(tree.sub(finals[1], finals[0]))
-    below = tree.remove(model.params, pattern)
-    chex.assert_trees_all_equal(tree.remove(finals[1], pattern), below)
+    below = tree.remove(pattern, model.params)
+    chex.assert_trees_all_equal(tree.remove(pattern, finals[1]), below)
 
 
 def flops(compiled) -> float:
@@ -132,7 +133,7 @@ def test_the_prefix_costs_nothing(model, batch, resumed_batch):
 
 def test_mixed_precision_casts_the_activation(model, batch, resumed_batch):
     low = cast(model, jnp.bfloat16)(batch)["logits"]
-    arrays = extract(cast(model, jnp.bfloat16), [batch], at=(AT,))
+    arrays = outputs(cast(model, jnp.bfloat16), [batch], (AT, "label"))
     short = resume_from(cast(model, jnp.bfloat16), AT)({**batch, "resumed": arrays[AT]})["logits"]
     np.testing.assert_allclose(short, low, atol=2e-2)
 
@@ -158,7 +159,7 @@ class Blocks(nn.Module):
 def test_absent_images_are_stood_in_for():
     images = {"image": np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype(np.float32)}
     model = linen(Blocks(), jax.jit(Blocks().init)(jax.random.key(0), images["image"]))
-    arrays = extract(model, [images], at=("norm_1", "features"))
+    arrays = outputs(model, [images], ("norm_1", "features", "label"))
     resumed = resume_from(model, "norm_1", images)
     rows = {"resumed": arrays["norm_1"][:2]}
     np.testing.assert_allclose(resumed(rows)["features"], arrays["features"][:2], rtol=1e-5, atol=1e-6)
@@ -195,7 +196,7 @@ def test_head_on_cached_features_is_20_times_cheaper(model, batch):
     """An epoch of a frozen backbone against one of the same head on cached features: FLOP and seconds."""
     wide = {name: np.tile(value, (2, 2)[: value.ndim]) for name, value in batch.items()}
     head = head_alone(model)
-    cached = extract(model, [wide], at=("pooled",))
+    cached = outputs(model, [wide], ("pooled", "label"))
     frozen = make_step(Classify(), optax.adam(1e-3), finetune.train_only(model, "head/.*"))
     alone = make_step(Classify(), optax.adam(1e-3))
     seconds = {}
@@ -218,7 +219,7 @@ def test_head_on_cached_features_is_20_times_cheaper(model, batch):
 
 def test_a_head_trained_alone_fits_back(model, batch):
     head = head_alone(model)
-    cached = extract(model, [batch], at=("pooled",))
+    cached = outputs(model, [batch], ("pooled", "label"))
     np.testing.assert_allclose(head(cached)["logits"], model(batch)["logits"], rtol=1e-5, atol=1e-5)
     step = make_step(Classify(), optax.sgd(0.1))
     state = step.init(head, jax.random.key(0))
@@ -230,7 +231,7 @@ def test_a_head_trained_alone_fits_back(model, batch):
 
 
 def test_lp_ft_starts_at_the_probe(model, batch):
-    cached = extract(model, [batch], at=(heads.find(model).on,))
+    cached = outputs(model, [batch], (heads.find(model).on, "label"))
     probe = fit_logistic(cached["pooled"], cached["label"], penalties=(0.01,))
     started = finetune.put_head(model, **probe.as_head())
     np.testing.assert_allclose(started(batch)["logits"], probe(cached["pooled"]), atol=1e-3)

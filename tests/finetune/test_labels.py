@@ -235,7 +235,7 @@ def test_put_head_makes_the_model_the_probe(model, batch):
     probed = finetune.put_head(model, kernel, bias)
     expected = np.asarray(model(batch)["pooled"]) @ kernel + bias
     np.testing.assert_allclose(probed(batch)["logits"], expected, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_equal(tree.remove(probed.params, "head/.*"), tree.remove(model.params, "head/.*"))
+    chex.assert_trees_all_equal(tree.remove("head/.*", probed.params), tree.remove("head/.*", model.params))
     assert tree.diff(model.params, probed.params) == []
 
 

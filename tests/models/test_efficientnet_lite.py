@@ -7,7 +7,6 @@ import pytest
 from jax import lax
 
 from jtl import tree
-from jtl.models.depthwise import depthwise_conv
 from jtl.models.efficientnet_lite import (
     VARIANTS,
     Block,
@@ -18,6 +17,7 @@ from jtl.models.efficientnet_lite import (
     tensors,
 )
 from jtl.models.imagenet import imagenet_classes
+from jtl.models.parts.depthwise import depthwise_conv
 from jtl.pretrained.load import load_with_report
 
 

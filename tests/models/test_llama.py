@@ -13,7 +13,7 @@ from experiments.models.random_models import DECODERS, batch, build, files, run,
 from jtl import adapters, distill, finetune, heads
 from jtl.model import Mode, cast, with_base
 from jtl.models import ARCHITECTURES
-from jtl.models.rope import Linear, Llama3, frequencies
+from jtl.models.parts.rope import Linear, Llama3, frequencies
 from jtl.tasks import CausalLM
 from jtl.tree import flatten
 

@@ -14,8 +14,8 @@ from jtl.model import cast
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import CONV, DEPTHWISE, LINEAR, PLAIN
 from jtl.models.dinov2 import Dinov2Config
-from jtl.models.dropout import Dropout
-from jtl.models.layers import ACTIVATIONS, activation, mean_over
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import ACTIVATIONS, activation, mean_over
 from jtl.models.roberta import positions
 from jtl.tree import flatten
 

@@ -8,7 +8,7 @@ from support import error, from_files, outputs
 
 from experiments.models.random_models import IMAGE, TEXT, batch, build, files, run, settings
 from jtl.models import ARCHITECTURES
-from jtl.models.patches import bicubic
+from jtl.models.parts.patches import bicubic
 from jtl.tree import flatten
 
 pytestmark = pytest.mark.parity

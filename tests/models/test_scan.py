@@ -16,7 +16,7 @@ from jtl.models import ARCHITECTURES
 from jtl.models.bert import Bert, BertConfig
 from jtl.models.gpt2 import GPT2Config
 from jtl.models.llama_config import LlamaConfig
-from jtl.models.scan import stack, stacked, unstack, unstacked
+from jtl.models.parts.scan import stack, stacked, unstack, unstacked
 from jtl.models.t5_config import T5Config
 from jtl.tasks import CausalLM, beam_search, generate
 from jtl.train import make_step

@@ -22,8 +22,9 @@ import numpy as np
 
 from jtl import heads, tree
 from jtl import model as models
+from jtl.outputs import predict
 from jtl.tasks import classify
-from jtl.train import Checkpoints, adamw, checkpoint, fit, make_step, predict, schedule
+from jtl.train import Checkpoints, adamw, checkpoint, fit, make_step, schedule
 
 STEPS, EVERY = 60, 6
 

@@ -115,6 +115,7 @@ class Batches:
       train: shuffled, augmented, without remainder; otherwise every example once, in order of length.
       seed: of the order and the augmentation.
       epochs: how often the split is gone through.
+      steps: how many batches there are, in place of ``epochs``: as many epochs as it takes, the last cut short.
       buckets: padded lengths; the split's own if None.
       process_index: which share of each global batch this process reads.
       process_count: how many processes share it.
@@ -128,6 +129,7 @@ class Batches:
     train: bool = True
     seed: int = 0
     epochs: int = 1
+    steps: int | None = None
     buckets: tuple[int, ...] | None = None
     process_index: int = 0
     process_count: int = 1
@@ -138,6 +140,8 @@ class Batches:
             raise DataError(
                 f"batch size {self.batch_size} is no positive multiple of {self.process_count} processes"
             )
+        if self.steps is not None and self.epochs != 1:
+            raise DataError(f"steps={self.steps} and epochs={self.epochs}: give one of them")
         if not 0 <= self.process_index < self.process_count:
             raise DataError(f"process {self.process_index} of {self.process_count}: out of range")
         if self.train and count < self.batch_size:
@@ -164,7 +168,7 @@ class Batches:
         return whole + (1 if rest and not self.train else 0)
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * self.epochs
+        return self.steps_per_epoch * self.epochs if self.steps is None else self.steps
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self[step] for step in range(len(self)))

@@ -11,9 +11,10 @@ import pytest
 
 from jtl import heads
 from jtl.data import Arrays
-from jtl.features import DataKey, cached, digest, extract
+from jtl.features import DataKey, cached, digest
 from jtl.model import Linen, Model, linen, with_base
 from jtl.models.bert import Bert, BertConfig
+from jtl.outputs import outputs
 
 CONFIG = BertConfig(
     vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
@@ -44,15 +45,15 @@ def model():
 
 
 def test_outputs_and_taps_over_all_batches(model):
-    found = extract(model, make_batches(), at=("pooled", "encoder/layer_0"), keep=("label", "attention_mask"))
+    found = outputs(model, make_batches(), ("pooled", "encoder/layer_0", "label", "attention_mask"))
     assert {name: value.shape for name, value in found.items()} == {
         "pooled": (6, 16), "encoder/layer_0": (6, 6, 16), "label": (6,), "attention_mask": (6, 6),
     }  # fmt: skip
     first, second = make_batches()
-    outputs = model(second, taps=("encoder/layer_0",))
-    np.testing.assert_allclose(found["pooled"][3:], outputs["pooled"], rtol=1e-5, atol=1e-6)
+    own = model(second, taps=("encoder/layer_0",))
+    np.testing.assert_allclose(found["pooled"][3:], own["pooled"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        found["encoder/layer_0"][3:], outputs["taps"]["encoder/layer_0"], rtol=1e-5, atol=1e-6
+        found["encoder/layer_0"][3:], own["taps"]["encoder/layer_0"], rtol=1e-5, atol=1e-6
     )
     assert (found["encoder/layer_0"][:3, 4:] == 0).all() and (found["attention_mask"][:3, 4:] == 0).all()
     np.testing.assert_array_equal(found["label"], [0, 1, 2, 10, 11, 12])
@@ -61,18 +62,18 @@ def test_outputs_and_taps_over_all_batches(model):
 def test_padding_rows_are_left_out_and_rows_come_in_the_order_of_the_split(model):
     (batch,) = make_batches((4,))
     padded = batch | {"weight": np.float32([1, 0, 1]), "index": np.int32([7, -1, 3])}
-    np.testing.assert_array_equal(extract(model, [padded])["label"], [2, 0])
+    np.testing.assert_array_equal(outputs(model, [padded], ("label",))["label"], [2, 0])
 
 
 def test_unknown_names_and_empty_data(model):
     with pytest.raises(KeyError, match="encoder/layer_1"):
-        extract(model, make_batches(), at=("encoder/layer_7",))
+        outputs(model, make_batches(), ("encoder/layer_7",))
     with pytest.raises(ValueError, match="no batches"):
-        extract(model, [])
+        outputs(model, [])
     with pytest.raises(ValueError, match="fingerprint"):
         DataKey("toy", "train", "")
-    with pytest.raises(ValueError, match=r"at=\('features',\)"):
-        extract(model, make_batches(), at="features")
+    with pytest.raises(ValueError, match=r"write \('features',\)"):
+        outputs(model, make_batches(), "features")
 
 
 class Net(nn.Module):
@@ -96,12 +97,12 @@ def net():
     return heads.classifier(model, 2, key=jax.random.key(1), on="features", width=3)
 
 
-def hits(model, folder, data=DATA, **options) -> bool:
+def hits(model, folder, data=DATA, at=("features",), keep=("label",)) -> bool:
     """Whether the file was there: then only the first batch is read. The arrays must be right either way."""
     read = []
     batches = (read.append(i) or batch for i, batch in enumerate(ROWS))
-    found = cached(model, batches, data, folder=folder, **options)
-    fresh = extract(model, ROWS, **options)
+    found = cached(model, batches, data, at, keep=keep, folder=folder)
+    fresh = outputs(model, ROWS, (*at, *keep))
     assert found.keys() == fresh.keys()
     for name in fresh:
         np.testing.assert_array_equal(found[name], fresh[name])

@@ -13,7 +13,6 @@ form, and so does a long generation: a loop copies the layer's weights and the c
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from jaxtyping import Array
 from jtl import tree
 from jtl.errors import InputError
 from jtl.heads import Head
-from jtl.model import Cast, Model, with_base
+from jtl.model import Cast, Model, with_config
 
 LAYER, STACK = re.compile(r"(|.*/)layer_(\d+)/(.+)"), re.compile(r"(|.*/)layers/(.+)")
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -130,7 +129,5 @@ def _switched(model: Model, scan: bool, convert: Callable[[Mapping[str, Any]], d
         raise InputError(
             f"the model has {rest} in it, which name layers: merge them before, or insert them after"
         )
-    config = dataclasses.replace(model.config, scan_layers=scan)
     variables = {name: convert(leaves) for name, leaves in model.variables.items()}
-    module = model.base.module.clone(config=config)  # type: ignore[attr-defined]
-    return with_base(model.replace(variables=variables, config=config), module=module)
+    return with_config(model.replace(variables=variables), scan_layers=scan)

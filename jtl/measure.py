@@ -1,4 +1,4 @@
-"""What a model costs: parameters, operations, memory and time of one forward."""
+"""What a model or a compiled program costs: parameters, operations, memory and seconds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jtl.errors import MissingError
 from jtl.model import Batch, Model
 
 
-class Size(NamedTuple):
+class Cost(NamedTuple):
     """The cost of a forward on one batch.
 
     Attributes:
         parameters: scalars in ``params``.
-        flops: floating-point operations, as XLA counts them in the compiled program.
-        bytes: memory of the compiled program: arguments, outputs and temporaries.
+        flops: floating-point operations, see ``flops``.
+        bytes: memory of the compiled program, see ``memory``.
         seconds: median time of a call, compiled and warm; None if it was not run.
     """
 
@@ -29,8 +29,8 @@ class Size(NamedTuple):
     seconds: float | None
 
 
-def measure(model: Model, batch: Batch, *, output: str = "logits", runs: int = 20) -> Size:
-    """The size of ``model`` computing ``output`` for ``batch``, in evaluation mode.
+def forward(model: Model, batch: Batch, *, output: str = "logits", runs: int = 20) -> Cost:
+    """The cost of ``model`` computing ``output`` for ``batch``, in evaluation mode.
 
     Time is that of this machine while it does what else it does: compare models one after another on an idle one.
 
@@ -45,25 +45,37 @@ def measure(model: Model, batch: Batch, *, output: str = "logits", runs: int = 2
 
     >>> from jtl.wrap import function
     >>> model = function(lambda params, x: {"logits": x @ params["w"]}, {"w": jax.numpy.ones((8, 2))})
-    >>> size = measure(model, {"x": jax.numpy.ones((4, 8))}, runs=0)
-    >>> size.parameters, size.flops >= 2 * 4 * 8 * 2 - 4 * 2, size.seconds
+    >>> cost = forward(model, {"x": jax.numpy.ones((4, 8))}, runs=0)
+    >>> cost.parameters, cost.flops >= 2 * 4 * 8 * 2 - 4 * 2, cost.seconds
     (16, True, None)
     """
 
-    def forward(model: Model, batch: Batch) -> Any:
+    def answer(model: Model, batch: Batch) -> Any:
         outputs = model(batch)
         if output not in outputs:
             raise MissingError(f"the model gives no {output!r}; it gives {sorted(outputs)}")
         return outputs[output]
 
-    compiled = jax.jit(forward).lower(model, batch).compile()
-    memory: Any = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    compiled = jax.jit(answer).lower(model, batch).compile()
     times = []
     for _ in range(runs + 1 if runs else 0):
         started = time.perf_counter()
         jax.block_until_ready(compiled(model, batch))
         times.append(time.perf_counter() - started)
     seconds = float(np.median(times[1:])) if runs else None
-    return Size(tree.size(model.params), float(cost.get("flops", float("nan"))), int(held), seconds)
+    return Cost(tree.size(model.params), flops(compiled), memory(compiled), seconds)
+
+
+def flops(program: Any) -> float:
+    """Floating-point operations of a lowered or compiled program, as XLA counts them: the body of a loop once.
+
+    NaN where XLA does not say.
+    """
+    return float((program.cost_analysis() or {}).get("flops", float("nan")))
+
+
+def memory(program: Any) -> int:
+    """Bytes that a compiled program holds: arguments, temporaries, and results that reuse none of the arguments."""
+    size = program.memory_analysis()
+    results = size.output_size_in_bytes - size.alias_size_in_bytes
+    return int(size.argument_size_in_bytes + results + size.temp_size_in_bytes)

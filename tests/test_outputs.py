@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jtl import sharding
-from jtl.train import outputs, predict
-from jtl.train.predict import _forward
+from jtl.outputs import _forward, mean_loss, outputs, predict
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +29,7 @@ def test_every_real_row_in_order(fields):
 
 
 def test_features_taps_and_fields(fields):
-    found = outputs(
-        task.model(), task.evaluation_batches(fields), ("features", "label"), taps=("first", "norm")
-    )
+    found = outputs(task.model(), task.evaluation_batches(fields), ("features", "label", "first", "norm"))
     assert list(found) == ["features", "label", "first", "norm"]
     np.testing.assert_allclose(found["features"], expected(fields)[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found["norm"], found["features"])
@@ -63,10 +60,56 @@ def test_errors(fields):
     batches = task.evaluation_batches(fields)
     with pytest.raises(KeyError, match=r"gives no 'feature', .*near misses: \['features'"):
         outputs(task.model(), batches, ("feature",))
-    with pytest.raises(KeyError, match="'label'"):
+    with pytest.raises(KeyError, match="'label'.*near misses"):
         predict(task.model(), [{"image": batches[0]["image"]}])
     with pytest.raises(ValueError, match="no batches"):
         predict(task.model(), [])
-    ragged = [{"image": np.zeros((8, 64), np.float32), "ids": np.zeros((8, n), np.int32)} for n in (2, 3)]
-    with pytest.raises(ValueError, match=r"'ids' has rows of shapes \[\(2,\), \(3,\)\]"):
+    ragged = [{"image": np.zeros((8, 64), np.float32), "ids": np.zeros((8, 4, n), np.int32)} for n in (2, 3)]
+    with pytest.raises(ValueError, match=r"'ids' has rows of shapes \[\(4, 2\), \(4, 3\)\]"):
         outputs(task.model(), ragged, ("ids",))
+
+
+def test_rows_come_in_the_order_of_the_data_set(fields):
+    """Whatever the order of batches, their padding and their lengths."""
+    order = np.random.default_rng(0).permutation(40)
+    sequences = [np.arange(1, 2 + i % 5, dtype=np.float32) for i in range(40)]
+    batches = []
+    for rows in np.array_split(order, 7):
+        length = max(len(sequences[i]) for i in rows)
+        ids = np.stack([np.pad(sequences[i], (0, length - len(sequences[i]))) for i in rows])
+        batches.append(
+            {"image": fields["image"][rows], "ids": ids, "index": rows, "weight": np.ones(len(rows))}
+        )
+        batches[-1]["weight"][-1] = 0  # padding
+    real = np.sort(np.concatenate([batch["index"][:-1] for batch in batches]))
+    found = outputs(task.model(), batches, ("logits", "ids", "index"))
+    np.testing.assert_array_equal(found["index"], real)
+    np.testing.assert_allclose(found["logits"], expected(fields)[1][real], rtol=1e-4, atol=1e-5)
+    assert found["ids"].shape == (len(real), 5)
+    for row, i in zip(found["ids"], real, strict=True):
+        np.testing.assert_array_equal(row[: len(sequences[i])], sequences[i])
+        assert not row[len(sequences[i]) :].any()
+
+
+def test_mean_loss_is_that_of_all_rows(fields):
+    from jtl.loss import Loss
+    from jtl.tasks import Classify
+
+    class Counted(Classify):
+        def value(self, model, outputs, batch, key):
+            value, metrics = super().value(model, outputs, batch, key)
+            return value, {**metrics, "rows": batch["weight"].sum()}
+
+    assert issubclass(Counted, Loss)
+    logits = expected(fields)[1].astype(np.float64)
+    whole = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
+    )
+    batches = task.evaluation_batches(fields)  # the last is padded
+    mean, count = mean_loss(Counted(), task.model(), batches, weight="rows")
+    assert count == len(fields["label"])
+    np.testing.assert_allclose(mean, -whole[np.arange(len(whole)), fields["label"]].mean(), rtol=1e-5)
+    with pytest.raises(ValueError, match="no batches"):
+        mean_loss(Classify(), task.model(), [])

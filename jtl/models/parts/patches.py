@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtl.errors import InputError
-from jtl.models.dropout import Dropout
-from jtl.models.layers import Images
+from jtl.models.parts.dropout import Dropout
+from jtl.models.parts.layers import Images
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

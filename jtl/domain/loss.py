@@ -7,20 +7,18 @@ is 0 for padding. So one forward serves every term of a loss, and each term take
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jtl import tree
 from jtl.errors import InputError, MissingError
 from jtl.loss import Loss
 from jtl.model import Batch, Mode, Outputs
+from jtl.rows import cross_entropy, mean, weights
 
 TAP = "taps/"
 
@@ -49,17 +47,10 @@ class DomainLoss(Loss, kw_only=True):
 
 def column(batch: Batch, name: str, why: str) -> Array:
     """The batch's field ``name``; KeyError says ``why`` it must have one."""
-    if not isinstance(batch, Mapping) or name not in batch:
-        found = sorted(batch) if isinstance(batch, Mapping) else "one array"
+    if name not in batch:
+        found = sorted(batch)
         raise MissingError(f"the batch needs a column {name!r}: {why}; it has {found}")
     return jnp.asarray(batch[name])
-
-
-def weights(batch: Batch, rows: int) -> Float[Array, " B"]:
-    """The loader's ``weight`` of each row, 1 without one."""
-    if isinstance(batch, Mapping) and "weight" in batch:
-        return jnp.asarray(batch["weight"], jnp.float32)
-    return jnp.ones(rows)
 
 
 def domains(batch: Batch, count: int = 2) -> tuple[Float[Array, " B"], ...]:
@@ -126,30 +117,6 @@ def pair(
     return x, y, ones(x, source_weight), ones(y, target_weight)
 
 
-# --- means -----------------------------------------------------------------------------------------
-
-
-def mean(values: Array, weight: Float[Array, " B"]) -> Array:
-    """``Σ w_i v_i / Σ w_i`` over the rows of weight over 0; zero where there are none."""
-    weight = weight.reshape(-1, *(1,) * (values.ndim - 1))
-    total = jnp.sum(weight)
-    parts = jnp.where(weight > 0, weight * values, 0.0)
-    return jnp.sum(parts, 0) / jnp.where(total > 0, total, 1.0)
-
-
-def cross_entropy(logits: Float[Array, "B C"], label: Int[Array, " B"]) -> Float[Array, " B"]:
-    """-log p(label) of each row; NaN for a label outside the classes, so that a row that counts shows."""
-    C = logits.shape[-1]
-    losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), jax.nn.one_hot(label, C))
-    return jnp.where((label >= 0) & (label < C), losses, jnp.nan)
-
-
-def entropy(logits: Float[Array, "B C"]) -> Float[Array, " B"]:
-    """-Σ_c p_c log p_c of each row's softmax, in nats."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.sum(jnp.exp(log_p) * log_p, -1)
-
-
 def risks(outputs: Outputs, batch: Batch, count: int) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """Mean cross-entropy in each of ``count`` domains (0 where it has no rows), and whether it has rows."""
     label = column(batch, "label", "the class of each row")
@@ -157,15 +124,6 @@ def risks(outputs: Outputs, batch: Batch, count: int) -> tuple[Float[Array, " K"
     each = domains(batch, count)
     present = jnp.stack([jnp.sum(w) > 0 for w in each]).astype(jnp.float32)
     return jnp.stack([mean(losses, w) for w in each]), present
-
-
-def squared_distances(x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[Array, "N M"]:
-    """``||x_i - y_j||²``, by products, in full precision on every device, never below 0."""
-    centre = jax.lax.stop_gradient(jnp.mean(x, 0, keepdims=True))  # less cancels; distances stay
-    x, y = x - centre, y - centre
-    products = jnp.matmul(x, y.T, precision="highest")
-    squares = jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None] - 2 * products
-    return jnp.maximum(squares, 0.0)
 
 
 def source_and_target(batch: Batch, x: Any) -> tuple[Any, Any, Array, Array]:

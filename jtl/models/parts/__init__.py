@@ -1,0 +1,5 @@
+"""What the architectures share: attention, layers, rotary positions, caches and stacked layers."""
+
+from jtl.models.parts.attention import Attention
+
+__all__ = ["Attention"]
