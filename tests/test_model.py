@@ -214,7 +214,7 @@ def test_what_was_added_is_taken_off_again_by_its_name():
         "teacher": ema.with_teacher,
         "cast": lambda m: models.cast(m, jnp.bfloat16),
         "mixup": lambda m: domain.with_mixup(m, field="inputs"),
-        "noised": tasks.flow_matching.noised,
+        "noised": lambda m: tasks.flow_matching.noised(m, none=0),
         "hint": lambda m: distill.regressor(m, nn.Dense(5), on="features", batch=x, key=key),
         "lora": lambda m: adapters.lora(m, rank=1, where=".*", key=key, batch=x),
     }

@@ -41,7 +41,6 @@ from experiments.common.settings import Config, command, prepare, settings
 from jtl import heads, meta, tree
 from jtl.errors import InputError
 from jtl.model import Model, linen
-from jtl.models.conv4 import Conv4
 from jtl.report.report import Result, Section, environment, estimate, write_report, write_result
 from jtl.tasks import Classify
 from jtl.train import Step, make_step
@@ -155,7 +154,7 @@ def run(config: BenchMaml) -> Result:
 
 def _start(width: int, pooling: bool, seed: int) -> Model:
     key = jax.random.key(seed)
-    module = Conv4(width, strided=not pooling, patches=True)
+    module = meta.PatchConv4(width, strided=not pooling)
     model = linen(module, jax.jit(module.init)(key, jnp.zeros((2, SIDE, SIDE, 1))))
     return heads.classifier(model, WAYS, key=key, on="features", width=width if pooling else 4 * width)
 

@@ -13,15 +13,13 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments.common import classification
-from jtl import adapters, data, features, pretrained
+from jtl import adapters, data, features, meta, pretrained
 from jtl.data import episodes, image, text
 from jtl.data.batches import loader
 from jtl.data.dataset import SPLITS
 from jtl.errors import InputError
 from jtl.model import Model, linen
-from jtl.models.conv4 import Conv4
 from jtl.models.mlp import MLP
-from jtl.models.resnet12 import ResNet12
 
 Adapt = Literal["all", "head", "lora"]
 SCRATCH = ("conv4", "resnet12")
@@ -118,7 +116,7 @@ def _from_scratch(dataset: data.Dataset, backbone: str, width: int, size: int) -
         part = image.prepare(source, how)
         assert part.pixels is not None
         pixels[split], labels[split] = part.pixels, _counted(part.labels)
-    module = Conv4(width, strided=size < 40, patches=True) if backbone == "conv4" else ResNet12(patches=True)
+    module = meta.PatchConv4(width, strided=size < 40) if backbone == "conv4" else meta.PatchResNet12()
     blank = jnp.zeros((2, size, size, channels))
     outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), blank)
     return Tasks(

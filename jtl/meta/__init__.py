@@ -13,6 +13,7 @@ from jtl.meta.maml import maml, step_weights
 from jtl.meta.matching import Matching
 from jtl.meta.metric import Metric
 from jtl.meta.normalise import SupportStats
+from jtl.meta.patch_convolution import PatchConv4, PatchResNet12
 from jtl.meta.prototypes import Prototypes
 from jtl.meta.relation import Relation, RelationNet, with_relation
 from jtl.meta.reptile import reptile
@@ -21,7 +22,8 @@ from jtl.meta.rules import MetaCurvature, MetaSGD, PerStep, learn
 from jtl.meta.sharded import sharded
 
 __all__ = [
-    "Cosine", "Diverged", "Matching", "MetaCurvature", "MetaSGD", "Metric", "PerStep", "Prototypes", "Relation",
+    "Cosine", "Diverged", "Matching", "MetaCurvature", "MetaSGD", "Metric",
+    "PatchConv4", "PatchResNet12", "PerStep", "Prototypes", "Relation",
     "RelationNet", "Ridge", "SupportStats", "adapt", "cavia", "context", "imaml", "learn", "make_evaluate", "maml",
     "reptile", "sharded", "step_weights", "trajectory", "with_relation", "with_ridge",
 ]  # fmt: skip

@@ -6,13 +6,14 @@ https://arxiv.org/abs/1904.03758), whose DropBlock is left out.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtl.errors import InputError
 from jtl.models.conv4 import max_pool
-from jtl.models.patch_convolution import by_patches
 
 
 class ResNet12(nn.Module):
@@ -23,11 +24,11 @@ class ResNet12(nn.Module):
 
     Attributes:
         widths: filters of the blocks; C is the last.
-        patches: convolve by one matrix product of all 3 x 3 patches, see ``Conv4``.
     """
 
     widths: tuple[int, ...] = (64, 160, 320, 640)
-    patches: bool = False
+
+    _convolution: ClassVar[Any] = None  # XLA's own
 
     @nn.compact
     def __call__(
@@ -40,7 +41,7 @@ class ResNet12(nn.Module):
                 f"ResNet12 halves images {len(self.widths)} times: give it {least} x {least} or more, found "
                 f"{image.shape}"
             )
-        x, convolve = image, by_patches if self.patches else None
+        x = image
 
         def norm(x: Array, name: str) -> Array:
             return nn.BatchNorm(use_running_average=use_running_average, name=name)(x)
@@ -50,7 +51,7 @@ class ResNet12(nn.Module):
             for i in range(3):
                 name = f"{b}_{i}"
                 x = nn.Conv(
-                    width, (3, 3), use_bias=False, conv_general_dilated=convolve, name=f"conv_{name}"
+                    width, (3, 3), use_bias=False, conv_general_dilated=self._convolution, name=f"conv_{name}"
                 )(x)
                 x = norm(x, f"norm_{name}")
                 x = nn.leaky_relu(x + shortcut if i == 2 else x, 0.1)

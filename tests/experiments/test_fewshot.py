@@ -14,8 +14,8 @@ from experiments.fewshot.config import FewShot
 from experiments.fewshot.episodes import Tasks, pooled, turned
 from experiments.fewshot.study import run
 from jtl import tree
+from jtl.meta.patch_convolution import PatchConv4
 from jtl.model import linen
-from jtl.models.conv4 import Conv4
 from jtl.models.mlp import MLP
 from jtl.train import make_step
 
@@ -52,7 +52,7 @@ def setting():
     label = np.repeat(np.arange(10), 6).astype(np.int32)
     noise = rng.integers(0, 20, (60, 16, 16, 1))
     pixels = (20 * label[:, None, None, None] + noise).astype(np.uint8)
-    module = Conv4(4, strided=True, patches=True)
+    module = PatchConv4(4, strided=True)
     blank = jnp.zeros((2, 16, 16, 1))
     tasks = Tasks(
         name="greys",

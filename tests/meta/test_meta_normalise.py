@@ -9,6 +9,7 @@ import pytest
 
 from jtl import heads, meta
 from jtl.meta.normalise import run_episode
+from jtl.meta.patch_convolution import PatchConv4
 from jtl.model import linen
 from jtl.models.conv4 import Conv4
 from jtl.models.mlp import MLP
@@ -118,8 +119,8 @@ def test_prototypes_on_conv4_thread_the_statistics(conv):
 def test_patches_are_the_same_convolution(conv, strided):
     image = jax.random.normal(jax.random.key(1), (3, 29, 28, 1))
     one, other = (
-        Conv4(width=4, strided=strided, patches=patches).apply(conv.variables, image)["features"]
-        for patches in (False, True)
+        kind(width=4, strided=strided).apply(conv.variables, image)["features"]
+        for kind in (Conv4, PatchConv4)
     )
     assert one.shape == (3, 16 if strided else 4)
     np.testing.assert_allclose(one, other, atol=1e-5)

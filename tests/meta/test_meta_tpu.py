@@ -6,8 +6,8 @@ import optax
 import pytest
 
 from jtl import heads, meta
+from jtl.meta.patch_convolution import PatchConv4
 from jtl.model import linen
-from jtl.models.conv4 import Conv4
 from jtl.tasks import Classify
 from jtl.train import make_step
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.tpu
 @pytest.mark.slow
 def test_maml_of_conv4(slice_2x2):
     def build(key):
-        model = linen(Conv4(patches=True), Conv4(patches=True).init(key, jnp.zeros((1, 28, 28, 1))))
+        model = linen(PatchConv4(), PatchConv4().init(key, jnp.zeros((1, 28, 28, 1))))
         return heads.classifier(model, 5, key=key, on="features", width=64)
 
     model = jax.eval_shape(build, jax.random.key(0))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jtl.meta.normalise import run_episode
+from jtl.meta.patch_convolution import PatchConv4, by_patches
 from jtl.model import Mode, cast, linen
 from jtl.models.conv4 import Conv4
-from jtl.models.patch_convolution import by_patches
 
 KEY = jax.random.key(0)
 
@@ -55,7 +55,7 @@ def test_conv4_by_patches_is_conv4(normalise, strided):
     """Same leaves, outputs, running statistics and second derivatives, whichever rows normalise."""
     key, images = jax.random.split(KEY)
     images = 0.3 + jax.random.normal(images, (8, 16, 16, 3))
-    plain, patched = (Conv4(6, strided=strided, patches=patches) for patches in (False, True))
+    plain, patched = (kind(6, strided=strided) for kind in (Conv4, PatchConv4))
     variables = plain.init(key, images)
     jax.tree.map(np.testing.assert_array_equal, variables, patched.init(key, images))
     variables = jax.tree.map(lambda x: x + jax.random.uniform(key, x.shape) * (x.ndim == 1), variables)
@@ -91,7 +91,7 @@ def test_conv4_by_patches_in_low_precision():
     apart, mode = {}, Mode(stats="batch")
     exact, _ = linen(Conv4(16), variables).run({"image": images}, mode)
     for patches in (False, True):
-        model = cast(linen(Conv4(16, patches=patches), variables), jnp.bfloat16)
+        model = cast(linen((PatchConv4 if patches else Conv4)(16), variables), jnp.bfloat16)
         found, state = model.run({"image": images}, mode)
         assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
         apart[patches] = float(jnp.sqrt(jnp.mean((found["features"] - exact["features"]) ** 2)))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jtl.meta.patch_convolution import PatchResNet12
 from jtl.models.resnet12 import ResNet12
 
 WIDTHS = (4, 6)
@@ -33,7 +34,7 @@ def test_sizes():
 @pytest.mark.slow
 def test_patches_are_the_same_convolution(net):
     module, variables, image = net
-    one, other = (ResNet12(WIDTHS, patches=p).apply(variables, image)["map"] for p in (False, True))
+    one, other = (kind(WIDTHS).apply(variables, image)["map"] for kind in (ResNet12, PatchResNet12))
     assert one.shape == (3, 2, 2, 6)
     np.testing.assert_allclose(one, other, atol=1e-5)
 

@@ -1,17 +1,32 @@
-"""3 x 3 convolutions as matrix products of patches, for meta-learning.
+"""Conv4 and ResNet-12 by matrix products of patches, for meta-learning.
 
-There tasks have kernels of their own and are differentiated twice, which XLA's convolutions are not made for.
+There tasks have kernels of their own and are differentiated twice, which XLA's convolutions are not made for: under
+``vmap`` over tasks these are several times as fast on a CPU. With one kernel for all rows the plain modules are twice
+as fast. Leaves, outputs and derivatives are those of the plain modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from jtl.models.conv4 import Conv4
+from jtl.models.resnet12 import ResNet12
+
+
+class PatchConv4(Conv4):
+    """``Conv4`` by patches. Its first layer is normalised through its kernel, so it takes no adapter and no tap."""
+
+    def _convolved(self, x: Array, i: int, norm: tuple[Any, ...], convolution: Any = None) -> Array:
+        if i:
+            return super()._convolved(x, i, norm, by_patches)
+        kernel = Kernel(self.width, name="conv_0")(x.shape[-1])
+        return NormalisedProduct(*norm, name="norm_0")(read_patches(x, self._strides), kernel)
 
 
 def by_patches(
@@ -34,6 +49,12 @@ def by_patches(
     else:
         found = jax.lax.dot_general(flat, turned(kernel), (((1,), (1,)), ((), ())))
     return found.reshape(*places, -1)
+
+
+class PatchResNet12(ResNet12):
+    """``ResNet12`` by patches."""
+
+    _convolution: ClassVar[Any] = staticmethod(by_patches)
 
 
 def read_patches(image: Float[Array, "B H W c"], stride: int) -> Float[Array, "B h w 9*c"]:
