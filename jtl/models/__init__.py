@@ -21,8 +21,9 @@ from jtl.models import (
     whisper,
 )
 from jtl.models.architecture import Architecture
+from jtl.models.parts import scan
 
-__all__ = ["ARCHITECTURES", "Architecture", "feature_pyramid", "unet"]
+__all__ = ["ARCHITECTURES", "Architecture", "feature_pyramid", "scan", "unet"]
 
 ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
     a.name: a

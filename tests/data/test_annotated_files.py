@@ -118,7 +118,7 @@ def test_missing_images(tmp_path):
     (tmp_path / "images" / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match="image '3.png' is neither beside it nor in images/"):
         load(tmp_path, "boxes")
-    with pytest.raises(FileNotFoundError, match="no folder at"):
+    with pytest.raises(FileNotFoundError, match="no data file or folder at"):
         load(tmp_path / "nowhere", "boxes")
 
 

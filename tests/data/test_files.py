@@ -9,6 +9,7 @@ from PIL import Image
 
 import jtl.data as data
 from jtl.data import DataError, load
+from jtl.data.readers.tables import read_texts
 
 
 def write(path, rows, columns=("text", "label")):

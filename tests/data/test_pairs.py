@@ -33,9 +33,9 @@ def test_your_own_table(tmp_path):
         load(other, "summaries")
     with pytest.raises(DataError, match="line 3: 'summary' should be a text, found ' '"):
         load(write(tmp_path / "blank.csv", [("a", "b"), ("a", " ")]), "summaries")
-    with pytest.raises(FileNotFoundError, match="no texts at"):
+    with pytest.raises(FileNotFoundError, match="no data file or folder at"):
         load(tmp_path / "none.csv", "summaries")
-    with pytest.raises(DataError, match="unknown summaries 'xsum'"):
+    with pytest.raises(DataError, match="unknown data set 'xsum' of summaries"):
         load("xsum", "summaries")
     with pytest.raises(DataError, match="expected a file ending in .csv"):
         load(write(tmp_path / "my.txt", rows), "summaries")

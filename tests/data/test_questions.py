@@ -60,9 +60,9 @@ def test_wrong_files_are_refused(tmp_path):
     (tmp_path / "text.json").write_text("Who?")
     with pytest.raises(DataError, match="is not JSON"):
         load(tmp_path / "text.json", "questions")
-    with pytest.raises(FileNotFoundError, match="no questions at"):
+    with pytest.raises(FileNotFoundError, match="no data file or folder at"):
         load(tmp_path / "none.json", "questions")
-    with pytest.raises(DataError, match="unknown questions 'squad'"):
+    with pytest.raises(DataError, match="unknown data set 'squad' of questions"):
         load("squad", "questions")
 
 

@@ -26,7 +26,7 @@ def folder(path, texts, rate=RATE, seconds=0.5):
 
 
 def test_no_speaker_and_no_sentence_is_in_two_splits():
-    dataset = accented()
+    dataset = accents.accented()
     sentences = {
         s: {one for text in own.texts for one in text.split(". ")} for s, own in dataset.splits.items()
     }
@@ -51,9 +51,9 @@ def test_own_folders(tmp_path):
 
 
 def test_refused(tmp_path):
-    with pytest.raises(DataError, match="unknown utterances 'welsh': expected scottish"):
+    with pytest.raises(DataError, match="unknown data set 'welsh' of speech: expected tfds:NAME"):
         load("welsh", "speech")
-    with pytest.raises(FileNotFoundError, match="no recordings at"):
+    with pytest.raises(FileNotFoundError, match="no data file or folder at"):
         load(tmp_path / "none", "speech")
     (tmp_path / "empty").mkdir()
     with pytest.raises(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).with_name("digits_task.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "digits_task.py"
 ROOT = SCRIPT.parents[2]
 
 
