@@ -41,7 +41,14 @@ class Loss(struct.PyTreeNode):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Return the loss of ``outputs``, and metrics by name."""
+        """Return the loss of ``outputs``, and metrics by name.
+
+        Args:
+            model: the model, for losses that read its parameters.
+            outputs: of the forward that ``mode`` asks for; empty if that is None.
+            batch: arrays by field.
+            key: random key for the loss's own noise.
+        """
         raise TypeError(f"{type(self).__name__} does not define value(model, outputs, batch, key)")
 
     def __call__(self, model: Model, batch: Batch, key: Array | None) -> tuple[Float[Array, ""], Aux]:

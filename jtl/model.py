@@ -178,7 +178,13 @@ _MODES = ("train", "deterministic", "use_running_average")
 
 
 def arguments(function: Callable[..., Any], batch: Batch, name: str, skip: int = 1) -> dict[str, Any]:
-    """Return the fields of ``batch`` that ``function`` takes, by argument name, after its first ``skip`` arguments.
+    """Return the fields of ``batch`` that ``function`` takes, by argument name.
+
+    Args:
+        function: the function that reads the batch.
+        batch: arrays by field.
+        name: name of the function for the error message.
+        skip: number of leading arguments that are not fields, such as ``self``.
 
     Raises:
         KeyError: a required argument has no field of its name.
@@ -218,7 +224,15 @@ def run_linen(
     key: Array | None,
     returns: str,
 ) -> tuple[Outputs, State]:
-    """Apply ``module`` to named ``inputs``; return its outputs as a dict with taps, and its updated state.
+    """Apply a Linen module; return its outputs as a dict with taps, and its updated state.
+
+    Args:
+        module: the module.
+        variables: its variables by collection.
+        inputs: its arguments by name.
+        mode: how the forward runs.
+        key: random key for dropout.
+        returns: name of the output if the module returns an array and not a dict.
 
     Raises:
         ValueError: ``mode.stats`` is ``"batch"`` but the module used its running statistics.

@@ -84,7 +84,7 @@ class _Form:
 
 def _flat(value: PyTree) -> dict[str, Any]:
     leaves = tree.flatten(value)
-    # An NNX variable is a node around its array; its "value" is no part of the path for users.
+    # An NNX variable is a node around its array; paths leave its "value" out.
     return (
         {p.removesuffix("/value"): leaf for p, leaf in leaves.items()}
         if isinstance(value, nnx.State)

@@ -96,7 +96,7 @@ def load_with_report(
     mesh: Mesh | None = None,
     sharding: tree.Rules = REPLICATED,
 ) -> tuple[Model, Report]:
-    """Return the model as ``load`` does, and a report on every tensor."""
+    """Return the model as ``load`` does, and a report on every tensor; arguments and errors are those of ``load``."""
     folder = resolve(name, revision)
     settings = read_config(name, folder)
     architecture = find_architecture(settings.get("model_type"))

@@ -93,7 +93,7 @@ def accumulate(pieces: int) -> Gradient:
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(backprop_of(loss), trained, *first)
         )
         total, _ = jax.lax.scan(one, zero, pieces_of)
-        # Counters in the state stay integers: another dtype would recompile the step and be no count.
+        # Counters in the state stay integers; another dtype would recompile the step.
         return jax.tree.map(lambda x, like: (x / pieces).astype(like.dtype), total, zero)
 
     return gradient

@@ -53,7 +53,14 @@ def bicubic(old: int, new: int, antialias: bool = False) -> Float[np.ndarray, "n
 def resample(
     positions: Float[Array, "N D"], old: tuple[int, int], new: tuple[int, int], antialias: bool = False
 ) -> Float[Array, "M D"]:
-    """Resample position embeddings from a grid of ``old`` rows and columns to a ``new`` one: see ``bicubic``."""
+    """Resample position embeddings to another patch grid: see ``bicubic``.
+
+    Args:
+        positions: of the old grid, row by row.
+        old: its rows and columns.
+        new: rows and columns of the new grid.
+        antialias: see ``bicubic``.
+    """
     rows, columns = (bicubic(o, n, antialias) for o, n in zip(old, new, strict=True))
     table = positions.reshape(*old, -1).astype(jnp.float32)
     table = jnp.einsum("hi,wj,ijd->hwd", rows, columns, table).astype(positions.dtype)

@@ -93,6 +93,12 @@ def curve(
     """Return an arm's x in order, and at each the mean of y with its 95 % interval: x, mean, low, high.
 
     Low and high are NaN where there is only one seed.
+
+    Args:
+        rows: flat dicts, see ``Result``.
+        arm: whose rows to take.
+        x: key of the horizontal axis.
+        y: key of the metric.
     """
     groups: dict[Any, list[float]] = {}
     for row in rows:
