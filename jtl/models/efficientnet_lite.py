@@ -58,7 +58,7 @@ class EfficientNetLiteConfig:
 
     Attributes:
         image_size: side of the square images the variant was trained on; any other size works.
-        drop_connect_rate: rate at which training skips the last block; it rises linearly from 0 at the first block.
+        drop_connect_rate: training skips block i of n, from 0 on, at the rate ``drop_connect_rate * i / n``.
         batch_norm_momentum: share of the running statistics that an update keeps (torch: 1 - momentum).
         image_mean: the model expects ``(pixel / 255 - image_mean) / image_std``, here ``(pixel - 127) / 128``, not the
             ImageNet statistics.
