@@ -1,8 +1,8 @@
 """jtl: transfer learning in JAX as pure functions on parameter trees.
 
-A training step has four slots, and each technique is a function that fills one: *leaves* (which parameters
-exist), *labels* (which of them train, and how fast), *loss* (what they minimise) and *gradient* (how the
-update is taken).
+A training step has four slots, and each technique is a function that fills one of them: leaves (which parameters
+exist), labels (which of them train, and at what rate), loss (what training minimises) and gradient (how the update
+is computed).
 """
 
 from jtl import (

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the folder of what jtl keeps between runs."""
+"""Atomic file writes, and the cache folder where jtl keeps what it downloads and computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 def cache_dir() -> Path:
-    """Folder of what jtl keeps between runs: ``$JTL_CACHE``, else the platform's user cache for "jtl"."""
+    """Return jtl's cache folder: ``$JTL_CACHE`` if set, else the platform's user cache for "jtl"."""
     if folder := os.environ.get("JTL_CACHE"):
         return Path(folder).expanduser()
     import platformdirs
@@ -19,13 +19,14 @@ def cache_dir() -> Path:
 
 
 def write_file(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Write ``path`` whole or not at all: under another name in its folder first, then renamed.
+    """Write a file atomically: under a temporary name in the same folder, then renamed.
 
     Args:
-        path: in a folder that exists; a file of that name is replaced.
-        content: text (stored as UTF-8), bytes, or a function that writes them to the open file.
+        path: the file to write; its folder must exist, and an existing file is replaced.
+        content: text (stored as UTF-8), bytes, or a function that writes to the open file.
 
-    Raises OSError if the folder is missing or cannot be written to.
+    Raises:
+        OSError: the folder is missing or not writable.
     """
     handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
     try:
@@ -34,7 +35,7 @@ def write_file(path: Path, content: str | bytes | Callable[[BinaryIO], object]) 
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
-        # mkstemp makes files for their owner alone; a report is for those whom the user's umask admits.
+        # mkstemp makes files readable by their owner only; a report should follow the user's umask.
         os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
@@ -43,7 +44,7 @@ def write_file(path: Path, content: str | bytes | Callable[[BinaryIO], object]) 
 
 
 def umask() -> int:
-    """The permissions that this process withholds from new files."""
-    mask = os.umask(0)  # there is no way to read it without setting it
+    """Return the permission bits that this process withholds from new files."""
+    mask = os.umask(0)  # it cannot be read without setting it
     os.umask(mask)
     return mask

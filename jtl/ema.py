@@ -1,8 +1,9 @@
-"""Moving averages of a model's parameters, kept in its variables and moved by each training forward.
+"""Exponential moving averages (EMA) of a model's parameters, updated by each training forward.
 
-Tarvainen and Valpola 2017, "Mean teachers are better role models", https://arxiv.org/abs/1703.01780. Two timings are in
-use: ``with_average`` averages the parameters before each step's update, for a teacher that only follows;
-``with_teacher`` averages them before each step's forward and answers in it, so that its logits have seen every update.
+Tarvainen and Valpola 2017, "Mean teachers are better role models", https://arxiv.org/abs/1703.01780. There are two
+timings. ``with_average`` averages the parameters before each step's update, for an average that only follows.
+``with_teacher`` averages them before each step's forward and runs the average in it, so its logits have seen every
+update.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from jtl import tree
 from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
-AVERAGE, TEACHER = "ema", "teacher"  # the collections
+AVERAGE, TEACHER = "ema", "teacher"  # names of the collections
 
 
 @dataclass(frozen=True)
 class Average:
-    """The technique behind ``with_average``: each training forward moves the collection ``ema`` to the parameters."""
+    """The technique behind ``with_average``: each training forward updates the collection ``ema``."""
 
     decay: float
     name: ClassVar[str] = AVERAGE
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the moved average in its state."""
+        """Return ``forward`` with the updated average in its state."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             below = {name: leaves for name, leaves in variables.items() if name != AVERAGE}
@@ -43,16 +44,17 @@ class Average:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The technique behind ``with_teacher``: ``outputs["teacher_logits"]`` in training, of the collection ``teacher``.
+    """The technique behind ``with_teacher``: training forwards also return ``outputs["teacher_logits"]``.
 
-    The teacher runs with noise (dropout) of its own, and draws no gradient.
+    The teacher's parameters are the collection ``teacher``. It has its own noise (dropout), and no gradient flows into
+    it.
     """
 
     decay: float
     name: ClassVar[str] = TEACHER
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the teacher's beside it."""
+        """Return ``forward`` with the teacher's logits in its outputs."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if not mode.train:
@@ -70,10 +72,10 @@ class Teacher:
 
 
 def with_average(model: Model, decay: float = 0.999) -> Model:
-    """``model`` with a moving average of its parameters, the collection ``ema``, which starts as they are.
+    """Return ``model`` with a moving average of its parameters, the collection ``ema``, initialised to the parameters.
 
-    At each step ``average ← decay · average + (1 - decay) · parameters``, of the parameters *before* that step's
-    update, since collections change in the forward.
+    Each step computes ``average ← decay · average + (1 - decay) · parameters``, with the parameters *before* that
+    step's update, because collections change in the forward.
 
     Raises:
         ValueError: ``decay`` is not in [0, 1).
@@ -82,10 +84,10 @@ def with_average(model: Model, decay: float = 0.999) -> Model:
 
 
 def with_teacher(model: Model, decay: float = 0.999) -> Model:
-    """``model`` with a mean teacher: the moving average ``teacher``, whose logits each training forward gives too.
+    """Return ``model`` with a mean teacher, the collection ``teacher``: each training forward also returns its logits.
 
     Before each forward ``teacher ← decay · teacher + (1 - decay) · parameters``. The paper's decay is 0.99 at first and
-    0.999 later. Attach it last.
+    0.999 later. Attach it after all other techniques.
 
     Raises:
         ValueError: ``decay`` is not in [0, 1).
@@ -94,7 +96,7 @@ def with_teacher(model: Model, decay: float = 0.999) -> Model:
 
 
 def average_model(model: Model) -> Model:
-    """The plain model of the averaged parameters, of either kind: to evaluate and save.
+    """Return the plain model with the averaged parameters (of either kind), to evaluate and save.
 
     Raises:
         ValueError: ``model`` has no moving average.

@@ -1,24 +1,24 @@
-"""Errors that speak of the user's input, and of a training that diverged.
+"""Errors about the user's input, and about a training run that diverged.
 
-A command line catches ``UserError`` and prints one line; anything else is a defect, whose traceback is needed.
+A command-line program catches ``UserError`` and prints one line. Any other exception is a bug and needs its traceback.
 """
 
 
 class UserError(Exception):
-    """An input that jtl refuses; the message names what was expected, what was found and what to do."""
+    """jtl refuses an input; the message says what was expected, what was found and what to do."""
 
 
 class InputError(UserError, ValueError):
-    """A value, a shape, a file or a combination that cannot be worked with."""
+    """A value, shape, file or combination is invalid."""
 
 
 class MissingError(UserError, KeyError):
-    """A name that is not there: a field of a batch, a path in a tree, a technique."""
+    """A name does not exist: a batch field, a path in a tree, a technique."""
 
     def __str__(self) -> str:
-        """The message itself, which a KeyError would quote."""
+        """Return the message itself, which ``KeyError`` would quote."""
         return str(self.args[0]) if len(self.args) == 1 else super().__str__()
 
 
 class Diverged(FloatingPointError):
-    """A loss, a gradient or a parameter is no longer finite."""
+    """A loss, gradient or parameter is no longer finite."""

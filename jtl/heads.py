@@ -1,4 +1,4 @@
-"""Heads: small modules on a model's outputs, with leaves of their own under ``params[name]``."""
+"""Task heads: small modules on a model's outputs, with their own leaves under ``params[name]``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": nn.relu, "identity": lambda x: x}
 
 
 class Classifier(nn.Module):
-    """``out(dropout(activation(dense(dropout(x)))))``; without ``hidden``, ``out(dropout(x))``.
+    """A classification head: ``out(dropout(activation(dense(dropout(x)))))``; ``out(dropout(x))`` without ``hidden``.
 
     Attributes:
-        classes: size of the output, C.
-        hidden: whether ``dense`` (D, W) comes first.
+        classes: number of outputs, C.
+        hidden: whether a layer ``dense`` (D, W) comes first.
         activation: after ``dense``: ``tanh``, ``relu`` or ``identity``.
-        dropout: rate before ``out``, while training.
-        input_dropout: rate before ``dense``, while training.
-        bias: whether the layers have one.
+        dropout: rate before ``out`` in training.
+        input_dropout: rate before ``dense`` in training.
+        bias: whether the layers have a bias.
         width: W; None for D.
     """
 
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"], *, train: bool = False) -> Float[Array, "... C"]:
-        """Logits."""
+        """Return the logits."""
         if self.hidden:
             x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
             x = ACTIVATIONS[self.activation](nn.Dense(self.width or x.shape[-1], self.bias, name="dense")(x))
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 
 class _At(nn.Module):
-    """Runs ``module`` under ``at``, so that its leaves, taps and interceptors see the path they have in the model."""
+    """Runs ``module`` under ``at``, so that its leaves, taps and interceptors see its path in the model."""
 
     module: nn.Module
     at: str
@@ -68,7 +68,7 @@ class Head:
     output: str
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the head's output added."""
+        """Return ``forward`` with the head's output added."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             below, above = (None, None) if key is None else jax.random.split(key)
@@ -98,17 +98,21 @@ def attach(
     name: str = "head",
     output: str = "logits",
 ) -> Model:
-    """``model`` with ``module`` on its output ``on``; a head of that name and its leaves are replaced.
+    """Return ``model`` with ``module`` on its output ``on``; an existing head of that name is replaced with its leaves.
 
     Args:
-        model: any model whose outputs have ``on``, an array (B, D) or what else the module reads.
+        model: any model whose outputs have ``on``: an array (B, D), or whatever the module reads.
         module: a Linen module, ``(x, *, train) -> y``.
-        on: the output that it reads, e.g. ``"features"`` or ``"pooled"``.
-        params: its parameters; by default initialised from ``key`` for inputs of ``width`` = D.
-        width: D.
-        key: for the initialisation.
-        name: where its leaves lie in ``params``.
-        output: the name of what it gives.
+        on: the output that the head reads, such as ``"features"`` or ``"pooled"``.
+        params: the head's parameters; by default initialised from ``key`` for inputs of size ``width``.
+        width: D, the size of the input.
+        key: random key for the initialisation.
+        name: where the head's leaves are in ``params``.
+        output: name of the head's output.
+
+    Raises:
+        ValueError: neither ``params`` nor both ``key`` and ``width`` are given, or the module has collections other
+            than parameters, such as batch statistics.
     """
     if params is None:
         if key is None or width is None:
@@ -129,7 +133,7 @@ def attach(
 
 
 def find(model: Model, name: str = "head") -> Head | None:
-    """The head called ``name``, or None."""
+    """Return the head called ``name``, or None."""
     return next((t for t in model.techniques if isinstance(t, Head) and t.name == name), None)
 
 
@@ -142,14 +146,22 @@ def classifier(
     width: int | None = None,
     dropout: float | None = None,
 ) -> Model:
-    """``model`` with a new head of its architecture's standard form, giving ``logits`` (B, classes).
+    """Return ``model`` with a new classification head in its architecture's standard form: ``logits`` (B, classes).
 
-    A model loaded by jtl knows that form and its dropout (BERT: one linear layer on the tanh pooler), so it
-    can be saved as the Hugging Face class of the task. Any other model names the output ``on`` and its
-    ``width``, and gets a linear head. An existing head is replaced.
+    A model loaded by jtl knows that form and its dropout (BERT: one linear layer on the tanh pooler), so it can be
+    saved as the Hugging Face class of the task. For any other model, name the output ``on`` and its ``width``; the head
+    is then linear. An existing head is replaced.
+
+    Args:
+        model: any model.
+        classes: number of classes.
+        key: random key for the initialisation.
+        on: the output that the head reads; None for the architecture's standard.
+        width: size of that output.
+        dropout: rate before the last layer; None for the architecture's own.
 
     Raises:
-        ValueError: fewer than one class; or ``on`` and ``width`` are missing for a model of unknown architecture.
+        ValueError: fewer than one class, or ``on`` and ``width`` are missing for a model of unknown architecture.
     """
     if classes < 1:
         raise InputError(f"classes must be at least 1, got {classes}")
@@ -166,7 +178,13 @@ def classifier(
 
 
 def standard(config: Any, classes: int, dropout: float | None = None) -> Classifier:
-    """The head module that the architecture of ``config`` has in ``transformers``, at its own dropout or another."""
+    """Return the classification head that ``transformers`` gives the architecture of ``config``.
+
+    Args:
+        config: the architecture's configuration.
+        classes: number of classes.
+        dropout: rate; None for the architecture's own.
+    """
     spec = config.head
     rate = config.head_dropout if dropout is None else dropout
     at = {layer: rate if layer in spec.dropout else 0.0 for layer in ("dense", "out")}

@@ -1,8 +1,8 @@
-"""``Loss``: what a training step minimises, as a pytree that adds up.
+"""Losses: what a training step minimises, as pytrees that can be added and weighted.
 
-A loss is called ``loss(model, batch, key) -> (value, Aux)``, and any plain function of that form will do
-for a train step. Losses of jtl are pytrees whose leaves (a teacher, Fisher weights, an anchor) reach the
-compiled step as arguments. ``a + 0.5 * b`` is a loss too, and its terms share *one* forward of the model.
+A loss is called as ``loss(model, batch, key) -> (value, Aux)``, and any plain function of that form works in a train
+step. The losses of jtl are pytrees: their leaves (a teacher, Fisher weights, an anchor) enter the compiled step as
+arguments. ``a + 0.5 * b`` is a loss too, and its terms share *one* forward of the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Aux(NamedTuple):
     """What a loss returns beside its value.
 
     Attributes:
-        metrics: scalars by name, for people.
+        metrics: scalars by name, for logging.
         state: the collections that the forward updated, such as ``batch_stats``.
     """
 
@@ -32,20 +32,27 @@ class Aux(NamedTuple):
 
 
 class Loss(struct.PyTreeNode):
-    """Base of the losses: subclasses say which forward they need (``mode``) and what it costs (``value``)."""
+    """Base class of losses: subclasses define the forward they need (``mode``) and their value (``value``)."""
 
     def mode(self) -> Mode | None:
-        """The forward this loss needs, or None if it reads parameters alone."""
+        """Return the mode of the forward that this loss needs, or None if it reads only parameters."""
         return Mode(train=True)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss of ``outputs``, and metrics by name."""
+        """Return the loss of ``outputs``, and metrics by name.
+
+        Args:
+            model: the model, for losses that read its parameters.
+            outputs: of the forward that ``mode`` asks for; empty if that is None.
+            batch: arrays by field.
+            key: random key for the loss's own noise.
+        """
         raise TypeError(f"{type(self).__name__} does not define value(model, outputs, batch, key)")
 
     def __call__(self, model: Model, batch: Batch, key: Array | None) -> tuple[Float[Array, ""], Aux]:
-        """The value on one batch, its metrics and the model's updated state."""
+        """Return the value on one batch, its metrics and the model's updated state."""
         mode = self.mode()
         outputs, state = ({}, {}) if mode is None else model.run(batch, mode, key)
         value, metrics = self.value(model, outputs, batch, key)
@@ -61,15 +68,16 @@ class Loss(struct.PyTreeNode):
 
 
 class Sum(Loss):
-    """A weighted sum of losses over one shared forward. The weights are leaves: changing them recompiles nothing."""
+    """A weighted sum of losses over one shared forward. The weights are leaves, so changing them does not recompile."""
 
     terms: tuple[Loss, ...]
     weights: tuple[Any, ...]
 
     def mode(self) -> Mode | None:
-        """The one forward that serves every term.
+        """Return the mode of the one forward that serves every term.
 
-        Raises ValueError if two terms ask for different dropout or normalisation modes.
+        Raises:
+            ValueError: two terms ask for different dropout or normalisation modes.
         """
         modes = [mode for mode in (term.mode() for term in self.terms) if mode is not None]
         if len({(mode.train, mode.stats) for mode in modes}) > 1:
@@ -81,9 +89,9 @@ class Sum(Loss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """``sum(weight * term)``; each term's unweighted value is a metric under its class's name.
+        """Return ``sum(weight * term)``; each term's unweighted value is a metric under its class name.
 
-        A second term of a class counts as ``Name_2``, and its own metrics likewise.
+        A second term of the same class is named ``Name_2``, and its metrics likewise.
         """
         total = jnp.zeros(())
         metrics: dict[str, Array] = {}

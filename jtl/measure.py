@@ -1,4 +1,4 @@
-"""What a model or a compiled program costs: parameters, operations, memory and seconds."""
+"""The cost of a model or a compiled program: parameters, floating-point operations, memory and seconds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Cost(NamedTuple):
     """The cost of a forward on one batch.
 
     Attributes:
-        parameters: scalars in ``params``.
+        parameters: number of scalars in ``params``.
         flops: floating-point operations, see ``flops``.
         bytes: memory of the compiled program, see ``memory``.
-        seconds: median time of a call, compiled and warm; None if it was not run.
+        seconds: median time of a compiled, warm call; None if it was not run.
     """
 
     parameters: int
@@ -30,15 +30,18 @@ class Cost(NamedTuple):
 
 
 def forward(model: Model, batch: Batch, *, output: str = "logits", runs: int = 20) -> Cost:
-    """The cost of ``model`` computing ``output`` for ``batch``, in evaluation mode.
+    """Measure ``model`` computing ``output`` for ``batch`` in evaluation mode.
 
-    Time is that of this machine while it does what else it does: compare models one after another on an idle one.
+    Times depend on the machine and its load: compare models one after another on an idle machine.
 
     Args:
         model: any model.
-        batch: arrays on which it is compiled; with ``runs=0`` their shapes suffice.
-        output: what is asked for; XLA leaves out what it does not need.
-        runs: timed calls, after one that warms up.
+        batch: the arrays to compile for; with ``runs=0`` shapes suffice.
+        output: the output to compute; XLA drops what it does not depend on.
+        runs: number of timed calls, after one warm-up call.
+
+    Returns:
+        The cost; ``seconds`` is None with ``runs=0``.
 
     Raises:
         KeyError: the model has no such output.
@@ -67,15 +70,15 @@ def forward(model: Model, batch: Batch, *, output: str = "logits", runs: int = 2
 
 
 def flops(program: Any) -> float:
-    """Floating-point operations of a lowered or compiled program, as XLA counts them: the body of a loop once.
+    """Return the floating-point operations of a lowered or compiled program, as XLA counts them: a loop's body once.
 
-    NaN where XLA does not say.
+    NaN where XLA does not report them.
     """
     return float((program.cost_analysis() or {}).get("flops", float("nan")))
 
 
 def memory(program: Any) -> int:
-    """Bytes that a compiled program holds: arguments, temporaries, and results that reuse none of the arguments."""
+    """Return the bytes a compiled program holds: arguments, temporaries, and results that do not reuse an argument."""
     size = program.memory_analysis()
     results = size.output_size_in_bytes - size.alias_size_in_bytes
     return int(size.argument_size_in_bytes + results + size.temp_size_in_bytes)

@@ -1,9 +1,9 @@
 """``Model``: a parameter tree and the pure function that reads it.
 
-A model is a pytree. Its leaves are ``variables`` (``{"params": ..., "batch_stats": ...}``); everything
-else is static and compares by value, so equal models share one compilation. The function is a ``base``
-(a Flax module, or a plain function, NNX or Equinox module through ``jtl.wrap``) under a tuple of
-``techniques``, each a frozen dataclass whose ``wrap`` turns one forward function into another.
+A model is a pytree. Its leaves are ``variables`` (``{"params": ..., "batch_stats": ...}``). Everything else is static
+and compares by value, so equal models share one compilation. The function is a ``base`` (a Flax Linen module, or a
+plain function, NNX or Equinox module through ``jtl.wrap``) under a tuple of ``techniques``, frozen dataclasses whose
+``wrap`` turns one forward function into another.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from jtl import trace, tree
 from jtl.errors import InputError, MissingError
 
 Variables = Mapping[str, Any]
-Batch = Mapping[str, Any]  # arrays by field, each with a first axis of rows
+Batch = Mapping[str, Any]  # arrays by field, whose first axis is the rows
 Outputs = dict[str, Any]
 State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a forward runs: dropout, which normalisation statistics, which activations to keep.
+    """How a forward runs: dropout, normalisation statistics, and the activations to return.
 
     Attributes:
-        train: whether dropout and its like are on.
-        stats: normalise by ``"running"`` statistics, or by those of the ``"batch"`` and update the former.
-        taps: paths of the modules whose outputs to return, e.g. ``("encoder/layer_3",)``.
+        train: whether dropout and similar noise is on.
+        stats: normalise by the ``"running"`` statistics, or by those of the ``"batch"``, which updates the running
+            ones.
+        taps: paths of the modules whose outputs to return, such as ``("encoder/layer_3",)``.
     """
 
     train: bool = False
@@ -50,10 +51,10 @@ Forward = Callable[[Variables, Batch, Mode, Array | None], tuple[Outputs, State]
 
 @runtime_checkable
 class Technique(Protocol):
-    """A frozen dataclass in ``Model.techniques``: it changes what the forward computes."""
+    """A frozen dataclass in ``Model.techniques`` that changes what the forward computes."""
 
     def wrap(self, forward: Forward) -> Forward:
-        """The forward with this technique applied."""
+        """Return the forward with this technique applied."""
         ...
 
 
@@ -61,9 +62,9 @@ class Model(struct.PyTreeNode):
     """A function and its variables.
 
     Attributes:
-        variables: collections by name: ``params`` can train; others, such as ``batch_stats``, only change.
+        variables: collections by name. ``params`` can train; others, such as ``batch_stats``, are updated by forwards.
         base: the innermost forward, ``(variables, batch, mode, key) -> (outputs, state)``; hashable.
-        techniques: what wraps it, innermost first.
+        techniques: the techniques that wrap it, innermost first.
         config: the architecture's configuration, if it has one; hashable.
     """
 
@@ -78,27 +79,29 @@ class Model(struct.PyTreeNode):
         return self.variables["params"]
 
     def with_params(self, params: PyTree) -> Model:
-        """The same function of other parameters."""
+        """Return the model with other parameters."""
         return self.replace(variables={**self.variables, "params": params})
 
     def with_technique(self, technique: Technique, params: Mapping[str, Any]) -> Model:
-        """The model under one more technique, whose new leaves are overlaid on ``params``."""
+        """Return the model with one more technique, whose new leaves are added to ``params``."""
         model = self.with_params(tree.overlay(self.params, params))
         return model.replace(techniques=(*self.techniques, technique))
 
     def run(self, inputs: Batch | Array, mode: Mode, key: Array | None = None) -> tuple[Outputs, State]:
-        """The outputs, and the collections that the forward updated.
+        """Run a forward; return its outputs and the collections that it updated.
 
-        ``inputs`` is a batch, any mapping of arrays by field (a tokenizer's own too), or one array, which is the first
-        argument of the base's function.
+        ``outputs`` has standard names: ``features`` (B, D), ``sequence`` (B, L, D) or ``map`` (B, H, W, C), ``logits``
+        (B, C) with a head, and ``taps`` by path. If ``mode.stats`` is ``"batch"`` the updated collections are all but
+        ``params``, else only ``cache``, if the model has one.
 
-        These are all but ``params`` if ``mode.stats`` is ``"batch"``, and else ``cache`` alone, if the model has one.
-
-        ``outputs`` uses the field's names: ``features`` (B, D), ``sequence`` (B, L, D) or ``map``
-        (B, H, W, C), ``logits`` (B, C) once there is a head, and ``taps`` by path.
+        Args:
+            inputs: a batch, that is any mapping of arrays by field (also a tokenizer's own), or one array, which
+                becomes the first argument of the base function.
+            mode: how the forward runs.
+            key: random key for dropout and other noise.
 
         Raises:
-            KeyError: the batch lacks a field the function needs, or no module lies at a tap's path.
+            KeyError: the batch lacks a field that the function needs, or no module has a tap's path.
         """
         fields = inputs if isinstance(inputs, Mapping) else {_first_argument(self.base): inputs}
         batch = jax.tree.map(jnp.asarray, dict(fields))
@@ -122,7 +125,7 @@ class Model(struct.PyTreeNode):
         key: Array | None = None,
         taps: tuple[str, ...] = (),
     ) -> Outputs:
-        """The outputs of one forward: see ``run`` and ``Mode``."""
+        """Return the outputs of one forward: see ``run`` and ``Mode``."""
         return self.run(inputs, Mode(train, stats, tuple(taps)), key)[0]
 
 
@@ -130,13 +133,13 @@ class Model(struct.PyTreeNode):
 class Linen:
     """A forward that applies a Flax Linen module.
 
-    A batch's fields reach the arguments of ``module.__call__`` that have their names. The keywords ``train``,
-    ``deterministic`` and ``use_running_average`` follow the mode where the module has them; a module that normalises
-    otherwise than the mode says raises.
+    Batch fields become the arguments of ``module.__call__`` of the same names. Its keywords ``train``,
+    ``deterministic`` and ``use_running_average``, where it has them, follow the mode. A module whose normalisation
+    contradicts the mode raises.
 
     Attributes:
         module: the module; Linen modules compare by value.
-        returns: the name of the output, when the module returns an array and not a dict.
+        returns: name of the output if the module returns an array and not a dict.
     """
 
     module: nn.Module
@@ -144,7 +147,7 @@ class Linen:
 
     @property
     def call(self) -> Callable[..., Any]:
-        """The function whose arguments are the fields of a batch."""
+        """The function whose arguments are the batch fields."""
         return type(self.module).__call__
 
     def __call__(
@@ -156,7 +159,12 @@ class Linen:
 
 
 def linen(module: nn.Module, variables: Mapping[str, Any], *, returns: str = "features") -> Model:
-    """A model of your own Flax Linen module and its variables.
+    """Return a model of your own Flax Linen module and its variables.
+
+    Args:
+        module: the module.
+        variables: as ``module.init`` returns them.
+        returns: name of the output if the module returns an array and not a dict.
 
     >>> module = nn.Dense(2)
     >>> model = linen(module, module.init(jax.random.key(0), jnp.ones((1, 3))))
@@ -170,9 +178,16 @@ _MODES = ("train", "deterministic", "use_running_average")
 
 
 def arguments(function: Callable[..., Any], batch: Batch, name: str, skip: int = 1) -> dict[str, Any]:
-    """The fields of ``batch`` that ``function`` takes, by argument name, past the first ``skip`` arguments.
+    """Return the fields of ``batch`` that ``function`` takes, by argument name.
 
-    Raises KeyError if a required argument has no field of its name.
+    Args:
+        function: the function that reads the batch.
+        batch: arrays by field.
+        name: name of the function for the error message.
+        skip: number of leading arguments that are not fields, such as ``self``.
+
+    Raises:
+        KeyError: a required argument has no field of its name.
     """
     parameters = _parameters(function, skip)
     required = [p.name for p in parameters if p.default is p.empty]
@@ -185,7 +200,7 @@ def arguments(function: Callable[..., Any], batch: Batch, name: str, skip: int =
 
 
 def _parameters(function: Callable[..., Any], skip: int = 1) -> list[inspect.Parameter]:
-    """The arguments of ``function`` that are fields of a batch."""
+    """The arguments of ``function`` that are batch fields."""
     return [
         p for p in list(inspect.signature(function).parameters.values())[skip:]
         if p.name not in _MODES and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
@@ -209,7 +224,20 @@ def run_linen(
     key: Array | None,
     returns: str,
 ) -> tuple[Outputs, State]:
-    """Apply ``module`` to named ``inputs`` in ``mode``: its outputs as a dict with taps, and its updated state."""
+    """Apply a Linen module; return its outputs as a dict with taps, and its updated state.
+
+    Args:
+        module: the module.
+        variables: its variables by collection.
+        inputs: its arguments by name.
+        mode: how the forward runs.
+        key: random key for dropout.
+        returns: name of the output if the module returns an array and not a dict.
+
+    Raises:
+        ValueError: ``mode.stats`` is ``"batch"`` but the module used its running statistics.
+        ModifyScopeVariableError: ``mode.stats`` is ``"running"`` but the module updates its statistics.
+    """
     accepted = inspect.signature(type(module).__call__).parameters
     modes = {
         "train": mode.train,
@@ -246,7 +274,7 @@ def run_linen(
 
 
 def _check_updated(module: nn.Module, before: PyTree, after: PyTree) -> None:
-    """Raise ValueError if a forward with ``stats="batch"`` left every running statistic the very array it was."""
+    """Raise ValueError if a forward with ``stats="batch"`` returned the very arrays of the running statistics."""
     if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)):
         raise InputError(
             f"stats='batch' was asked for, but {type(module).__name__} used its running statistics: "
@@ -271,7 +299,7 @@ class Cast:
     name: ClassVar[str] = "cast"
 
     def wrap(self, forward: Forward) -> Forward:
-        """Run ``forward`` on parameters and inputs cast to ``dtype``; its outputs come back in float32."""
+        """Run ``forward`` with parameters and inputs cast to ``dtype``; its outputs are cast back to float32."""
 
         def cast(values: PyTree, dtype: Any) -> PyTree:
             floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)  # noqa: E731
@@ -286,24 +314,24 @@ class Cast:
 
 
 def cast(model: Model, dtype: Any) -> Model:
-    """Mixed precision: ``model`` computes in ``dtype`` (say ``jnp.bfloat16``) while its parameters stay in float32."""
+    """Mixed precision: ``model`` computes in ``dtype`` (such as ``jnp.bfloat16``); its parameters stay float32."""
     return model.replace(techniques=(*model.techniques, Cast(jnp.dtype(dtype))))
 
 
 def remove(model: Model, name: str) -> Model:
-    """``model`` without the techniques called ``name`` and the leaves that they added.
+    """Return ``model`` without the techniques called ``name`` and the leaves they added.
 
-    Heads (``"head"``), adapters (``"lora"``), regressors (``"hint"``), a masked head (``"mlm"``), a CRD memory
-    (``"crd"``), moving averages (``"ema"``, ``"teacher"``) and whatever else has a name: what is left is the model as
-    it is saved and used.
+    Examples: heads (``"head"``), adapters (``"lora"``), regressors (``"hint"``), the masked-language-model head
+    (``"mlm"``), the CRD memory (``"crd"``), moving averages (``"ema"``, ``"teacher"``). Remove what only training needs
+    before saving.
 
     Args:
         model: any model.
-        name: of the technique; a regular expression that must match it whole.
+        name: of the technique; a regular expression that must match the whole name.
 
     Raises:
-        KeyError: the model has no such technique; those it has are listed.
-        ValueError: the technique changed leaves of the base when it was inserted (PiSSA, OLoRA): merge it instead.
+        KeyError: the model has no such technique; the message lists those it has.
+        ValueError: the technique changed leaves of the base when it was attached (PiSSA, OLoRA): merge it instead.
 
     >>> model = linen(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), jnp.ones((1, 3))))
     >>> remove(cast(model, jnp.bfloat16), "cast") == model
@@ -336,20 +364,20 @@ def remove(model: Model, name: str) -> Model:
 
 
 def modules(model: Model, batch: Batch) -> dict[str, type[nn.Module]]:
-    """The Linen modules that a forward calls, by path: what taps can name and adapters can meet.
+    """Return the Linen modules that a forward calls, by path: the names that taps and adapters can use.
 
-    Nothing is computed: the forward is only traced.
+    The forward is only traced; nothing is computed.
     """
     return trace.modules(lambda model, batch: model.run(batch, Mode())[0], model, batch)
 
 
 def with_config(model: Model, **changes: Any) -> Model:
-    """The model with fields of its configuration replaced: in ``model.config`` and in its Linen module alike.
+    """Return the model with fields of its configuration replaced, in ``model.config`` and in its Linen module.
 
-    Its leaves stay as they are: give it those of the new configuration by ``with_params``.
+    The leaves stay as they are: set those of the new configuration with ``with_params``.
 
     Raises:
-        ValueError: the model's base is no Linen module with a configuration.
+        ValueError: the model's base is not a Linen module with a configuration.
         TypeError: the configuration has no such field.
 
     >>> from jtl.models.mlp import MLP
@@ -365,5 +393,5 @@ def with_config(model: Model, **changes: Any) -> Model:
 
 
 def with_base(model: Model, **changes: Any) -> Model:
-    """The model with fields of its base replaced (say ``module=``): for another function of the same leaves."""
+    """Return the model with fields of its base replaced (such as ``module=``): another function of the same leaves."""
     return model.replace(base=replace(model.base, **changes))  # type: ignore[type-var]

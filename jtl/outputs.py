@@ -1,4 +1,4 @@
-"""A model's outputs over a whole data set, in the data set's order: for prediction, features and validation."""
+"""A model's outputs over a whole data set, in its order: for prediction, feature extraction and validation."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ def outputs(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    """What ``model`` gives for every example: ``{name: (N, ...)}``.
+    """Return a model's outputs for every example of the batches: ``{name: (N, ...)}``.
 
-    The forward is deterministic: no dropout, running normalisation statistics. Where batches have ``index`` (as those
-    of ``jtl.data`` do) rows come in its order, that of the data set, and otherwise in the order of the batches. It
-    compiles once for each shape of batch, and models that differ only in the values of their leaves share the
-    compilation.
+    The forward is deterministic: no dropout, running normalisation statistics. If batches have ``index`` (as those of
+    ``jtl.data`` do), rows are sorted by it, which is the data set's order; else they keep the order of the batches. It
+    compiles once per batch shape, and models that differ only in the values of their leaves share the compilation.
 
     Args:
-        model: any model; with a mesh, one whose leaves lie on it.
-        batches: mappings of arrays with B rows each. Rows of ``weight`` 0 (padding of a last batch) are dropped.
+        model: any model; with a mesh, one whose leaves are on it.
+        batches: mappings of arrays with B rows each. Rows of ``weight`` 0 (padding of the last batch) are dropped.
         names: outputs of the model (``"features"``, ``"logits"``), paths of its modules (``"encoder/layer_3"``), or
-            fields of the batch such as ``"label"``. Sequences of different lengths are padded with zeros at their end.
-        mesh: the devices over which the rows are split; B must divide by their number.
+            batch fields such as ``"label"``. Sequences of different lengths are padded with zeros at the end.
+        mesh: the devices over which to split the rows; their number must divide B.
 
     Raises:
-        KeyError: neither the model nor the batch has an output of that name; near misses are listed.
-        ValueError: there are no rows, or shapes of rows that differ in more than a length.
+        KeyError: neither the model nor the batch has an output of that name; the message lists near misses.
+        ValueError: there are no rows, or rows differ in shape beyond their first axis.
     """
     wanted, taps, batches = _begin(model, batches, names)
     parts: list[dict[str, np.ndarray]] = []
@@ -52,7 +51,7 @@ def outputs(
     with closing(prefetch(batches, mesh)) as ready:
         for batch, _, _ in ready:
             computing = _forward(model, batch, (*wanted, *{"weight", "index"} & batch.keys()), taps)
-            # Fetched one batch late, so that the devices are at work meanwhile.
+            # Fetched one batch late, so that the devices stay busy meanwhile.
             parts += [_rows(waiting)] if waiting is not None else []
             waiting = computing
     return _gather([*parts, _rows(waiting)], wanted)
@@ -61,7 +60,7 @@ def outputs(
 def predict(
     model: Model, batches: Iterable[Batch], mesh: Mesh | None = None
 ) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
-    """The logits and labels of every example. See ``outputs``, which also takes unlabelled batches."""
+    """Return the logits and labels of every example. For unlabelled batches use ``outputs``."""
     found = outputs(model, batches, ("logits", "label"), mesh=mesh)
     return found["logits"], found["label"]
 
@@ -75,14 +74,14 @@ def mean_loss(
     train: bool = False,
     keys: Iterable[Array | None] = repeat(None),
 ) -> tuple[float, float]:
-    """The mean of a loss over batches, and their total weight.
+    """Return the mean of a loss over batches, and their total weight.
 
     Args:
         loss: any loss of jtl.
         model: the model.
         batches: mappings of arrays.
-        weight: the metric of the loss that says how much a batch counts, such as ``"tokens"``; None counts each once.
-        train: run the forward as in training, with dropout and the noise that a technique draws.
+        weight: the loss's metric that weights a batch, such as ``"tokens"``; None weights all batches equally.
+        train: run the forward in training mode, with dropout and the noise of techniques.
         keys: a random key for each batch.
 
     Raises:
@@ -121,7 +120,7 @@ def _named(model: Model, batch: Batch, names: tuple[str, ...], taps: tuple[str, 
 def _begin(
     model: Model, batches: Iterable[Batch], names: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], Iterable[Batch]]:
-    """The names, those of them that are paths of modules, and the batches, of which the first was looked at."""
+    """Return the names, those that are module paths, and the batches with the peeked first one put back."""
     if isinstance(names, str):
         raise InputError(f"names is a sequence: write ({names!r},)")
     iterator = iter(batches)
@@ -146,7 +145,7 @@ def _begin(
 def forward_of(
     model: Model, batches: Iterable[Batch], names: Sequence[str]
 ) -> tuple[Callable[[Model, Batch], dict[str, Array]], Iterable[Batch]]:
-    """The function that ``outputs`` compiles, and the batches, of which the first was looked at."""
+    """Return the function that ``outputs`` compiles, and the batches with the peeked first one put back."""
     wanted, taps, batches = _begin(model, batches, names)
     return lambda model, batch: _named(model, batch, wanted, taps), batches
 

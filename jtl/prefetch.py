@@ -1,4 +1,4 @@
-"""Batches on the devices before the step asks for them."""
+"""Prefetching: a thread moves batches to the devices before the train step needs them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Ready(NamedTuple):
 
     Attributes:
         batch: its arrays.
-        examples: its real rows on this process: those of ``weight`` above 0, where it has weights.
-        state: the loader's state after it, as JSON text; None if it has none.
+        examples: number of real rows on this process: those of ``weight`` above 0, if there are weights.
+        state: the loader's state after this batch, as JSON text; None if the loader has none.
     """
 
     batch: PyTree
@@ -33,10 +33,15 @@ class Ready(NamedTuple):
 def prefetch(
     batches: Iterable[Any], mesh: Mesh | None = None, depth: int = 2
 ) -> Generator[Ready, None, None]:
-    """``batches``, read and moved to the devices by a thread that stays ``depth`` batches ahead.
+    """Yield ``batches``, read and moved to the devices by a thread that stays ``depth`` batches ahead.
 
-    The loader's state travels with each batch, because the loader itself is ahead of the step. Close the
+    Each batch carries the loader's state after it, because the loader itself is ahead of the train step. Close the
     generator to stop the thread.
+
+    Args:
+        batches: arrays by field; an iterator with ``get_state()`` is resumable.
+        mesh: the devices over which to split the rows; None for the default device.
+        depth: number of batches to read ahead.
     """
     iterator = iter(batches)
     stateful = hasattr(iterator, "get_state")
@@ -45,7 +50,7 @@ def prefetch(
         batch = next(iterator, None)
         if batch is None:
             return None
-        # Serialised at once, since a loader may go on changing what it returned.
+        # Serialised at once, since a loader may later mutate the state it returned.
         state = json.dumps(iterator.get_state()) if stateful else None  # type: ignore[attr-defined]
         moved = jax.device_put(batch) if mesh is None else meshes.global_batch(batch, mesh)
         return Ready(moved, examples(batch), state)
@@ -62,7 +67,7 @@ def prefetch(
 
 
 def examples(batch: PyTree) -> int:
-    """The real rows of a batch."""
+    """Return the number of real rows in a batch."""
     if isinstance(batch, dict) and "weight" in batch:
         return int(np.count_nonzero(np.asarray(batch["weight"])))
     return len(jax.tree.leaves(batch)[0])

@@ -1,7 +1,7 @@
-"""Rows and tokens: weighted means, cross-entropy, divergences and distances, one definition each.
+"""Per-row and per-token building blocks of losses: weighted means, cross-entropy, divergences and distances.
 
-A batch's ``weight`` says how much a row or a token counts; those of weight 0 are padding, and have no influence
-whatever they hold.
+A batch's ``weight`` says how much a row or token counts. Entries of weight 0 are padding and never have any influence,
+whatever their values.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Int
 
 
 def mean(values: Float[Array, ...], weight: Float[Array, ...] | None = None) -> Float[Array, ...]:
-    """``Σ w_i v_i / Σ w_i`` over the axes of ``weight``, the leading ones of ``values``; 0 where all weigh 0.
+    """``Σ w_i v_i / Σ w_i`` over the axes of ``weight``, the leading axes of ``values``; 0 if all weights are 0.
 
-    Without weights, the mean over all axes. Entries of weight 0 do not count, even where they are NaN.
+    Without weights, the mean over all axes. Entries of weight 0 are ignored, even if they are NaN.
 
     >>> mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([0.5, 0.5, 0.0]))
     Array(2., dtype=float32)
@@ -32,19 +32,22 @@ def mean(values: Float[Array, ...], weight: Float[Array, ...] | None = None) -> 
 
 
 def weights(batch: Mapping[str, Any], count: int) -> Float[Array, " B"]:
-    """The loader's ``weight`` of each of ``count`` rows, 1 without one."""
+    """Return the batch's ``weight``, or ones for its ``count`` rows if it has none."""
     return jnp.asarray(batch["weight"], jnp.float32) if "weight" in batch else jnp.ones(count)
 
 
 def cross_entropy(
     logits: Float[Array, "*S C"], label: Int[Array, "*S"], smoothing: float = 0.0
 ) -> Float[Array, "*S"]:
-    """``-log p(label)`` in nats; NaN for a label outside the classes, so that a row that counts shows.
+    """``-log p(label)`` in nats; NaN for a label outside the classes, so that such a row is noticed.
 
-    ``smoothing`` is the share of the target spread evenly over the classes (Szegedy et al. 2016, section 7).
+    Args:
+        logits: per class.
+        label: class numbers.
+        smoothing: share of the target spread evenly over the classes (Szegedy et al. 2016, section 7).
     """
     classes = logits.shape[-1]
-    # Not an index: JAX would take the last class for one that is too large.
+    # Not indexing: JAX would clamp a label that is too large to the last class.
     targets = optax.smooth_labels(jax.nn.one_hot(label, classes), smoothing)
     losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
     return jnp.where((label >= 0) & (label < classes), losses, jnp.nan)
@@ -53,12 +56,12 @@ def cross_entropy(
 def mean_token_cross_entropy(
     logits: Float[Array, "B L V"], target: Int[Array, "B L"], weight: Float[Array, "B L"]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted mean over all tokens, in nats, the total weight as ``tokens``, and their ``token_accuracy``.
+    """Return the weighted mean cross-entropy over tokens, in nats, and the metrics ``tokens`` and ``token_accuracy``.
 
-    A target of weight above 0 outside the vocabulary makes the mean NaN.
+    ``tokens`` is the total weight. A target outside the vocabulary with weight above 0 makes the mean NaN.
     """
     logits = logits.astype(jnp.float32)
-    # JAX would take the last token for an id that is too large, and would count backwards from one below 0.
+    # JAX would clamp an id that is too large to the last token, and count a negative one from the end.
     known = (target >= 0) & (target < logits.shape[-1])
     losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
     losses = jnp.where(known, losses, jnp.nan)
@@ -73,15 +76,17 @@ def entropy(logits: Float[Array, "B C"]) -> Float[Array, " B"]:
 
 
 def kl(log_p: Float[Array, "*S N"], log_q: Float[Array, "*S N"]) -> Float[Array, "*S"]:
-    """``KL(p || q)`` in nats over the last axis, from log-probabilities; where p is 0 it adds 0."""
+    """``KL(p || q)`` in nats over the last axis, from log-probabilities; entries with p = 0 contribute 0."""
     held = log_p > -jnp.inf
     log_p = jnp.where(held, log_p, 0.0)
     return jnp.sum(jnp.where(held, jnp.exp(log_p) * (log_p - jnp.where(held, log_q, 0.0)), 0.0), -1)
 
 
 def squared_distances(x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[Array, "N M"]:
-    """``||x_i - y_j||²``, by products, in full precision on every device, never below 0."""
-    centre = jax.lax.stop_gradient(jnp.mean(x, 0, keepdims=True))  # less cancels; distances stay
+    """``||x_i - y_j||²`` by matrix products, in full precision on every device and never below 0."""
+    centre = jax.lax.stop_gradient(
+        jnp.mean(x, 0, keepdims=True)
+    )  # less cancellation; the distances do not change
     x, y = x - centre, y - centre
     products = jnp.matmul(x, y.T, precision="highest")
     squares = jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None] - 2 * products
@@ -89,29 +94,29 @@ def squared_distances(x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[A
 
 
 def pairs(weight: Float[Array, " B"] | None, rows: int) -> Float[Array, "B B"]:
-    """The weights of ordered pairs of distinct rows: ``w_i · w_j``, 0 on the diagonal."""
+    """Return weights of ordered pairs of distinct rows: ``w_i · w_j``, 0 on the diagonal."""
     weight = jnp.ones(rows) if weight is None else weight
     return weight[:, None] * weight[None] * (1 - jnp.eye(rows))
 
 
 def vectors(values: Float[Array, "B ..."]) -> Float[Array, "B N"]:
-    """Each row as one float32 vector."""
+    """Flatten each row to one float32 vector."""
     return values.reshape(values.shape[0], -1).astype(jnp.float32)
 
 
 def norm(values: Float[Array, "*S N"]) -> Float[Array, "*S 1"]:
-    """The Euclidean norm over the last axis, which is kept; its gradient at 0 is 0 and not NaN."""
+    """The Euclidean norm over the last axis, which is kept; its gradient at 0 is 0, not NaN."""
     squares = jnp.sum(jnp.square(values), -1, keepdims=True)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
 def unit(values: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """``values`` over their norm along the last axis; 0 stays 0."""
+    """Divide ``values`` by their norm along the last axis; zero vectors stay zero."""
     length = norm(values)
     return values / jnp.where(length > 0, length, 1.0)
 
 
 def huber(difference: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """``x²/2`` within 1 of 0 and ``|x| - 1/2`` beyond."""
+    """``x²/2`` for ``|x| <= 1`` and ``|x| - 1/2`` beyond."""
     size = jnp.abs(difference)
     return jnp.where(size <= 1, 0.5 * jnp.square(difference), size - 0.5)

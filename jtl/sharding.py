@@ -1,7 +1,7 @@
-"""Device meshes, and where parameters, optimiser state and batches lie on them, by rules.
+"""Device meshes, and how parameters, optimiser state and batches are laid out on them.
 
-One rule language serves data parallelism and full sharding: rules map parameter paths to a layout, which is a
-``PartitionSpec``, ``REPLICATE``, or ``SHARD`` (split the largest axis that the mesh divides).
+One rule language covers data parallelism and full sharding: rules map parameter paths to a layout, which is a
+``PartitionSpec``, ``REPLICATE``, or ``SHARD`` (split the largest axis that the mesh size divides).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ FULLY_SHARDED: tree.Rules = ((".*", SHARD),)
 
 
 def make_mesh(devices: Any = None) -> Mesh:
-    """A mesh of all devices (or ``devices``) on the one axis ``"data"``."""
+    """Return a mesh of all devices (or of ``devices``) with the single axis ``"data"``."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices).reshape(-1), (AXIS,))
 
 
 def layout(shape: tuple[int, ...], rule: Any, mesh: Mesh) -> NamedSharding:
-    """The sharding of a leaf of ``shape`` under a rule's value.
+    """Return the sharding of a leaf of ``shape`` under a rule's value.
 
-    ``SHARD`` replicates a leaf without an axis that the mesh divides: biases and scalars stay whole.
+    ``SHARD`` replicates a leaf that has no axis divisible by the mesh size, such as small biases and scalars.
     """
     if rule != SHARD:
         return NamedSharding(mesh, rule)
@@ -45,14 +45,20 @@ def layout(shape: tuple[int, ...], rule: Any, mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The layout of what every device holds whole."""
+    """Return the layout of arrays that every device holds whole."""
     return NamedSharding(mesh, REPLICATE)
 
 
 def shardings(state: Any, mesh: Mesh, rules: tree.Rules) -> Any:
-    """The sharding of every leaf of a train state.
+    """Return the sharding of every leaf of a train state.
 
-    Optimiser state follows the parameter whose path it ends with and whose shape it has; the rest is replicated.
+    Optimiser state follows the parameter whose path is a suffix of its own and whose shape it has; the rest is
+    replicated.
+
+    Args:
+        state: the train state.
+        mesh: the devices.
+        rules: from parameter paths to layouts.
     """
     params = tree.combine(state.trained, state.frozen.params) if state.frozen is not None else state.trained
     by_path = tree.flatten(tree.assign(rules, params))
@@ -70,7 +76,11 @@ def shardings(state: Any, mesh: Mesh, rules: tree.Rules) -> Any:
 
 
 def place(state: Any, mesh: Mesh, rules: tree.Rules) -> Any:
-    """``state`` laid out on the mesh. Raises RuleError where rules and parameters do not fit."""
+    """Lay out ``state`` on the mesh.
+
+    Raises:
+        RuleError: rules and parameters do not fit.
+    """
     return jax.device_put(state, shardings(state, mesh, rules))
 
 
@@ -82,13 +92,13 @@ def constrain(state: Any, mesh: Mesh | None, rules: tree.Rules) -> Any:
 
 
 def described(values: Any, layouts: Any) -> Any:
-    """The shapes of ``values`` with their layouts: what a step is compiled from without any array."""
+    """Return the shapes of ``values`` with their layouts, from which a step compiles without any array."""
     shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(shape, values, layouts)
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """The layout of a batch: its rows split over the mesh."""
+    """Return the layout of a batch: its rows split over the mesh."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
@@ -98,7 +108,7 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def global_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
-    """This process's rows of a batch as arrays over the whole mesh; all processes together hold the batch."""
+    """Return this process's rows as part of arrays over the whole mesh; all processes together hold the batch."""
     if mesh is None:
         return batch
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows(mesh), np.asarray(x)), batch)

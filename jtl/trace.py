@@ -1,4 +1,4 @@
-"""What a forward calls and reads, found by tracing it: nothing is computed."""
+"""Which modules a forward calls and which inputs it reads, found by tracing, without computing anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Watcher = Callable[[nn.Module, str, Any, Callable[[], Any]], Any]
 
 @contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
-    """Within this context every ``__call__`` of a Linen module goes through ``watcher``.
+    """Route every ``__call__`` of a Linen module in this context through ``watcher``.
 
     Scanned layers are traced twice, so a watcher sees their modules twice.
     """
@@ -34,7 +34,7 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def watch(watcher: Watcher, function: Callable[..., Any], *args: Any) -> Any:
-    """The shapes of ``function(*args)``, every module call of which goes through ``watcher``."""
+    """Return the shapes of ``function(*args)``, with every module call routed through ``watcher``."""
 
     def watched(*args: Any) -> Any:
         with watching(watcher):
@@ -44,7 +44,7 @@ def watch(watcher: Watcher, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def modules(function: Callable[..., Any], *args: Any) -> dict[str, type[nn.Module]]:
-    """The Linen modules that ``function(*args)`` calls, by path: what taps can name and adapters can meet."""
+    """Return the Linen modules that ``function(*args)`` calls, by path: the names that taps and adapters can use."""
     kinds: dict[str, type[nn.Module]] = {}
 
     def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
@@ -56,9 +56,12 @@ def modules(function: Callable[..., Any], *args: Any) -> dict[str, type[nn.Modul
 
 
 def reads(function: Callable[..., Any], *args: PyTree) -> tuple[PyTree, ...]:
-    """Booleans like each of ``args``: does any output of ``function(*args)`` depend on the leaf?
+    """For each leaf of ``args``, return whether any output of ``function(*args)`` depends on it.
 
-    The function is traced to a jaxpr and dead code removed.
+    The function is traced to a jaxpr and dead code is removed.
+
+    Returns:
+        Booleans in the structure of each of ``args``.
     """
     closed = jax.make_jaxpr(function)(*args)
     _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))

@@ -1,12 +1,12 @@
 """Trees of parameters: paths, rules, selection, overlay, differences and arithmetic.
 
-A *path* names a leaf: ``"encoder/layer_0/attention/query/kernel"``. A *rule list* is
-``[(regex, value), ...]``: the whole path must match (``re.fullmatch``) and the first match wins. The
-same rules serve freezing, learning rates, regularisers, sharding and renaming. They never miss in
-silence: a leaf that no rule covers and a rule that no leaf meets both raise.
+A path names a leaf: ``"encoder/layer_0/attention/query/kernel"``. A rule list is ``[(regex, value), ...]``: a regex
+must match the whole path (``re.fullmatch``), and the first match wins. The same rules are used for freezing, learning
+rates, regularisers, sharding and renaming. They never fail silently: a leaf that no rule covers and a rule that matches
+no leaf both raise.
 
-This is the only module that walks trees. It works on any pytree; ``overlay`` and ``nest`` make nested
-dicts, the form Flax uses.
+This is the only module that walks trees. It works on any pytree; ``overlay`` and ``nest`` return nested dicts, as
+Flax uses them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Rules = Sequence[tuple[str, Any]]
 
 
 class RuleError(InputError):
-    """A rule list and a tree do not fit: a leaf is uncovered or a rule meets no leaf."""
+    """A rule list and a tree do not fit: a leaf has no rule, or a rule matches no leaf."""
 
 
 # --- paths -----------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def _path(key_path: Any) -> str:
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-    """The leaves of ``tree`` by path, in tree order. ``None`` is an absent leaf.
+    """Return the leaves of ``tree`` by path, in tree order. ``None`` is an absent leaf.
 
     >>> flatten({"a": {"b": 1, "c": [2, 3]}})
     {'a/b': 1, 'a/c/0': 2, 'a/c/1': 3}
@@ -56,9 +56,10 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by path: the inverse of ``flatten`` for nested dicts.
+    """Build nested dicts from leaves by path: the inverse of ``flatten`` for nested dicts.
 
-    Raises ValueError if one path is both a leaf and a branch.
+    Raises:
+        ValueError: one path is both a leaf and a branch.
 
     >>> nest({"a/b": 1, "a/c": 2})
     {'a': {'b': 1, 'c': 2}}
@@ -78,12 +79,12 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def map_with_path(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """``fn(path, leaf, ...)`` over the leaves of ``tree`` (and of ``rest``, of the same structure)."""
+    """Map ``fn(path, leaf, ...)`` over the leaves of ``tree`` (and of ``rest``, of the same structure)."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(_path(path), *leaves), tree, *rest)
 
 
 def near_misses(name: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The ``n`` known names closest to ``name``, best first: what an error should offer.
+    """Return the ``n`` known names closest to ``name``, best first, for error messages.
 
     >>> near_misses("encoder/layer_O", ["encoder/layer_0", "head"])
     ['encoder/layer_0']
@@ -92,7 +93,7 @@ def near_misses(name: str, known: Iterable[str], n: int = 3) -> list[str]:
 
 
 def fold_path(key: Array, path: str) -> Array:
-    """A key for the leaf at ``path``: independent of the other leaves, the same on every machine."""
+    """Return a random key for the leaf at ``path``: independent of other leaves and the same on every machine."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
@@ -100,11 +101,11 @@ def fold_path(key: Array, path: str) -> Array:
 
 
 def assign(rules: Rules, tree: PyTree) -> PyTree:
-    """The tree of values that ``rules`` give to the leaves of ``tree``.
+    """Return the tree of the values that ``rules`` assign to the leaves of ``tree``.
 
     Raises:
-        RuleError: a leaf is covered by no rule; a rule meets no leaf; or a rule is hidden, because
-            earlier rules take every leaf it would meet (a final ``".*"`` may be). Near misses are listed.
+        RuleError: a leaf has no rule; a rule matches no leaf; or a rule is hidden, because earlier rules take every
+            leaf it matches (a final ``".*"`` may be hidden). The message lists near misses.
 
     >>> assign([("head/.*", 1.0), (".*", 0.1)], {"body": {"w": 0}, "head": {"w": 0}})
     {'body': {'w': 0.1}, 'head': {'w': 1.0}}
@@ -150,7 +151,10 @@ def _hint(pattern: re.Pattern[str], paths: list[str]) -> str:
 
 
 def matches(pattern: str, tree: PyTree) -> PyTree:
-    """A tree of booleans: which paths ``pattern`` matches as a whole. Raises RuleError if none does.
+    """Return a tree of booleans: whether ``pattern`` matches the whole path.
+
+    Raises:
+        RuleError: no path matches.
 
     >>> matches(".*/bias", {"a": {"bias": 0, "kernel": 0}})
     {'a': {'bias': True, 'kernel': False}}
@@ -162,9 +166,9 @@ def matches(pattern: str, tree: PyTree) -> PyTree:
 
 
 def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """Two trees of the structure of ``tree``: the leaves where ``mask`` is true, and the others.
+    """Split ``tree`` into two trees of its structure: the leaves where ``mask`` is true, and the others.
 
-    Holes are ``None``, which JAX treats as no leaf, so gradients and optimisers skip them.
+    Missing leaves are ``None``, which JAX does not treat as a leaf, so gradients and optimisers skip them.
     """
     return (
         jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, mask),
@@ -173,14 +177,20 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def combine(first: PyTree, second: PyTree) -> PyTree:
-    """The inverse of ``partition``: each leaf from the tree that has it."""
+    """Merge two trees, the inverse of ``partition``: each leaf comes from the tree that has it."""
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)
 
 
 def overlay(tree: Mapping[str, Any], extra: Mapping[str, Any], *, replace: bool = False) -> dict[str, Any]:
-    """Nested dicts ``tree`` with the leaves of ``extra`` added.
+    """Return nested dicts ``tree`` with the leaves of ``extra`` added.
 
-    Raises ValueError if a leaf exists already, unless ``replace``.
+    Args:
+        tree: nested dicts.
+        extra: nested dicts of the leaves to add.
+        replace: whether leaves of ``extra`` may replace those of ``tree``.
+
+    Raises:
+        ValueError: a leaf exists already and ``replace`` is false.
 
     >>> overlay({"a": {"b": 1}}, {"a": {"c": 2}})
     {'a': {'b': 1, 'c': 2}}
@@ -195,13 +205,17 @@ def overlay(tree: Mapping[str, Any], extra: Mapping[str, Any], *, replace: bool 
 
 
 def remove(pattern: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts without the leaves whose whole path matches ``pattern``; RuleError if none does."""
+    """Return nested dicts without the leaves whose whole path matches ``pattern``.
+
+    Raises:
+        RuleError: no path matches.
+    """
     mask = flatten(matches(pattern, tree))
     return nest({path: leaf for path, leaf in flatten(tree).items() if not mask[path]})
 
 
 def diff(before: PyTree, after: PyTree) -> list[str]:
-    """What differs in paths, shapes and dtypes, a line each: ``+`` added, ``-`` gone, ``~`` changed.
+    """List differences in paths, shapes and dtypes, one per line: ``+`` added, ``-`` removed, ``~`` changed.
 
     >>> diff({"a": jnp.zeros(2)}, {"a": jnp.zeros(3), "b": jnp.zeros(1)})
     ['~ a: float32[2] -> float32[3]', '+ b: float32[1]']
@@ -228,5 +242,5 @@ def interpolate(start: PyTree, end: PyTree, weight: Any) -> PyTree:
 
 
 def size(tree: PyTree) -> int:
-    """The number of scalars in all leaves."""
+    """Return the number of scalars in all leaves."""
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))

@@ -1,7 +1,7 @@
 """Your own model as a ``Model``: a plain function, a Flax NNX module or an Equinox module.
 
-A Linen module goes through ``jtl.model.linen``. Whatever it was, the parameters become nested dicts with
-paths, so every rule, label, loss and gradient of jtl applies.
+For a Linen module use ``jtl.model.linen``. In each case the parameters become nested dicts with paths, so all rules,
+labels, losses and gradients of jtl apply.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def _no_taps(mode: Mode, kind: str) -> None:
 
 @dataclass(frozen=True)
 class Function:
-    """A forward that calls ``function(params, ...)``; the batch's fields reach its arguments by name."""
+    """A forward that calls ``function(params, ...)``; batch fields become its arguments by name."""
 
     function: Callable[..., Any]
     returns: str
 
     @property
     def call(self) -> Callable[..., Any]:
-        """The function whose arguments are the fields of a batch."""
+        """The function whose arguments are the batch fields."""
         return self.function
 
     def __call__(
@@ -52,12 +52,12 @@ class Function:
 
 
 def function(apply: Callable[..., Any], params: PyTree, *, returns: str = "features") -> Model:
-    """A model of ``apply(params, x, ...)`` and a nested dict of parameters.
+    """Return a model of ``apply(params, x, ...)`` and a nested dict of parameters.
 
     Args:
-        apply: pure; its arguments past the first are batch fields of the same names.
+        apply: a pure function; its arguments after the first are the batch fields of the same names.
         params: nested dicts of arrays.
-        returns: the name of the output, if ``apply`` returns an array and not a dict.
+        returns: name of the output if ``apply`` returns an array and not a dict.
 
     >>> model = function(lambda params, x: x @ params["w"], {"w": jax.numpy.ones((3, 2))})
     >>> model({"x": jax.numpy.ones((5, 3))})["features"].shape
@@ -68,7 +68,7 @@ def function(apply: Callable[..., Any], params: PyTree, *, returns: str = "featu
 
 @dataclass(frozen=True)
 class _Form:
-    """How a pytree turns into nested dicts and back: hashable, so it can be a static part."""
+    """How a pytree converts to nested dicts and back; hashable, so it can be static."""
 
     structure: Any
     paths: tuple[str, ...]
@@ -84,7 +84,7 @@ class _Form:
 
 def _flat(value: PyTree) -> dict[str, Any]:
     leaves = tree.flatten(value)
-    # An NNX variable is a node around its array, which users do not name.
+    # An NNX variable is a node around its array; paths leave its "value" out.
     return (
         {p.removesuffix("/value"): leaf for p, leaf in leaves.items()}
         if isinstance(value, nnx.State)
@@ -110,12 +110,12 @@ class NNX:
     def __call__(
         self, variables: Variables, batch: Batch, mode: Mode, key: Array | None
     ) -> tuple[Outputs, State]:
-        """Merge, set train or eval, call, and split again."""
+        """Merge the module, set training or evaluation, call it, and split it again."""
         _no_taps(mode, "an NNX module")
         if mode.train and key is None and self.rngs.paths:
             raise InputError("training an NNX module with random streams needs key=")
         key = jax.random.key(0) if key is None else key
-        # A stream is a key and a count; each stream gets a key of its own.
+        # A stream is a key and a count; each stream gets its own key.
         streams = {
             path: jax.numpy.uint32(0) if path.endswith("count") else tree.fold_path(key, path)
             for path in self.rngs.paths
@@ -141,7 +141,11 @@ def _split(module: nnx.Module) -> Any:
 
 
 def from_nnx(module: nnx.Module, *, returns: str = "features") -> Model:
-    """A model of a Flax NNX module: ``nnx.Param`` leaves are ``params``, other variables the collection ``state``.
+    """Return a model of a Flax NNX module; ``nnx.Param`` leaves are ``params``, other variables collection ``state``.
+
+    Args:
+        module: the module.
+        returns: name of the output if the module returns an array and not a dict.
 
     >>> model = from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     >>> model(jax.numpy.ones((5, 3)))["features"].shape
@@ -167,7 +171,7 @@ class Equinox:
     def __call__(
         self, variables: Variables, batch: Batch, mode: Mode, key: Array | None
     ) -> tuple[Outputs, State]:
-        """Combine, set inference, and ``vmap`` over rows."""
+        """Combine the module, set inference mode, and ``vmap`` it over rows."""
         import equinox as eqx
 
         _no_taps(mode, "an Equinox module")
@@ -185,10 +189,16 @@ class Equinox:
 
 
 def from_equinox(module: Any, *, returns: str = "features") -> Model:
-    """A model of an Equinox module that maps *one* example, ``module(x, *, key=None) -> y``.
+    """Return a model of an Equinox module that maps *one* example, ``module(x, *, key=None) -> y``.
 
-    Floating arrays are ``params``, other arrays the collection ``constants``. Modules with ``eqx.nn.State`` (batch
-    normalisation) are not supported.
+    Floating-point arrays are ``params``; other arrays are the collection ``constants``.
+
+    Args:
+        module: the module.
+        returns: name of the output if the module returns an array and not a dict.
+
+    Raises:
+        ValueError: the module uses ``eqx.nn.State`` (batch normalisation), which is not supported.
     """
     import equinox as eqx
 

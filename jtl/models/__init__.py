@@ -1,4 +1,4 @@
-"""Flax modules of pretrained architectures, one a file, each with its Hugging Face name map and its paper."""
+"""Flax modules of pretrained architectures, one per file, with name maps to Hugging Face files."""
 
 from jtl.models import (
     bert,
@@ -25,7 +25,7 @@ from jtl.models.parts import scan
 
 __all__ = ["ARCHITECTURES", "Architecture", "feature_pyramid", "scan", "unet"]
 
-ARCHITECTURES: dict[str, Architecture] = {  # by `model_type` of config.json
+ARCHITECTURES: dict[str, Architecture] = {  # by ``model_type`` of config.json
     a.name: a
     for a in (
         bert.ARCHITECTURE,

@@ -1,7 +1,7 @@
-"""What the loader must know about an architecture: its module, its configuration and its name map.
+"""What the loader needs to know about an architecture: its module, its configuration and its name map.
 
-Every file of this folder ends with an `Architecture`. Its `tensors(config)` names, for each variable of the
-Flax module, the tensor of a Hugging Face file that holds it and how the two are laid out.
+Every architecture file ends with an ``Architecture``. For each variable of the Flax module, its ``tensors(config)``
+names the tensor of a Hugging Face file and how the two layouts relate.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from jtl.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a tensor of a torch file is laid out against ours: a permutation of axes, exactly invertible."""
+    """The layout of a tensor in a torch file relative to jtl's: a permutation of axes, exactly invertible."""
 
     name: str
-    axes: tuple[int, ...] | None  # ours = file.transpose(axes); None: the same layout, any rank
+    axes: tuple[int, ...] | None  # jtl's = file.transpose(axes); None: same layout, any rank
 
     def to_jax(self, array: np.ndarray) -> np.ndarray:
-        """File layout to ours. Raises ValueError when the rank cannot be right."""
+        """Convert from the file's layout to jtl's.
+
+        Raises:
+            ValueError: the rank does not fit.
+        """
         return array if self.axes is None else self._check(array).transpose(self.axes)
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """Our layout to that of the file: the inverse of `to_jax`."""
+        """Convert from jtl's layout to the file's: the inverse of ``to_jax``."""
         return array if self.axes is None else self._check(array).transpose(np.argsort(self.axes))
 
     def _check(self, array: np.ndarray) -> np.ndarray:
@@ -49,7 +53,7 @@ DEPTHWISE = Layout("DEPTHWISE", (2, 3, 1, 0))  # (C*m, 1, kh, kw) to (kh, kw, 1,
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: its key without the task prefix (`bert.`), and its layout."""
+    """One tensor of a file: its key without the task prefix (``bert.``), and its layout."""
 
     key: str
     layout: Layout = PLAIN
@@ -57,13 +61,19 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadSpec:
-    """The classification head that `transformers` puts on this architecture.
+    """The classification head that ``transformers`` puts on an architecture.
 
-    `on`: the output it reads. `hidden`: whether a `dense` layer and `activation` come before `out`.
-    `tensors`: file key prefix of each layer, without the task prefix. `task_class`: the class written to
-    `architectures` of config.json. `dropout`: the layers with dropout in front, at the rate
-    `config.head_dropout`. `bias`: whether its layers have one. `width`: of `dense`; None for that of its input.
-    `output`: the name of what it gives. `unused`: regex of variables that `task_class` has no place for.
+    Attributes:
+        on: the output it reads.
+        tensors: for each layer, its key prefix in the file, without the task prefix.
+        task_class: the class written to ``architectures`` in config.json.
+        hidden: whether a ``dense`` layer and ``activation`` come before ``out``.
+        activation: after ``dense``.
+        dropout: the layers with dropout in front, at the rate ``config.head_dropout``.
+        bias: whether its layers have a bias.
+        width: of ``dense``; None for that of its input.
+        output: name of its output.
+        unused: regex of variables that ``task_class`` has no place for.
     """
 
     on: str
@@ -80,21 +90,26 @@ class HeadSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
-    """An architecture: Flax module, configuration, and the way to and from Hugging Face files.
+    """An architecture: Flax module, configuration, and the conversion from and to Hugging Face files.
 
-    `config`: frozen dataclass with `from_hf`, `to_hf`, `head` (a `HeadSpec`) and `width(output)`, the size of
-    the last axis of that output.
-    `tensors(config)`: variable path, with its collection (`params/encoder/layer_0/...`), to `Tensor`.
-    `prefix`: what files of task models put before these keys.
-    `example(config)`: a smallest batch, to trace the module with.
-    `base_class`: the `transformers` class of the bare encoder.
-    `ignored`: regexes (full match, canonical key) of file keys left out on purpose, if no variable uses them.
-    `renames`: regexes and replacements that turn other spellings of a key into the one of `tensors`.
-    `aliases(config)`: spellings that depend on the dimensions, to the key of `tensors`.
-    `in_memory`: those that turn the path of a module into the one that transformers v5 holds in memory.
-    `spans`: the head of question answering, if `transformers` has one: see `jtl.tasks.spans`.
-    `settle`: makes of a configuration and the canonical keys of a file the configuration of that file, where
-    config.json does not tell all.
+    Attributes:
+        name: ``model_type`` in config.json.
+        config: frozen dataclass with ``from_hf``, ``to_hf``, ``head`` (a ``HeadSpec``) and ``width(output)``, the size
+            of that output's last axis.
+        module: the Flax module.
+        tensors: from the configuration to the name map: variable path with its collection
+            (``params/encoder/layer_0/...``) to ``Tensor``.
+        prefix: what files of task models put before these keys.
+        head: the standard classification head.
+        example: from the configuration to a smallest batch, for tracing the module.
+        base_class: the ``transformers`` class of the bare encoder.
+        ignored: regexes (full match, canonical key) of file keys that are not needed, if no variable uses them.
+        renames: regexes and replacements that turn other spellings of a key into that of ``tensors``.
+        in_memory: those that turn a module's path into the one that ``transformers`` v5 uses in memory.
+        aliases: from the configuration to spellings that depend on the dimensions, by the key of ``tensors``.
+        spans: the head for extractive question answering, if ``transformers`` has one: see ``jtl.tasks.spans``.
+        settle: returns the configuration of a file from that of config.json and the file's canonical keys, where
+            config.json does not say everything.
     """
 
     name: str
@@ -113,35 +128,40 @@ class Architecture:
     settle: Callable[[Any, Collection[str]], Any] = lambda config, keys: config
 
     def canonical(self, key: str) -> str:
-        """The key as `tensors` and `ignored` spell it: task prefix removed, other spellings renamed."""
+        """Return the key as ``tensors`` and ``ignored`` spell it: task prefix removed, other spellings renamed."""
         key = key.removeprefix(self.prefix)
         for pattern, replacement in self.renames:
             key = re.sub(pattern, replacement, key)
         return key
 
     def is_ignored(self, key: str) -> bool:
-        """Whether a canonical file key is left out on purpose."""
+        """Return whether a canonical file key is not needed."""
         return any(re.fullmatch(pattern, key) for pattern in self.ignored)
 
 
 def span_spec(task_class: str, unused: str | None = None) -> HeadSpec:
-    """The head of extractive question answering, alike in all encoders: two scores of each token."""
+    """Return the head for extractive question answering, the same for all encoders: two scores per token.
+
+    Args:
+        task_class: see ``HeadSpec``.
+        unused: see ``HeadSpec``.
+    """
     return HeadSpec("sequence", {"out": "qa_outputs"}, task_class, output="span_logits", unused=unused)
 
 
 def linear(path: str, key: str, *, bias: bool = True) -> dict[str, Tensor]:
-    """The two variables of a Dense layer at `path`, stored as torch Linear `key`."""
+    """Name map of a Dense layer at ``path``, stored as torch Linear ``key``."""
     kernel = {f"params/{path}/kernel": Tensor(f"{key}.weight", LINEAR)}
     return kernel | ({f"params/{path}/bias": Tensor(f"{key}.bias")} if bias else {})
 
 
 def norm(path: str, key: str) -> dict[str, Tensor]:
-    """The two variables of a LayerNorm at `path`, stored as torch LayerNorm `key`."""
+    """Name map of a LayerNorm at ``path``, stored as torch LayerNorm ``key``."""
     return {f"params/{path}/scale": Tensor(f"{key}.weight"), f"params/{path}/bias": Tensor(f"{key}.bias")}
 
 
 def batch_norm(path: str, key: str) -> dict[str, Tensor]:
-    """The parameters and running statistics of a BatchNorm at `path`, stored as torch BatchNorm2d `key`."""
+    """Name map of a BatchNorm at ``path`` with its running statistics, stored as torch BatchNorm2d ``key``."""
     return norm(path, key) | {
         f"batch_stats/{path}/mean": Tensor(f"{key}.running_mean"),
         f"batch_stats/{path}/var": Tensor(f"{key}.running_var"),
@@ -149,11 +169,16 @@ def batch_norm(path: str, key: str) -> dict[str, Tensor]:
 
 
 def from_hf(cls: type, config: Mapping[str, Any], *, model_type: str, only: Mapping[str, tuple] = {}) -> Any:
-    """Build the configuration `cls` from the settings of a config.json that carry the names of its fields.
+    """Build a configuration from the settings in a config.json that have the names of its fields.
 
-    `only` lists, for settings that change the computation but are no field, the values that mean what the
-    module computes (a missing setting is fine). Raises ValueError for any other value, a wrong `model_type`,
-    and for whatever `cls` refuses.
+    Args:
+        cls: the configuration's class.
+        config: the content of config.json.
+        model_type: the expected one.
+        only: supported values of settings that change the computation but are not fields; a missing setting is fine.
+
+    Raises:
+        ValueError: another ``model_type``, an unsupported value, or values that ``cls`` refuses.
     """
     found = config.get("model_type", model_type)
     if found != model_type:
@@ -175,6 +200,10 @@ def from_hf(cls: type, config: Mapping[str, Any], *, model_type: str, only: Mapp
 
 
 def check_heads(hidden: int, heads: int) -> None:
-    """Raise ValueError unless the attention heads divide the hidden size."""
+    """Check that the number of attention heads divides the hidden size.
+
+    Raises:
+        ValueError: it does not.
+    """
     if heads < 1 or hidden % heads:
         raise InputError(f"hidden size {hidden} is not a multiple of the number of attention heads, {heads}")

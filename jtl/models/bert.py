@@ -1,7 +1,7 @@
 """BERT: a post-norm transformer encoder over word pieces.
 
-Devlin, Chang, Lee, Toutanova: "BERT: Pre-training of Deep Bidirectional Transformers for Language
-Understanding", 2019, https://arxiv.org/abs/1810.04805. Numerically that of `transformers`' BertModel.
+Devlin, Chang, Lee, Toutanova 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+https://arxiv.org/abs/1810.04805. Numerically equal to ``BertModel`` of ``transformers``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEAD = HeadSpec("pooled", {"out": "classifier"}, "BertForSequenceClassification"
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The dimensions of a BERT, under their names and with their defaults in config.json."""
+    """The dimensions of BERT, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "bert"
 
@@ -55,21 +55,25 @@ class BertConfig:
         return HEAD
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.hidden_size
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier."""
+        """Dropout rate before the classifier."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> BertConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type, only=ENCODER_ONLY)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
@@ -82,7 +86,7 @@ ENCODER_ONLY = {
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and token type embeddings, normalised: ids (B, L) to (B, L, D)."""
+    """Sum of word, position and token-type embeddings, normalised: ids (B, L) to (B, L, D)."""
 
     config: BertConfig
 
@@ -112,7 +116,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then MLP; each is added to its input and the sum normalised: (B, L, D) to (B, L, D)."""
+    """Attention, then MLP; each is added to its input and the sum is normalised: (B, L, D) to (B, L, D)."""
 
     heads: int
     intermediate: int
@@ -126,7 +130,7 @@ class Layer(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 1 L"] | None = None, *, train: bool = False
     ) -> Float[Array, "B L D"]:
-        """Transform hidden states; `bias` is that of `mask_bias`."""
+        """Transform hidden states; ``bias`` is from ``mask_bias``."""
         drop = Dropout(self.dropout)
         attention = Attention(self.heads, self.attention_dropout, std=self.std, name="attention")
         y = attention(x, bias, train=train)
@@ -163,8 +167,8 @@ class Encoder(nn.Module):
 class Bert(nn.Module):
     """BERT encoder with its pooler.
 
-    Returns `sequence` (B, L, D), the last hidden states; `pooled` (B, D), tanh of a dense layer on the first
-    token; `features` (B, D), the mean of the hidden states over the attention mask.
+    Returns ``sequence`` (B, L, D), the last hidden states; ``pooled`` (B, D), tanh of a dense layer on the first token;
+    and ``features`` (B, D), the mean of the hidden states over the attention mask.
     """
 
     config: BertConfig
@@ -178,7 +182,7 @@ class Bert(nn.Module):
         *,
         train: bool = False,
     ) -> dict[str, Array]:
-        """Encode; without `attention_mask` every position is real."""
+        """Encode; without ``attention_mask`` every position is real."""
         c = self.config
         L = input_ids.shape[1]
         if L > c.max_position_embeddings:
@@ -192,7 +196,7 @@ class Bert(nn.Module):
 
 
 def encoder_tensors(config: BertConfig) -> dict[str, Tensor]:
-    """Name map of embeddings and encoder, which RoBERTa shares."""
+    """Name map of embeddings and encoder, shared with RoBERTa."""
     names = {
         "params/embeddings/word/embedding": Tensor("embeddings.word_embeddings.weight"),
         "params/embeddings/position/embedding": Tensor("embeddings.position_embeddings.weight"),
@@ -211,12 +215,12 @@ def encoder_tensors(config: BertConfig) -> dict[str, Tensor]:
 
 
 def tensors(config: BertConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     return encoder_tensors(config) | linear("pooler", "pooler.dense")
 
 
 def example(config: Any) -> dict[str, np.ndarray]:
-    """A batch of one text of one token."""
+    """Return a batch of one text of one token."""
     return {"input_ids": np.zeros((1, 1), np.int32), "attention_mask": np.ones((1, 1), np.int32)}
 
 

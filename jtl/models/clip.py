@@ -1,8 +1,8 @@
-"""CLIP: a tower for images and one for texts, whose outputs lie close together where the two belong together.
+"""CLIP: an image encoder and a text encoder whose outputs are close for images and texts that match.
 
-Radford et al.: "Learning Transferable Visual Models From Natural Language Supervision", 2021,
-https://arxiv.org/abs/2103.00020. Numerically that of `transformers`' CLIPModel; with its tower of images alone, that of
-CLIPForImageClassification. `jtl.tasks.zero_shot` makes a classifier out of the names of classes.
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
+https://arxiv.org/abs/2103.00020. Numerically equal to ``CLIPModel`` of ``transformers``, and with the image encoder
+alone to ``CLIPForImageClassification``. ``jtl.tasks.zero_shot`` builds a classifier from class names.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jtl.models.parts.attention import Attention
 from jtl.models.parts.layers import Ids, Images, Mlp, dense
 from jtl.models.parts.patches import pair, resample
 
-Texts = Int[Array | np.ndarray, "T L"]  # beside images, of which there may be another number
+Texts = Int[Array | np.ndarray, "T L"]  # T texts beside B images; the numbers may differ
 
 
 class Layer(nn.Module):
-    """Attention, then MLP; each reads the normed input and is added to it: (B, L, D) to (B, L, D)."""
+    """Attention, then MLP; each reads the normalised input and is added to it: (B, L, D) to (B, L, D)."""
 
     config: TowerConfig
 
@@ -58,16 +58,20 @@ class Encoder(nn.Module):
 
 
 class PatchEmbeddings(nn.Module):
-    """A class token, then patches row by row, with positions: (B, H, W, C) to (B, 1 + N, D).
+    """A class token, then patches row by row, plus positions: (B, H, W, C) to (B, 1 + N, D).
 
-    Positions are resampled for images of another size, as by `interpolate_pos_encoding=True` in `transformers`.
+    Positions are resampled for images of another size, as by ``interpolate_pos_encoding=True`` in ``transformers``.
     """
 
     config: CLIPVisionConfig
 
     @nn.compact
     def __call__(self, image: Images) -> Float[Array, "B N D"]:
-        """Embed images of any size that holds at least one patch. Raises ValueError for other channels."""
+        """Embed images of any size that holds at least one patch.
+
+        Raises:
+            ValueError: the image has another number of channels or is smaller than a patch.
+        """
         c = self.config
         normal, patch, native = nn.initializers.normal(c.initializer_range), pair(c.patch_size), c.grid()
         grid = (image.shape[1] // patch[0], image.shape[2] // patch[1])
@@ -86,7 +90,7 @@ class PatchEmbeddings(nn.Module):
 
 
 class Vision(nn.Module):
-    """The tower of images: (B, H, W, C) to the last hidden states (B, 1 + N, D), and the class token's, normed."""
+    """The image encoder: (B, H, W, C) to the last hidden states (B, 1 + N, D) and the normalised class token (B, D)."""
 
     config: CLIPVisionConfig
 
@@ -104,13 +108,17 @@ class Vision(nn.Module):
 
 
 class TokenEmbeddings(nn.Module):
-    """Embeddings of tokens and of their positions, added: (B, L) to (B, L, D)."""
+    """Sum of token and position embeddings: (B, L) to (B, L, D)."""
 
     config: CLIPTextConfig
 
     @nn.compact
     def __call__(self, ids: Ids) -> Float[Array, "B L D"]:
-        """Look up. Raises ValueError for a text that is too long."""
+        """Look up.
+
+        Raises:
+            ValueError: a text is too long.
+        """
         c, normal = self.config, nn.initializers.normal(self.config.initializer_range)
         if ids.shape[1] > c.max_position_embeddings:
             raise InputError(
@@ -122,9 +130,9 @@ class TokenEmbeddings(nn.Module):
 
 
 class Text(nn.Module):
-    """The tower of texts: (B, L) to the normed last hidden states (B, L, D), and that at the end of each text (B, D).
+    """The text encoder: (B, L) to normalised last hidden states (B, L, D), and those at the end of each text (B, D).
 
-    A token sees itself and those before it; padding belongs behind a text.
+    Attention is causal, so padding belongs at the end of a text.
     """
 
     config: CLIPTextConfig
@@ -149,13 +157,14 @@ class Text(nn.Module):
 
 
 class CLIP(nn.Module):
-    """CLIP.
+    """CLIP, with both encoders or the image encoder alone.
 
-    Given images, returns `image_sequence` (B, 1 + N, D), their last hidden states; `pooled` (B, D), the mean of the
-    patches'; `image_embeds` (B, P), projected and of length 1. Given texts, `text_sequence` (T, L, E), the normed last
-    hidden states, and `text_embeds` (T, P). Given both, `logits_per_image` (B, T): the cosines of all pairs times
-    exp(`logit_scale`). `features` (B, P) are the embeddings of the images, or else of the texts. The tower of images
-    alone gives `image_sequence`, `pooled` and `features` (B, D), the normed state of the class token.
+    Given images, it returns ``image_sequence`` (B, 1 + N, D), their last hidden states; ``pooled`` (B, D), the mean
+    over patches; and ``image_embeds`` (B, P), projected to length 1. Given texts, ``text_sequence`` (T, L, E), the
+    normalised last hidden states, and ``text_embeds`` (T, P). Given both, also ``logits_per_image`` (B, T): the cosines
+    of all pairs times exp(``logit_scale``). ``features`` (B, P) are the embeddings of the images, else of the texts.
+    The image encoder alone returns ``image_sequence``, ``pooled`` and ``features`` (B, D), the normalised state of the
+    class token.
     """
 
     config: CLIPConfig
@@ -169,7 +178,11 @@ class CLIP(nn.Module):
         *,
         train: bool = False,
     ) -> dict[str, Array]:
-        """Encode what is given; without `attention_mask` every token is real. Raises ValueError without either."""
+        """Encode images, texts or both; without ``attention_mask`` every token is real.
+
+        Raises:
+            ValueError: neither is given, or texts are given to an image encoder alone.
+        """
         c = self.config
         outputs: dict[str, Array] = {}
         if c.towers == "vision" and input_ids is not None:
@@ -201,9 +214,12 @@ class CLIP(nn.Module):
 
 
 def vision_tower(model: Model) -> Model:
-    """The tower of images of a CLIP, without its projection: what CLIPForImageClassification is made of.
+    """Return the image encoder of a CLIP without its projection, the base of ``CLIPForImageClassification``.
 
-    The leaves are the model's own arrays. Raises ValueError for another model, or one with techniques in it.
+    The leaves are the model's own arrays.
+
+    Raises:
+        ValueError: the model is not a CLIP or has techniques.
     """
     if not isinstance(model.config, CLIPConfig) or not isinstance(model.base, Linen) or model.techniques:
         raise InputError(
@@ -214,7 +230,7 @@ def vision_tower(model: Model) -> Model:
 
 
 def tensors(config: CLIPConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     names = {
         "params/vision/embeddings/cls_token": Tensor("vision_model.embeddings.class_embedding"),
         "params/vision/embeddings/patch/kernel": Tensor(
@@ -222,7 +238,7 @@ def tensors(config: CLIPConfig) -> dict[str, Tensor]:
         ),
         "params/vision/embeddings/position": Tensor("vision_model.embeddings.position_embedding.weight"),
     }
-    names |= norm("vision/embeddings_norm", "vision_model.pre_layrnorm")  # so in the files
+    names |= norm("vision/embeddings_norm", "vision_model.pre_layrnorm")  # the files' spelling
     names |= norm("vision/norm", "vision_model.post_layernorm")
     names |= _layers("vision", config.vision)
     if config.towers == "vision":
@@ -250,7 +266,7 @@ def _layers(tower: str, config: TowerConfig) -> dict[str, Tensor]:
 
 
 def example(config: CLIPConfig) -> dict[str, np.ndarray]:
-    """A batch of one black image of the native size and, for both towers, a text of one token."""
+    """Return a batch of one black image of the native size and, with both encoders, a text of one token."""
     image = np.zeros((1, *pair(config.vision.image_size), config.vision.num_channels), np.float32)
     text = {"input_ids": np.zeros((1, 1), np.int32)} if config.towers == "both" else {}
     return {"image": image, **text}

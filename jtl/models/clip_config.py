@@ -1,4 +1,4 @@
-"""The dimensions of a CLIP: what its config.json says of its two towers."""
+"""Configuration of CLIP's image and text encoders."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jtl.models.architecture import HeadSpec
 from jtl.models.parts.layers import activation
 from jtl.models.parts.patches import pair
 
-# transformers' class of the task has the images' tower alone: see jtl.models.clip.vision_tower.
+# The task class of ``transformers`` has only the image encoder: see jtl.models.clip.vision_tower.
 VISION_HEAD = HeadSpec("pooled", {"out": "classifier"}, "CLIPForImageClassification")
 HEAD = HeadSpec("pooled", {"out": "classifier"}, "CLIPModelForImageClassification")
-LEGACY_EOS = 2  # written in configurations whose texts end with the largest id
+LEGACY_EOS = 2  # in older configurations, whose texts end with the largest id
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """What both towers have, under its names in config.json."""
+    """The dimensions common to both encoders, with the names of config.json."""
 
     model_type: ClassVar[str]
 
@@ -40,9 +40,10 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig(TowerConfig):
-    """The dimensions of the tower of texts.
+    """The dimensions of the text encoder.
 
-    `eos_token_id`: the token whose state stands for a text; 2, an old error, stands for the largest id in it.
+    Attributes:
+        eos_token_id: the token whose state represents a text; 2, an old error, means the largest id in the text.
     """
 
     model_type: ClassVar[str] = "clip_text_model"
@@ -56,7 +57,7 @@ class CLIPTextConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPVisionConfig(TowerConfig):
-    """The dimensions of the tower of images."""
+    """The dimensions of the image encoder."""
 
     model_type: ClassVar[str] = "clip_vision_model"
 
@@ -68,17 +69,18 @@ class CLIPVisionConfig(TowerConfig):
     patch_size: int | tuple[int, int] = 32
 
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of an image of the native size."""
+        """Return rows and columns of patches of an image of the native size."""
         (H, W), (h, w) = pair(self.image_size), pair(self.patch_size)
         return H // h, W // w
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """The dimensions of both towers, under their names and with their defaults (ViT-B/32) in config.json.
+    """The dimensions of both encoders, with the names and defaults (ViT-B/32) of config.json.
 
-    `towers` is ours: "both", or "vision" for the tower of images alone, without its projection. config.json tells by
-    its `architectures`: CLIPForImageClassification of `transformers` has no more.
+    Attributes:
+        towers: jtl's own setting: "both", or "vision" for the image encoder alone, without its projection. In
+            config.json ``architectures`` says so: ``CLIPForImageClassification`` of ``transformers`` has only that.
     """
 
     model_type: ClassVar[str] = "clip"
@@ -96,22 +98,26 @@ class CLIPConfig:
 
     @property
     def head(self) -> HeadSpec:
-        """The standard classification head: one linear layer on the mean of the patches."""
+        """The standard classification head: one linear layer on the mean over patches."""
         return HEAD if self.towers == "both" else VISION_HEAD
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         if output in ("image_embeds", "text_embeds") or (output == "features" and self.towers == "both"):
             return self.projection_dim
         return self.text.hidden_size if output == "text_sequence" else self.vision.hidden_size
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> CLIPConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         kinds: dict[str, type[TowerConfig]] = {"text": CLIPTextConfig, "vision": CLIPVisionConfig}
         parts: dict[str, Any] = {}
         for name, kind in kinds.items():
-            # Where an old file has both spellings, transformers too takes the second.
+            # Where an old file has both spellings, transformers also uses the ``_dict`` one.
             written = config.get(f"{name}_config_dict") or config.get(f"{name}_config") or {}
             if isinstance(ends := written.get("eos_token_id"), list | tuple):
                 raise InputError(
@@ -128,7 +134,7 @@ class CLIPConfig:
         return dataclasses.replace(architecture.from_hf(cls, own, model_type=cls.model_type), **parts)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {
             "model_type": self.model_type,
             "projection_dim": self.projection_dim,

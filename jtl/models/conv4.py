@@ -1,7 +1,8 @@
-"""Conv4, the four-block convolutional network of few-shot learning (Vinyals et al. 2016, section 4.1.1).
+"""Conv4, the four-block convolutional network of few-shot learning.
 
-https://arxiv.org/abs/1606.04080. Each block is a 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 max-pooling;
-28 x 28 images give 64 features, 84 x 84 ones 1,600. MAML takes 32 filters on miniImageNet.
+Vinyals et al. 2016, "Matching Networks for One Shot Learning", https://arxiv.org/abs/1606.04080, section 4.1.1. A block
+is a 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 max-pooling. Images of 28 x 28 pixels give 64 features,
+those of 84 x 84 pixels 1,600. MAML uses 32 filters on miniImageNet.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from jtl.errors import InputError
 
 
 class Conv4(nn.Module):
-    """``jtl.model.linen(module, module.init(key, image))``; gives ``map`` (B, h, w, C) and ``features`` (B, h·w·C).
+    """Conv4, used as ``jtl.model.linen(module, module.init(key, image))``.
+
+    Returns ``map`` (B, h, w, C) and ``features`` (B, h·w·C).
 
     Attributes:
         width: filters of each convolution, C.
-        strided: convolve by strides of 2 in place of pooling, as MAML does for Omniglot (Finn et al. 2017,
-            https://arxiv.org/abs/1703.03400, section 5.2): a quarter of the arithmetic. 28 x 28 images give a map of
-            2 x 2.
+        strided: use stride 2 instead of pooling, as MAML does for Omniglot (Finn et al. 2017,
+            https://arxiv.org/abs/1703.03400, section 5.2): a quarter of the arithmetic. The map of 28 x 28 images is 2
+            x 2.
         momentum: of the running statistics.
     """
 
@@ -34,7 +37,11 @@ class Conv4(nn.Module):
     def __call__(
         self, image: Float[Array, "B H W c"], *, use_running_average: bool = True
     ) -> dict[str, Array]:
-        """Apply the blocks. Raises ValueError for images under 16 x 16, of which nothing would be left."""
+        """Apply the blocks.
+
+        Raises:
+            ValueError: the image is smaller than 16 x 16, so nothing would be left.
+        """
         if min(image.shape[1:3]) < 16:
             raise InputError(f"Conv4 halves images four times: give it 16 x 16 or more, found {image.shape}")
         x = image
@@ -48,7 +55,7 @@ class Conv4(nn.Module):
         return 2 if self.strided else 1
 
     def _convolved(self, x: Array, i: int, norm: tuple[Any, ...], convolution: Any = None) -> Array:
-        """The convolution of block ``i`` and its normalisation, of the fields ``norm``."""
+        """Convolution and normalisation of block ``i``; ``norm`` are the fields of the latter."""
         x = nn.Conv(
             self.width, (3, 3), self._strides, use_bias=False, conv_general_dilated=convolution, name=f"conv_{i}"
         )(x)  # fmt: skip
@@ -56,7 +63,7 @@ class Conv4(nn.Module):
 
 
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """2 x 2 max-pooling; a last odd row or column is dropped. As a maximum over axes its derivatives are cheap."""
+    """2 x 2 max-pooling that drops a last odd row or column; as a maximum over axes its derivatives are cheap."""
     B, H, W, C = x.shape
     h, w = H // 2, W // 2
     return jnp.max(x[:, : 2 * h, : 2 * w].reshape(B, h, 2, w, 2, C), (2, 4))

@@ -1,8 +1,9 @@
-"""ConvNeXt and ConvNeXt V2: convolutional networks built like a hierarchical vision transformer.
+"""ConvNeXt and ConvNeXt V2: convolutional networks designed like a hierarchical vision transformer.
 
-Liu et al.: "A ConvNet for the 2020s", 2022, https://arxiv.org/abs/2201.03545; Woo et al.: "ConvNeXt V2: Co-designing
-and Scaling ConvNets with Masked Autoencoders", 2023, https://arxiv.org/abs/2301.00808, whose blocks normalise responses
-where those of the first scale their output. Numerically those of `transformers`' ConvNextModel and ConvNextV2Model.
+Liu et al. 2022, "A ConvNet for the 2020s", https://arxiv.org/abs/2201.03545; Woo et al. 2023, "ConvNeXt V2:
+Co-designing and Scaling ConvNets with Masked Autoencoders", https://arxiv.org/abs/2301.00808. V2 normalises responses
+in its blocks, where V1 scales their output. Numerically equal to ``ConvNextModel`` and ``ConvNextV2Model`` of
+``transformers``.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ HEAD = HeadSpec("pooled", {"out": "classifier"}, "ConvNextForImageClassification
 V2_HEAD = HeadSpec("pooled", {"out": "classifier"}, "ConvNextV2ForImageClassification")
 
 EPSILON = 1e-6  # of every norm but the last, whose epsilon is in the configuration
-EXPANSION = 4  # how much wider a block is inside
+EXPANSION = 4  # inner width of a block, relative to its input
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvNextConfig:
-    """The dimensions of a ConvNeXt, under their names and with their defaults (tiny) in config.json.
+    """The dimensions of ConvNeXt, with the names and defaults (tiny) of config.json.
 
-    `drop_path_rate`: rate at which the last block is skipped in training; earlier ones less, linearly.
-    `layer_scale_init_value`: what the scales of the blocks' outputs begin with; there are none if it is 0.
+    Attributes:
+        drop_path_rate: rate at which training skips the last block; it rises linearly from 0 at the first block.
+        layer_scale_init_value: initial scale of the blocks' outputs; 0 for no scales.
     """
 
     model_type: ClassVar[str] = "convnext"
@@ -71,31 +73,35 @@ class ConvNextConfig:
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier: none."""
+        """Dropout rate before the classifier: 0."""
         return 0.0
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.hidden_sizes[-1]
 
     def drop_rates(self) -> tuple[tuple[float, ...], ...]:
-        """Rate at which each block of each stage is skipped in training."""
+        """Return the rate at which training skips each block of each stage."""
         rates = np.linspace(0, self.drop_path_rate, sum(self.depths))
         return tuple(tuple(map(float, part)) for part in np.split(rates, np.cumsum(self.depths)[:-1]))
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ConvNextConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvNextV2Config(ConvNextConfig):
-    """The dimensions of a ConvNeXt V2."""
+    """The dimensions of ConvNeXt V2."""
 
     model_type: ClassVar[str] = "convnextv2"
     response_norm: ClassVar[bool] = True
@@ -108,7 +114,7 @@ class ConvNextV2Config(ConvNextConfig):
 
 
 class ResponseNorm(nn.Module):
-    """Global response normalisation (Woo et al. 2023, section 4), added to its input: (B, H, W, C) to (B, H, W, C).
+    """Global response normalisation (Woo et al. 2023, section 4) with a residual: (B, H, W, C) to (B, H, W, C).
 
     Each channel is scaled by its norm over the image, relative to the mean of these norms.
     """
@@ -119,20 +125,24 @@ class ResponseNorm(nn.Module):
         scale = self.param("scale", nn.initializers.zeros, (1, 1, 1, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (1, 1, 1, x.shape[-1]))
         square = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
-        # The root has no gradient at 0, where torch takes 0.
+        # The square root has no gradient at 0; torch uses 0.
         size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         relative = (size / (size.mean(-1, keepdims=True) + EPSILON)).astype(x.dtype)
         return scale * (x * relative) + bias + x
 
 
 class Embeddings(nn.Module):
-    """Patches, normed: (B, H, W, C) to (B, H / patch, W / patch, D), rounded down."""
+    """Patch embeddings, normalised: (B, H, W, C) to (B, H / patch, W / patch, D), rounded down."""
 
     config: ConvNextConfig
 
     @nn.compact
     def __call__(self, image: Images) -> Float[Array, "B h w D"]:
-        """Embed normalised images. Raises ValueError for other channels, or an image of which nothing is left."""
+        """Embed normalised images.
+
+        Raises:
+            ValueError: the image has another number of channels or is too small.
+        """
         c = self.config
         patch, shrink = pair(c.patch_size), 2 ** (c.num_stages - 1)
         least = (patch[0] * shrink, patch[1] * shrink)
@@ -146,10 +156,12 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """Filter each channel (7 x 7), norm, widen, narrow; added to the input: (B, H, W, D) to (B, H, W, D).
+    """Residual block: 7 x 7 depthwise convolution, norm, wide layer, narrow layer: (B, H, W, D) to (B, H, W, D).
 
-    `drop` is the rate at which an example skips the block in training (stochastic depth, Huang 2016,
-    https://arxiv.org/abs/1603.09382).
+    Attributes:
+        drop: rate at which an example skips the block in training (stochastic depth, Huang et al. 2016,
+            https://arxiv.org/abs/1603.09382).
+        config: the dimensions.
     """
 
     drop: float
@@ -180,9 +192,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, behind a norm and a 2 x 2 convolution of stride 2 in all stages but the first.
+    """Blocks of one width, after a norm and a 2 x 2 convolution of stride 2 in all stages but the first.
 
-    (B, H, W, C) to (B, h, w, D).
+    Maps (B, H, W, C) to (B, h, w, D).
     """
 
     channels: int
@@ -192,7 +204,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
-        """Shrink and apply every block."""
+        """Downsample and apply every block."""
         if not self.first:
             x = nn.LayerNorm(EPSILON, name="downsample_norm")(x)
             x = _conv(self.config, self.channels, (2, 2), "downsample")(x)
@@ -218,16 +230,16 @@ class Encoder(nn.Module):
 class ConvNext(nn.Module):
     """ConvNeXt without its classifier.
 
-    Returns `map` (B, H / 32, W / 32, D) for four stages and patches of 4, rounded down, the last feature map;
-    `features` and `pooled` (B, D), its average over space, normed. A feature pyramid is its taps:
-    `model(batch, taps=("encoder/stage_0", ...))`; blocks are at `encoder/stage_0/block_0`.
+    Returns ``map``, the last feature map, (B, H / 32, W / 32, D) rounded down for four stages and patches of 4;
+    ``features`` and ``pooled`` (B, D), its normalised spatial mean. For a feature pyramid use taps:
+    ``model(batch, taps=("encoder/stage_0", ...))``; blocks are at ``encoder/stage_0/block_0``.
     """
 
     config: ConvNextConfig
 
     @nn.compact
     def __call__(self, image: Images, *, train: bool = False) -> dict[str, Array]:
-        """Encode normalised images, of any size."""
+        """Encode normalised images of any size."""
         x = Embeddings(self.config, name="embeddings")(image)
         x = Encoder(self.config, name="encoder")(x, train=train)
         pooled = nn.LayerNorm(self.config.layer_norm_eps, name="norm")(x.mean((1, 2)))
@@ -240,7 +252,7 @@ def _conv(config: ConvNextConfig, channels: int, size: tuple[int, int], name: st
 
 
 def tensors(config: ConvNextConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     names = _convolution("embeddings/patch", "embeddings.patch_embeddings")
     names |= norm("embeddings/norm", "embeddings.layernorm") | norm("norm", "layernorm")
     for i, depth in enumerate(config.depths):
@@ -269,7 +281,7 @@ def _convolution(path: str, key: str, layout: architecture.Layout = CONV) -> dic
 
 
 def example(config: ConvNextConfig) -> dict[str, np.ndarray]:
-    """A batch of one image of one feature-map cell."""
+    """Return a batch of one image that becomes one cell of the feature map."""
     shrink = 2 ** (config.num_stages - 1)
     height, width = pair(config.patch_size)
     return {"image": np.zeros((1, height * shrink, width * shrink, config.num_channels), np.float32)}

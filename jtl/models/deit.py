@@ -1,7 +1,7 @@
 """DeiT: a ViT with a second special token, the distillation token.
 
-Touvron et al.: "Training data-efficient image transformers & distillation through attention", 2021,
-https://arxiv.org/abs/2012.12877. Numerically that of `transformers`' DeiTModel.
+Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention",
+https://arxiv.org/abs/2012.12877. Numerically equal to ``DeiTModel`` of ``transformers``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD = HeadSpec("pooled", {"out": "classifier"}, "DeiTForImageClassification")
 
 @dataclasses.dataclass(frozen=True)
 class DeiTConfig(vit.ViTConfig):
-    """The dimensions of a DeiT: those of a ViT."""
+    """The dimensions of DeiT: those of a ViT."""
 
     model_type: ClassVar[str] = "deit"
 
@@ -33,20 +33,20 @@ class DeiTConfig(vit.ViTConfig):
 class DeiT(vit.ViT):
     """Vision transformer with a distillation token.
 
-    Returns what `ViT` returns, `sequence` being (B, 2 + patches, D), and `distillation` (B, D), the normalised last
-    hidden state of that token, which a head distilled from a teacher reads.
+    Returns what ``ViT`` returns, with ``sequence`` (B, 2 + patches, D), and ``distillation`` (B, D), the normalised
+    last hidden state of that token, which a head distilled from a teacher reads.
     """
 
     tokens: tuple[str, ...] = ("cls_token", "distillation_token")
 
     def __call__(self, image: Images, *, train: bool = False) -> dict[str, Array]:
-        """Encode normalised images, of any size."""
+        """Encode normalised images of any size."""
         outputs = super().__call__(image, train=train)
         return {**outputs, "distillation": outputs["sequence"][:, 1]}
 
 
 def tensors(config: DeiTConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     token = {"params/embeddings/distillation_token": Tensor("embeddings.distillation_token")}
     return vit.tensors(config) | token
 

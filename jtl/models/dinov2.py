@@ -1,9 +1,8 @@
 """DINOv2: a self-supervised ViT with scaled residual branches, and optionally register tokens.
 
-Oquab et al.: "DINOv2: Learning Robust Visual Features without Supervision", 2023,
-https://arxiv.org/abs/2304.07193; Darcet et al.: "Vision Transformers Need Registers", 2023,
-https://arxiv.org/abs/2309.16588. Numerically those of `transformers`' Dinov2Model and
-Dinov2WithRegistersModel, without mask tokens.
+Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", https://arxiv.org/abs/2304.07193;
+Darcet et al. 2023, "Vision Transformers Need Registers", https://arxiv.org/abs/2309.16588. Numerically equal to
+``Dinov2Model`` and ``Dinov2WithRegistersModel`` of ``transformers``, without mask tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ REGISTERS_HEAD = HeadSpec("pooled", {"out": "classifier"}, "Dinov2WithRegistersF
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2Config:
-    """The dimensions of a DINOv2, under their names and with their defaults in config.json."""
+    """The dimensions of DINOv2, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "dinov2"
     num_register_tokens: ClassVar[int] = 0
@@ -61,27 +60,31 @@ class Dinov2Config:
         return HEAD
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return 2 * self.hidden_size if output == "pooled" else self.hidden_size
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier: none."""
+        """Dropout rate before the classifier: 0."""
         return 0.0
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Dinov2Config:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`; the mask token of pretraining is not kept."""
+        """Return the content of config.json, without ``architectures``; the mask token of pretraining is dropped."""
         return {"model_type": self.model_type, **dataclasses.asdict(self), "use_mask_token": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2WithRegistersConfig(Dinov2Config):
-    """The dimensions of a DINOv2 with register tokens."""
+    """The dimensions of DINOv2 with register tokens."""
 
     model_type: ClassVar[str] = "dinov2_with_registers"
 
@@ -95,9 +98,9 @@ class Dinov2WithRegistersConfig(Dinov2Config):
 
 
 class SwiGlu(nn.Module):
-    """Gated MLP, silu(x A) * (x B) C (Shazeer 2020, https://arxiv.org/abs/2002.05202), on the last axis.
+    """Gated MLP on the last axis, ``silu(x A) * (x B) C`` (Shazeer 2020, https://arxiv.org/abs/2002.05202).
 
-    A and B lie side by side in one kernel, as in the files.
+    A and B are side by side in one kernel, as in the files.
     """
 
     hidden: int
@@ -111,7 +114,7 @@ class SwiGlu(nn.Module):
 
 
 class Layer(nn.Module):
-    """A ViT layer whose branches are scaled channel by channel and dropped whole: (B, N, D) to (B, N, D).
+    """A ViT layer whose branches are scaled per channel and dropped as a whole: (B, N, D) to (B, N, D).
 
     Scales: Touvron et al. 2021, https://arxiv.org/abs/2103.17239. Dropped branches: Huang et al. 2016,
     https://arxiv.org/abs/1603.09382.
@@ -160,15 +163,15 @@ class Encoder(nn.Module):
 class Dinov2(nn.Module):
     """DINOv2 encoder.
 
-    Returns `sequence` (B, 1 + registers + patches, D), the normalised last hidden states; `features` (B, D), that of
-    the CLS token; `pooled` (B, 2D), the CLS token beside the mean of the patches.
+    Returns ``sequence`` (B, 1 + registers + patches, D), the normalised last hidden states; ``features`` (B, D), the
+    CLS token; and ``pooled`` (B, 2D), the CLS token concatenated with the mean over patches.
     """
 
     config: Dinov2Config
 
     @nn.compact
     def __call__(self, image: Images, *, train: bool = False) -> dict[str, Array]:
-        """Encode normalised images, of any size."""
+        """Encode normalised images of any size."""
         c = self.config
         x = PatchEmbeddings(
             c.hidden_size,
@@ -189,7 +192,7 @@ class Dinov2(nn.Module):
 
 
 def tensors(config: Dinov2Config) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     names = vit.embedding_tensors() | norm("norm", "layernorm")
     if config.num_register_tokens:
         names["params/embeddings/registers"] = Tensor("embeddings.register_tokens")
@@ -220,7 +223,7 @@ ARCHITECTURE = Architecture(
     head=HEAD,
     example=vit.example,
     base_class="Dinov2Model",
-    ignored=(r"embeddings\.mask_token", r"decoder\..*"),  # the latter beside jtl.load("dinov2-small-focus")
+    ignored=(r"embeddings\.mask_token", r"decoder\..*"),  # the latter is in jtl.load("dinov2-small-focus")
     renames=((r"^backbone\.", ""), *vit.V5_ATTENTION),
     in_memory=vit.IN_MEMORY_ATTENTION,
 )

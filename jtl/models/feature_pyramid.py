@@ -1,13 +1,14 @@
-"""A feature pyramid on a pretrained trunk, and the two heads that read it: boxes, and a class for every pixel.
+"""A feature pyramid on a pretrained backbone, with heads for object detection and semantic segmentation.
 
-The pyramid: Lin et al., "Feature Pyramid Networks for Object Detection", 2017, https://arxiv.org/abs/1612.03144. The
-head of boxes: FCOS (Tian et al. 2019, https://arxiv.org/abs/1904.01355, figure 2), narrower and shallower by default,
-group norm in its towers as in its released code. The decoder of pixels: the semantic branch of "Panoptic Feature
-Pyramid Networks" (Kirillov et al. 2019, https://arxiv.org/abs/1901.02446, figure 3), each level upsampled in one step.
+The pyramid is Lin et al. 2017, "Feature Pyramid Networks for Object Detection", https://arxiv.org/abs/1612.03144. The
+detection head is FCOS (Tian et al. 2019, https://arxiv.org/abs/1904.01355, figure 2), narrower and shallower by
+default, with group norm in its towers as in its released code. The segmentation head is the semantic branch of Kirillov
+et al. 2019, "Panoptic Feature Pyramid Networks", https://arxiv.org/abs/1901.02446, figure 3, with each level upsampled
+in one step.
 
 A detector is ``detector(jtl.load("efficientnet-lite0"), classes=10, key=key)``; its loss and decoding are in
-``jtl.tasks.detect``. A segmenter is ``segmenter(...)``; its losses are in ``jtl.tasks.segment``. New leaves lie under
-``params["head"]``; the trunk keeps its paths.
+``jtl.tasks.detect``. A segmenter is ``segmenter(...)``; its losses are in ``jtl.tasks.segment``. New leaves are under
+``params["head"]``; the backbone keeps its paths.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ Maps = tuple[Float[Array, "B _ _ _"], ...]
 
 
 def stages(config: Any) -> dict[int, str]:
-    """The path of the last module of each stride, for taps: ``{4: "encoder/stage_0", 8: "encoder/stage_1", ...}``.
+    """Return the path of the last module of each stride, for taps: ``{4: "encoder/stage_0", ...}``.
 
-    Raises ValueError for an architecture that shrinks its images otherwise, or not at all.
+    Raises:
+        ValueError: the architecture has no stages of known strides.
     """
     found, stride = {}, 2
     if hasattr(config, "blocks"):  # EfficientNet-Lite, behind a stem of stride 2
@@ -64,7 +66,7 @@ class Stages:
     paths: tuple[str, ...]
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the output ``stages``."""
+        """Return ``forward`` with the output ``stages``."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             taps = tuple(dict.fromkeys((*mode.taps, *self.paths)))
@@ -75,9 +77,10 @@ class Stages:
 
 
 def with_stages(model: Model, strides: Sequence[int]) -> Model:
-    """``model`` with one more output, ``stages``: its feature maps of these strides, finest first.
+    """Return ``model`` with one more output, ``stages``: its feature maps of these strides, finest first.
 
-    Raises ValueError if the architecture has no map of such a stride.
+    Raises:
+        ValueError: the architecture has no map of such a stride.
     """
     known = stages(model.config)
     if lacking := [stride for stride in strides if stride not in known]:
@@ -113,17 +116,17 @@ class Tower(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of a trunk, finest first, to maps of one width that all know of the coarsest.
+    """Converts a backbone's maps, finest first, to maps of one width that all carry information from coarser ones.
 
-    Each goes through a 1 x 1 convolution, gets the next coarser one added, doubled in size by repetition, and goes
-    through a 3 x 3 convolution.
+    Each map goes through a 1 x 1 convolution, the next coarser map is added at doubled size (by repetition), and the
+    sum goes through a 3 x 3 convolution.
     """
 
     width: int
 
     @nn.compact
     def __call__(self, maps: Maps) -> Maps:
-        """Merge them; each must be half as large as the one before, rounded up."""
+        """Merge the maps; each must be half as large as the one before, rounded up."""
         merged: list[Array] = []
         for i in reversed(range(len(maps))):
             x = _conv(self.width, 1, f"lateral_{i}")(maps[i])
@@ -134,16 +137,16 @@ class FeaturePyramid(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """A pyramid and, at each of its cells, the logits of classes, the distances to the edges of a box, and centerness.
+    """A pyramid, and for each of its cells class logits, distances to the edges of a bounding box, and centerness.
 
-    The outputs are those that ``jtl.tasks.detect`` describes. Two towers of convolutions serve all levels alike; a
-    learned scale of each level stretches its distances, which are in strides before.
+    ``jtl.tasks.detect`` describes the outputs. Two convolutional towers are shared by all levels; a learned scale per
+    level multiplies its distances, which are in units of the stride before.
 
     Attributes:
         classes: C.
         strides: of the maps, finest first.
         width: channels of pyramid and towers, a multiple of 8.
-        depth: convolutions of a tower (the paper: 4, of width 256).
+        depth: convolutions of a tower (the paper has 4, of width 256).
     """
 
     classes: int
@@ -156,13 +159,11 @@ class DetectionHead(nn.Module):
         """Read the maps ``x``."""
         maps = FeaturePyramid(self.width, name="pyramid")(x)
         class_tower, box_tower = (Tower(self.width, self.depth, name=f"{n}_tower") for n in ("class", "box"))
-        rare = -math.log(
-            99.0
-        )  # at first every class has a probability of 0.01, as in the paper on focal loss
+        rare = -math.log(99.0)  # initially every class has probability 0.01, as in the focal-loss paper
         class_out = _conv(self.classes, 3, "class_out", 0.01, rare)
         box_out, centre_out = _conv(4, 3, "box_out", 0.01), _conv(1, 3, "centerness_out", 0.01)
         scales = self.param("scales", nn.initializers.ones, (len(maps),))
-        most = math.log(1e3)  # what a wild update says stays finite
+        most = math.log(1e3)  # keeps distances finite after a bad update
 
         logits, distances, centerness = [], [], []
         for i, level in enumerate(maps):
@@ -183,7 +184,7 @@ def _rows(x: Float[Array, "B H W C"]) -> Float[Array, "B L C"]:
 
 
 def cells(shapes: Sequence[tuple[int, ...]], strides: Sequence[int]) -> Float[np.ndarray, "L 3"]:
-    """Centre x, centre y and stride, in pixels, of every cell of maps of these heights and widths, row by row.
+    """Return centre x, centre y and stride, in pixels, of every cell of maps of these heights and widths, row by row.
 
     >>> cells([(1, 2), (1, 1)], (4, 8)).tolist()
     [[2.0, 2.0, 4.0], [6.0, 2.0, 4.0], [4.0, 4.0, 8.0]]
@@ -196,10 +197,10 @@ def cells(shapes: Sequence[tuple[int, ...]], strides: Sequence[int]) -> Float[np
 
 
 class PixelHead(nn.Module):
-    """A pyramid and, from all its levels together, the logits of a class for every pixel.
+    """A pyramid, and from all its levels together the class logits of every pixel.
 
-    Each level goes through a convolution and is stretched to the finest; their sum gives the logits, which are
-    stretched to the image (both bilinear).
+    Each level goes through a convolution and is resized to the finest; their sum gives the logits, which are resized to
+    the image (both bilinear).
 
     Attributes:
         classes: C.
@@ -213,7 +214,7 @@ class PixelHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> dict[str, Array]:
-        """``pixel_logits`` (B, H, W, C); H and W are those of the finest map, times its stride."""
+        """Return ``pixel_logits`` (B, H, W, C); H and W are those of the finest map times its stride."""
         maps = FeaturePyramid(self.width, name="pyramid")(x)
         finest = maps[0].shape
         total = jnp.zeros(finest)
@@ -234,16 +235,16 @@ def detector(
     depth: int = 2,
     params: dict[str, Any] | None = None,
 ) -> Model:
-    """``model`` with a pyramid and a new ``DetectionHead`` under ``params["head"]``.
+    """Return ``model`` with a pyramid and a new ``DetectionHead`` under ``params["head"]``.
 
     Args:
         model: an EfficientNet-Lite, a ResNet or a ConvNeXt.
-        classes: of objects, without background.
-        key: for the initialisation.
+        classes: number of object classes, without background.
+        key: random key for the initialisation.
         strides: of the levels, each twice the one before.
         width: see ``DetectionHead``.
-        depth: see there.
-        params: its leaves, if it has been trained before.
+        depth: see ``DetectionHead``.
+        params: the head's leaves, if it was trained before.
     """
     return _attach(model, DetectionHead(classes, tuple(sorted(strides)), width, depth), strides, key, params)
 
@@ -257,9 +258,15 @@ def segmenter(
     width: int = 32,
     params: dict[str, Any] | None = None,
 ) -> Model:
-    """``model`` with a pyramid and a new ``PixelHead`` under ``params["head"]``; the arguments are as for ``detector``.
+    """Return ``model`` with a pyramid and a new ``PixelHead`` under ``params["head"]``.
 
-    Strides that the model has no map of are left out: a ResNet begins at 4.
+    Args:
+        model: see ``detector``.
+        classes: number of classes.
+        key: random key for the initialisation.
+        strides: of the levels; those of which the model has no map are left out (a ResNet begins at 4).
+        width: see ``PixelHead``.
+        params: the head's leaves, if it was trained before.
     """
     known = stages(model.config)
     own = tuple(stride for stride in sorted(strides) if stride in known)

@@ -1,12 +1,12 @@
 """GPT-2: a pre-norm transformer decoder with learned positions.
 
-Radford, Wu, Child, Luan, Amodei, Sutskever: "Language Models are Unsupervised Multitask Learners", 2019,
+Radford, Wu, Child, Luan, Amodei, Sutskever 2019, "Language Models are Unsupervised Multitask Learners",
 https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf, section 2.3.
-Numerically that of `transformers`, for texts padded on either side, whose positions count the real tokens, as its
-`generate` has them.
+Numerically equal to ``transformers``, also for texts padded on either side, whose positions count only real tokens, as
+in its ``generate``.
 
-Query, key and value are one layer, `query_key_value`, as in its files: an adapter there opens in PEFT as one of
-`c_attn`.
+Query, key and value are one layer, ``query_key_value``, as in the files: an adapter on it opens in PEFT as one on
+``c_attn``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ONLY = {"add_cross_attention": (False, None), "quantization_config": (None,)}
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """The dimensions of a GPT-2, under their names and with their defaults in config.json."""
+    """The dimensions of GPT-2, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "gpt2"
     head: ClassVar[HeadSpec] = HEAD
@@ -58,38 +58,38 @@ class GPT2Config:
     initializer_range: float = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
-    reorder_and_upcast_attn: bool = (
-        False  # how it rounds in half precision; here the softmax is always in float32
-    )
+    reorder_and_upcast_attn: bool = False  # rounding in half precision; here the softmax is always in float32
     tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | tuple[int, ...] | None = 50256
     pad_token_id: int | None = None
-    scan_layers: bool = False  # ours: see jtl.models.scan
+    scan_layers: bool = False  # jtl's own: see jtl.models.parts.scan
 
     def __post_init__(self):
         architecture.check_heads(self.n_embd, self.n_head)
         activation(self.activation_function)
 
     def scale(self, layer: int) -> float:
-        """What queries are multiplied by."""
+        """Return the factor of the queries."""
         scale = (self.n_embd // self.n_head) ** -0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @property
     def residual_std(self) -> float:
-        """Deviation of the kernels whose outputs are added up: less with more of them."""
+        """Standard deviation of kernels that write to the residual stream; smaller with more layers."""
         return self.initializer_range / (2 * self.n_layer) ** 0.5
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.vocab_size if output == "token_logits" else self.n_embd
 
     def cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-        """An empty `cache` collection: keys and values of up to `length` tokens of `rows` texts.
+        """Return an empty ``cache`` collection: keys and values of up to ``length`` tokens of ``rows`` texts.
 
-        In `Model.variables` it makes every forward read its `input_ids` as what follows the tokens in the cache.
-        Raises ValueError if that is more than there are positions.
+        In ``Model.variables`` it makes every forward read its ``input_ids`` as the continuation of the cached tokens.
+
+        Raises:
+            ValueError: ``length`` exceeds the number of positions.
         """
         if length > self.n_positions:
             raise InputError(f"{length} tokens: this model has n_positions={self.n_positions}")
@@ -102,11 +102,15 @@ class GPT2Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> GPT2Config:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type, only=ONLY)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         fields = dataclasses.asdict(self)
         del fields["scan_layers"]
         return {"model_type": self.model_type, **fields}
@@ -115,7 +119,7 @@ class GPT2Config:
 class Attention(nn.Module):
     """Causal self-attention: (B, L, D) to (B, L, D).
 
-    With a `cache`, keys and values are put into it at `place.start`, and those of all its tokens are attended to.
+    With a ``cache``, keys and values are written to it at ``place.start``, and all its tokens are attended to.
     """
 
     config: GPT2Config
@@ -124,7 +128,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], place: Place, scale: Scale, *, train: bool = False
     ) -> Float[Array, "B L D"]:
-        """Attend, with queries multiplied by `scale`."""
+        """Attend, with queries multiplied by ``scale``."""
         c = self.config
         B, L, D = x.shape
         heads = (B, L, c.n_head, D // c.n_head)
@@ -140,7 +144,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then MLP; each reads a normalised input and adds to it: (B, L, D) to (B, L, D)."""
+    """Attention, then MLP; each reads the normalised input and is added to it: (B, L, D) to (B, L, D)."""
 
     config: GPT2Config
 
@@ -159,7 +163,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack of layers and a last norm: (B, L, D) to (B, L, D)."""
+    """The stack of layers and a final norm: (B, L, D) to (B, L, D)."""
 
     config: GPT2Config
 
@@ -180,7 +184,7 @@ class Decoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Embeddings of words and of their positions, and the former as the last layer over the vocabulary."""
+    """Word and position embeddings; the word table is also the last layer over the vocabulary."""
 
     config: GPT2Config
 
@@ -195,18 +199,18 @@ class Embeddings(nn.Module):
         return self.word(input_ids) + self.position(positions)
 
     def attend(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """Logits."""
+        """Return the logits."""
         return self.word.attend(x)
 
 
 class GPT2(nn.Module):
-    """GPT-2 with its language model head.
+    """GPT-2 with its language-model head.
 
-    Returns `token_logits` (B, L, V), those of the next token at each position; `sequence` (B, L, D), the last hidden
-    states after the last norm; `features` (B, D), that of the last real token of each text.
+    Returns ``token_logits`` (B, L, V), of the next token at each position; ``sequence`` (B, L, D), the last hidden
+    states after the final norm; and ``features`` (B, D), that of the last real token of each text.
 
-    With a `cache` collection (`GPT2Config.cache`) the tokens follow those in the cache, which must have room for them,
-    and the updated collection is part of the state.
+    With a ``cache`` collection (``GPT2Config.cache``) the tokens continue those in the cache, which must have room for
+    them, and the updated collection is part of the state.
     """
 
     config: GPT2Config
@@ -215,7 +219,7 @@ class GPT2(nn.Module):
     def __call__(
         self, input_ids: Ids, attention_mask: Ids | None = None, *, train: bool = False
     ) -> dict[str, Array]:
-        """Read; without `attention_mask` every token is real."""
+        """Read; without ``attention_mask`` every token is real."""
         c, L = self.config, input_ids.shape[1]
         if L > c.n_positions:
             raise InputError(f"input_ids: length {L} exceeds n_positions={c.n_positions}")
@@ -233,7 +237,7 @@ class GPT2(nn.Module):
 
 
 def tensors(config: GPT2Config) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file, whose layers are laid out as ours."""
+    """Name map: variable path to tensor in a Hugging Face file, whose layers have the same layout as ours."""
 
     def layer(path, key):
         return {
@@ -268,5 +272,5 @@ ARCHITECTURE = Architecture(
     example=example,
     base_class="GPT2LMHeadModel",
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)", r"lm_head\.weight"),  # a causal mask
-    renames=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),  # files of a GPT2Model, as the hub has them
+    renames=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),  # files of a GPT2Model, as on the hub
 )

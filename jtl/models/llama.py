@@ -1,11 +1,11 @@
 """Llama and its relatives Mistral, Qwen2 and Qwen3: pre-norm transformer decoders with gated MLPs.
 
-Touvron et al.: "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023, https://arxiv.org/abs/2307.09288, with
+Touvron et al. 2023, "Llama 2: Open Foundation and Fine-Tuned Chat Models", https://arxiv.org/abs/2307.09288, with
 RMSNorm (https://arxiv.org/abs/1910.07467), SwiGLU (https://arxiv.org/abs/2002.05202), rotary positions
-(`jtl.models.parts.rope`) and grouped queries (https://arxiv.org/abs/2305.13245). Mistral (https://arxiv.org/abs/2310.06825)
-adds a sliding window, Qwen2 (https://arxiv.org/abs/2407.10671) biases of query, key and value, Qwen3
-(https://arxiv.org/abs/2505.09388) a norm of queries and keys. Numerically those of `transformers`, for texts padded
-on either side.
+(``jtl.models.parts.rope``) and grouped-query attention (https://arxiv.org/abs/2305.13245). Mistral
+(https://arxiv.org/abs/2310.06825) adds a sliding window, Qwen2 (https://arxiv.org/abs/2407.10671) biases of query, key
+and value, Qwen3 (https://arxiv.org/abs/2505.09388) a norm of queries and keys. Numerically equal to ``transformers``,
+also for texts padded on either side.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from jtl.models.parts import cache, rope, scan
 from jtl.models.parts.layers import Ids, activation, dense, last_over
 
 Window = int | Int[Array, ""] | None
-FAR = 2**30  # as good as none
+FAR = 2**30  # a window so large that it masks nothing
 
 
 class Place(NamedTuple):
-    """Where the L tokens of a forward stand among all T that attention sees: see `jtl.models.parts.cache.Place`.
+    """Where the L tokens of a forward are among the T tokens that attention sees: see ``jtl.models.parts.cache.Place``.
 
-    `position`: of each of the T, counted over real tokens. `angles`: of the L.
+    Attributes:
+        start: position of the first in the cache.
+        position: of each of the T tokens, counting only real ones.
+        angles: rotary angles of the L tokens.
+        seen: whether token q may attend to token k.
     """
 
     start: Int[Array, ""]
@@ -41,7 +45,7 @@ class Place(NamedTuple):
     seen: Bool[Array, "B 1 L T"]
 
     def mask(self, window: Window) -> Bool[Array, "B 1 L T"]:
-        """`seen`, and not `window` positions before the query or more."""
+        """Return ``seen`` restricted to keys fewer than ``window`` positions before the query."""
         if window is None:
             return self.seen
         queries = lax.dynamic_slice_in_dim(self.position, self.start, self.angles.shape[1], 1)
@@ -52,14 +56,14 @@ class Place(NamedTuple):
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al. 2023): (B, L, D) to (B, L, D).
 
-    With a `cache`, keys and values are put into it at `place.start`, and those of all its tokens are attended to.
+    With a ``cache``, keys and values are written to it at ``place.start``, and all its tokens are attended to.
     """
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], place: Place, window: Window) -> Float[Array, "B L D"]:
-        """Attend, to no more than `window` tokens."""
+        """Attend to at most ``window`` tokens."""
         c = self.config
         (B, L, D), E = x.shape, c.per_head
         (inner, outer), std = c.biases, c.initializer_range
@@ -94,7 +98,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then MLP; each reads a normalised input and adds to it: (B, L, D) to (B, L, D)."""
+    """Attention, then MLP; each reads the normalised input and is added to it: (B, L, D) to (B, L, D)."""
 
     config: LlamaConfig
 
@@ -107,7 +111,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack of layers and a last norm: (B, L, D) to (B, L, D)."""
+    """The stack of layers and a final norm: (B, L, D) to (B, L, D)."""
 
     config: LlamaConfig
 
@@ -129,7 +133,7 @@ class Decoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """The word embeddings, ids (B, L) to (B, L, D), and the same table as a last layer over the vocabulary."""
+    """Word embeddings, ids (B, L) to (B, L, D); the same table is also the last layer over the vocabulary."""
 
     config: LlamaConfig
 
@@ -143,27 +147,27 @@ class Embeddings(nn.Module):
         return self.word(input_ids)
 
     def attend(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """Logits."""
+        """Return the logits."""
         return self.word.attend(x)
 
 
 class Llama(nn.Module):
-    """Llama with its language model head.
+    """Llama with its language-model head.
 
-    Returns `token_logits` (B, L, V), those of the next token at each position; `sequence` (B, L, D), the last hidden
-    states after the last norm; `features` (B, D), that of the last real token of each text.
+    Returns ``token_logits`` (B, L, V), of the next token at each position; ``sequence`` (B, L, D), the last hidden
+    states after the final norm; and ``features`` (B, D), that of the last real token of each text.
 
-    Positions count the real tokens, and may go past `max_position_embeddings`, where no such model was trained.
+    Positions count only real tokens. They may exceed ``max_position_embeddings``, but no such model was trained there.
 
-    With a `cache` collection (`LlamaConfig.cache`) the tokens follow those in the cache, which must have room for them,
-    and the updated collection is part of the state.
+    With a ``cache`` collection (``LlamaConfig.cache``) the tokens continue those in the cache, which must have room for
+    them, and the updated collection is part of the state.
     """
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, input_ids: Ids, attention_mask: Ids | None = None) -> dict[str, Array]:
-        """Read; without `attention_mask` every token is real."""
+        """Read; without ``attention_mask`` every token is real."""
         c = self.config
         embeddings = Embeddings(c, name="embeddings")
         real = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
@@ -183,7 +187,7 @@ class Llama(nn.Module):
 
 
 def tensors(config: LlamaConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
 
     def norm(path, key):
         return {f"params/{path}/scale": Tensor(f"{key}.weight")}
@@ -206,7 +210,7 @@ def tensors(config: LlamaConfig) -> dict[str, Tensor]:
 
 
 RENAMES = (
-    (r"^(embed_tokens|layers|norm)\.", r"model.\1."),  # files of a model without its language model head
+    (r"^(embed_tokens|layers|norm)\.", r"model.\1."),  # files without the language-model head
     # GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md):
     (r"^token_embd\.", "model.embed_tokens."),
     (r"^output_norm\.", "model.norm."),
@@ -235,7 +239,7 @@ def _family(config: type[LlamaConfig]) -> Architecture:
     )
 
 
-# Checkpoints (hub id: layers x width, heads / heads of keys):
+# Checkpoints (hub id: layers x width, heads / key-value heads):
 #   HuggingFaceTB/SmolLM2-135M, -135M-Instruct: 30 x 576, 9 / 3; -360M: 32 x 960, 15 / 5    https://arxiv.org/abs/2502.02737
 #   TinyLlama/TinyLlama-1.1B-Chat-v1.0: 22 x 2048, 32 / 4                                   https://arxiv.org/abs/2401.02385
 #   meta-llama/Llama-2-7b-hf: 32 x 4096, 32 / 32                                            https://arxiv.org/abs/2307.09288

@@ -1,4 +1,4 @@
-"""The dimensions of Llama, Mistral, Qwen2 and Qwen3: what their config.json says, and what differs between them."""
+"""Configuration of Llama, Mistral, Qwen2 and Qwen3, and the differences between them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NOT_COMPUTED = {"attention_dropout": (0.0, None), "quantization_config": (None,)
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The dimensions of a Llama, under their names and with their defaults in config.json."""
+    """The dimensions of Llama, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "llama"
-    task: ClassVar[str] = "Llama"  # what the classes of `transformers` start with
-    # Fields that this family's config.json does not have, and the values that mean what is computed without them.
+    task: ClassVar[str] = "Llama"  # how class names in ``transformers`` begin
+    # Fields that this family's config.json lacks, with the values that do not change the computation.
     only: ClassVar[dict[str, tuple]] = {"sliding_window": (None,), "layer_types": (None,)}
     qk_norm: ClassVar[bool] = False
     head_dropout: ClassVar[float] = 0.0
@@ -43,11 +43,11 @@ class LlamaConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
-    layer_types: tuple[str, ...] | None = None  # which layers have the window; None: all
+    layer_types: tuple[str, ...] | None = None  # which layers use the window; None: all
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | None = None
-    scan_layers: bool = False  # ours: see jtl.models.scan
+    scan_layers: bool = False  # jtl's own: see jtl.models.parts.scan
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -72,7 +72,7 @@ class LlamaConfig:
 
     @property
     def groups(self) -> int:
-        """Heads of keys and values, K."""
+        """Number of key-value heads, K."""
         return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
 
     @property
@@ -86,7 +86,7 @@ class LlamaConfig:
         return self.attention_bias, self.attention_bias
 
     def window(self, layer: int) -> int | None:
-        """How many tokens the attention of a layer sees, the query among them; None: all before it."""
+        """Return how many tokens the attention of a layer sees, including the query; None for all before it."""
         types = self.layer_types
         return self.sliding_window if types is None or types[layer] == "sliding_attention" else None
 
@@ -96,13 +96,13 @@ class LlamaConfig:
         return HeadSpec("features", {"out": "score"}, f"{self.task}ForSequenceClassification", bias=False)
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.vocab_size if output == "token_logits" else self.hidden_size
 
     def cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-        """An empty `cache` collection: keys and values of up to `length` tokens of `rows` texts.
+        """Return an empty ``cache`` collection: keys and values of up to ``length`` tokens of ``rows`` texts.
 
-        In `Model.variables` it makes every forward read its `input_ids` as what follows the tokens in the cache.
+        In ``Model.variables`` it makes every forward read its ``input_ids`` as the continuation of the cached tokens.
         """
         shape = (rows, length, self.groups, self.per_head)
         layers = {
@@ -113,12 +113,16 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         settings = {**config, **rope.from_hf(config)}
         return architecture.from_hf(cls, settings, model_type=cls.model_type, only=cls.only | NOT_COMPUTED)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in self.only}
         del fields["scan_layers"]
         return {"model_type": self.model_type, **fields, "rope_scaling": rope.to_hf(self.rope_scaling)}
@@ -126,7 +130,7 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MistralConfig(LlamaConfig):
-    """The dimensions of a Mistral, under their names and with their defaults in config.json."""
+    """The dimensions of Mistral, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "mistral"
     task: ClassVar[str] = "Mistral"
@@ -140,13 +144,17 @@ class MistralConfig(LlamaConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return super().from_hf({"sliding_window": 4096, **config})
 
 
 @dataclasses.dataclass(frozen=True)
 class Qwen2Config(LlamaConfig):
-    """The dimensions of a Qwen2, under their names and with their defaults in config.json."""
+    """The dimensions of Qwen2, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "qwen2"
     task: ClassVar[str] = "Qwen2"
@@ -167,7 +175,11 @@ class Qwen2Config(LlamaConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
         types, layers = config.get("layer_types"), config.get("num_hidden_layers", cls.num_hidden_layers)
         first = config.get("max_window_layers", 28)
@@ -178,13 +190,13 @@ class Qwen2Config(LlamaConfig):
         return super().from_hf({**config, "sliding_window": window, "layer_types": types})
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {**super().to_hf(), "use_sliding_window": self.sliding_window is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Config(Qwen2Config):
-    """The dimensions of a Qwen3, under their names and with their defaults in config.json."""
+    """The dimensions of Qwen3, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "qwen3"
     task: ClassVar[str] = "Qwen3"
@@ -196,5 +208,5 @@ class Qwen3Config(Qwen2Config):
 
     @property
     def biases(self) -> tuple[bool, bool]:
-        """As `attention_bias` says."""
+        """``attention_bias`` for query, key, value and output."""
         return self.attention_bias, self.attention_bias

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron, such as the 40-40 network of MAML's sinusoids (https://arxiv.org/abs/1703.03400)."""
+"""A multi-layer perceptron, such as the 40-40 network for MAML's sinusoids (https://arxiv.org/abs/1703.03400)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU: ``jtl.model.linen(module, module.init(key, x))``.
+    """Dense layers with ReLU, used as ``jtl.model.linen(module, module.init(key, x))``.
 
-    Gives ``features`` (B, last hidden) and, with ``outputs``, ``prediction`` (B, outputs) by the layer ``out``.
+    Returns ``features`` (B, last hidden) and, with ``outputs``, ``prediction`` (B, outputs) from the layer ``out``.
 
     Attributes:
         hidden: widths of the hidden layers.

@@ -1,8 +1,9 @@
-"""ResNet 18 to 152: stages of residual blocks over an image that shrinks.
+"""ResNet 18 to 152: stages of residual blocks.
 
-He et al.: "Deep Residual Learning for Image Recognition", 2015, https://arxiv.org/abs/1512.03385. Numerically that of
-`transformers`' ResNetModel and ResNetForImageClassification; torchvision's names are read too. Both halve the image in
-the 3 x 3 convolution of a bottleneck ("V1.5"); `downsample_in_bottleneck` has the paper's way, in the 1 x 1.
+He et al. 2015, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385. Numerically equal to
+``ResNetModel`` and ``ResNetForImageClassification`` of ``transformers``; torchvision's names are read too. Both
+downsample in the 3 x 3 convolution of a bottleneck ("V1.5"); with ``downsample_in_bottleneck`` in the 1 x 1, as in the
+paper.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from jtl.models.parts.layers import Images, activation
 
 HEAD = HeadSpec("pooled", {"out": "classifier.1"}, "ResNetForImageClassification")
 
-REDUCTION = 4  # how much narrower a bottleneck is inside
+REDUCTION = 4  # output width of a bottleneck over its inner width
 MOMENTUM, EPSILON = 0.9, 1e-5  # of every batch norm; torch calls the momentum 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """The dimensions of a ResNet, under their names and with their defaults (ResNet-50) in config.json."""
+    """The dimensions of ResNet, with the names and defaults (ResNet-50) of config.json."""
 
     model_type: ClassVar[str] = "resnet"
 
@@ -58,19 +59,19 @@ class ResNetConfig:
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier: none."""
+        """Dropout rate before the classifier: 0."""
         return 0.0
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.hidden_sizes[-1]
 
     def strides(self) -> tuple[int, ...]:
-        """By how much each stage shrinks the image."""
+        """Return the stride of each stage."""
         return (2 if self.downsample_in_first_stage else 1, *(2,) * (len(self.depths) - 1))
 
     def convolutions(self, channels: int, stride: int) -> tuple[tuple[int, int, int], ...]:
-        """Channels, kernel size and stride of each convolution of a block that gives `channels`."""
+        """Return channels, kernel size and stride of each convolution of a block with ``channels`` outputs."""
         if self.layer_type == "basic":
             return (channels, 3, stride), (channels, 3, 1)
         inner = channels // REDUCTION
@@ -79,11 +80,15 @@ class ResNetConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ResNetConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
@@ -97,13 +102,17 @@ def _norm(use_running_average: bool, name: str) -> nn.BatchNorm:
 
 
 class Embeddings(nn.Module):
-    """A 7 x 7 convolution and a max-pool, each of stride 2: (B, H, W, C) to (B, H / 4, W / 4, D), rounded up."""
+    """A 7 x 7 convolution and max-pooling, each of stride 2: (B, H, W, C) to (B, H / 4, W / 4, D), rounded up."""
 
     config: ResNetConfig
 
     @nn.compact
     def __call__(self, image: Images, *, use_running_average: bool = True) -> Float[Array, "B h w D"]:
-        """Embed normalised images. Raises ValueError for another number of channels than the config's."""
+        """Embed normalised images.
+
+        Raises:
+            ValueError: the image has another number of channels than the configuration.
+        """
         c = self.config
         if image.shape[-1] != c.num_channels:
             raise InputError(
@@ -116,10 +125,11 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1, added to the input.
+    """Residual block: two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1.
 
-    (B, H, W, C) to (B, H / stride, W / stride, D), rounded up. Where the two differ in shape, the input goes through a
-    1 x 1 convolution. Each convolution has a batch norm; the inner activation is ReLU whatever `hidden_act` is.
+    Maps (B, H, W, C) to (B, H / stride, W / stride, D), rounded up. Where the two differ in shape, the input goes
+    through a 1 x 1 convolution. Each convolution has a batch norm; the inner activation is ReLU whatever ``hidden_act``
+    is.
     """
 
     channels: int
@@ -143,7 +153,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, the first of which may shrink the image: (B, H, W, C) to (B, h, w, D)."""
+    """Blocks of one width, the first of which may downsample: (B, H, W, C) to (B, h, w, D)."""
 
     channels: int
     stride: int
@@ -162,7 +172,7 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stages: (B, H, W, C) to (B, H / 8, W / 8, D), with `downsample_in_first_stage` half of that, rounded up."""
+    """The stages: (B, H, W, C) to (B, H / 8, W / 8, D), with ``downsample_in_first_stage`` half of that, rounded up."""
 
     config: ResNetConfig
 
@@ -180,20 +190,20 @@ class Encoder(nn.Module):
 class ResNet(nn.Module):
     """ResNet without its classifier.
 
-    Returns `map` (B, ceil(H / 32), ceil(W / 32), D) for four stages, the last feature map; `features` and `pooled`
-    (B, D), its average over space. A feature pyramid is its taps: `model(batch, taps=("encoder/stage_0", ...))`;
-    blocks are at `encoder/stage_0/block_0`.
+    Returns ``map``, the last feature map, (B, ceil(H / 32), ceil(W / 32), D) for four stages; ``features`` and
+    ``pooled`` (B, D), its spatial mean. For a feature pyramid use taps:
+    ``model(batch, taps=("encoder/stage_0", ...))``; blocks are at ``encoder/stage_0/block_0``.
 
-    Batch normalisation as in `jtl.models.efficientnet_lite`: with `use_running_average=False` it normalises by the
-    statistics of the batch and updates the running ones in `batch_stats`, the variance by that of the batch divided by
-    n = B·H·W, torch's by n - 1.
+    Batch normalisation is as in ``jtl.models.efficientnet_lite``: with ``use_running_average=False`` it uses the
+    statistics of the batch and updates the running ones in ``batch_stats``. The variance is divided by n = B·H·W, in
+    torch by n - 1.
     """
 
     config: ResNetConfig
 
     @nn.compact
     def __call__(self, image: Images, *, use_running_average: bool = True) -> dict[str, Array]:
-        """Encode normalised images, of any size."""
+        """Encode normalised images of any size."""
         x = Embeddings(self.config, name="embeddings")(image, use_running_average=use_running_average)
         x = Encoder(self.config, name="encoder")(x, use_running_average=use_running_average)
         pooled = x.mean((1, 2))
@@ -201,7 +211,7 @@ class ResNet(nn.Module):
 
 
 def tensors(config: ResNetConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     names = _convolution("embeddings/conv", "embedder.embedder")
     channels = config.embedding_size
     for i, (width, stride, depth) in enumerate(
@@ -223,7 +233,7 @@ def _convolution(path: str, key: str) -> dict[str, Tensor]:
 
 
 def example(config: ResNetConfig) -> dict[str, np.ndarray]:
-    """A batch of one image of one feature-map cell."""
+    """Return a batch of one image that becomes one cell of the feature map."""
     return {"image": np.zeros((1, 32, 32, config.num_channels), np.float32)}
 
 

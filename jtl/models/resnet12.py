@@ -1,7 +1,8 @@
-"""ResNet-12, the residual network of few-shot learning (Oreshkin et al. 2018, https://arxiv.org/abs/1805.10123).
+"""ResNet-12, the residual network of few-shot learning.
 
-Four blocks of three 3 x 3 convolutions with batch normalisation, in the widths of MetaOptNet (Lee et al. 2019,
-https://arxiv.org/abs/1904.03758), whose DropBlock is left out.
+Oreshkin et al. 2018, "TADAM: Task dependent adaptive metric for improved few-shot learning",
+https://arxiv.org/abs/1805.10123. Four blocks of three 3 x 3 convolutions with batch normalisation, with the widths of
+MetaOptNet (Lee et al. 2019, https://arxiv.org/abs/1904.03758) but without its DropBlock.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from jtl.models.conv4 import max_pool
 
 
 class ResNet12(nn.Module):
-    """``jtl.model.linen(module, module.init(key, image))``; gives ``map`` (B, h, w, C), its mean ``features`` (B, C).
+    """ResNet-12, used as ``jtl.model.linen(module, module.init(key, image))``.
 
-    A block is max-pool(act(norm(conv(act(norm(conv(act(norm(conv(x)))))))) + norm(1 x 1 conv(x)))), act the leaky
-    ReLU of slope 0.1.
+    Returns ``map`` (B, h, w, C) and its spatial mean ``features`` (B, C). A block is
+    max-pool(act(norm(conv(act(norm(conv(act(norm(conv(x)))))))) + norm(1 x 1 conv(x)))), where act is the leaky ReLU of
+    slope 0.1.
 
     Attributes:
         widths: filters of the blocks; C is the last.
@@ -34,7 +36,11 @@ class ResNet12(nn.Module):
     def __call__(
         self, image: Float[Array, "B H W c"], *, use_running_average: bool = True
     ) -> dict[str, Array]:
-        """Apply the blocks. Raises ValueError for images of which nothing would be left."""
+        """Apply the blocks.
+
+        Raises:
+            ValueError: the image is so small that nothing would be left.
+        """
         least = 2 ** len(self.widths)
         if min(image.shape[1:3]) < least:
             raise InputError(

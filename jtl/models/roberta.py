@@ -1,7 +1,7 @@
 """RoBERTa: BERT's encoder, trained longer on more text, with positions counted from the padding id.
 
-Liu et al.: "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019,
-https://arxiv.org/abs/1907.11692. Numerically that of `transformers`' RobertaModel without its pooler.
+Liu et al. 2019, "RoBERTa: A Robustly Optimized BERT Pretraining Approach", https://arxiv.org/abs/1907.11692.
+Numerically equal to ``RobertaModel`` of ``transformers`` without its pooler.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEAD = HeadSpec(
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig(BertConfig):
-    """The dimensions of a RoBERTa, under their names and with their defaults in config.json."""
+    """The dimensions of RoBERTa, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "roberta"
 
@@ -45,7 +45,7 @@ class RobertaConfig(BertConfig):
 
 
 def positions(input_ids: Ids, pad: int) -> Ids:
-    """pad + 1, pad + 2, ... along the tokens that are not padding, and `pad` at padding, as in fairseq."""
+    """Number the real tokens pad + 1, pad + 2, ..., and padding ``pad``, as in fairseq."""
     real = (input_ids != pad).astype(jnp.int32)
     return jnp.cumsum(real, 1) * real + pad
 
@@ -53,7 +53,7 @@ def positions(input_ids: Ids, pad: int) -> Ids:
 class Roberta(nn.Module):
     """RoBERTa encoder.
 
-    Returns `sequence` (B, L, D), the last hidden states; `pooled` (B, D), that of the first token; `features`
+    Returns ``sequence`` (B, L, D), the last hidden states; ``pooled`` (B, D), that of the first token; and ``features``
     (B, D), their mean over the attention mask.
     """
 
@@ -68,7 +68,7 @@ class Roberta(nn.Module):
         *,
         train: bool = False,
     ) -> dict[str, Array]:
-        """Encode; without `attention_mask` every position is attended to."""
+        """Encode; without ``attention_mask`` every position is attended to."""
         c = self.config
         L, longest = input_ids.shape[1], c.max_position_embeddings - c.pad_token_id - 1
         if L > longest:

@@ -1,9 +1,9 @@
-"""T5: a transformer that reads a text and writes another, its positions known by their distances alone.
+"""T5: an encoder-decoder transformer for text, with relative positions.
 
-Raffel et al.: "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", 2020,
+Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
 https://arxiv.org/abs/1910.10683, section 2.1, with RMSNorm (https://arxiv.org/abs/1910.07467) and, in T5 1.1 and
-Flan-T5 (https://arxiv.org/abs/2210.11416), gated MLPs (https://arxiv.org/abs/2002.05202). Numerically that of
-`transformers`' T5ForConditionalGeneration, for texts padded on either side.
+Flan-T5 (https://arxiv.org/abs/2210.11416), gated MLPs (https://arxiv.org/abs/2002.05202). Numerically equal to
+``T5ForConditionalGeneration`` of ``transformers``, also for texts padded on either side.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from jtl.models.parts.dropout import Dropout
 from jtl.models.parts.layers import Ids, activation, dense, mean_over
 from jtl.models.t5_config import T5Config
 
-Texts = Int[Array | np.ndarray, "B S"]  # what is read
+Texts = Int[Array | np.ndarray, "B S"]  # input of the encoder
 
 
 def buckets(count: int, furthest: int) -> Int[np.ndarray, " n"]:
-    """The bucket, of `count`, of each distance from 0 to `furthest`, which all further ones share with it.
+    """Return the bucket, of ``count``, of each distance from 0 to ``furthest``; larger distances share the last one.
 
-    Half of them hold one distance each, the others ever more, by the logarithm.
+    Half of the buckets hold one distance each, the others logarithmically more.
 
     >>> buckets(8, 20).tolist()
     [0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7]
@@ -42,9 +42,9 @@ def buckets(count: int, furthest: int) -> Int[np.ndarray, " n"]:
 
 
 class Positions(nn.Module):
-    """A number for each head and distance between two tokens, which attention adds to its logits: (1, H, L, T).
+    """Relative position bias: a number for each head and distance of two tokens, added to the logits: (1, H, L, T).
 
-    A decoder looks back alone; an encoder has half of its buckets for each side.
+    A decoder only looks back; an encoder uses half of its buckets for each direction.
     """
 
     config: T5Config
@@ -67,9 +67,10 @@ class Positions(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x to itself, or to what the encoder gave, its logits not scaled: (B, L, D) to (B, L, D).
+    """Multi-head attention with unscaled logits, to itself or to the encoder's output: (B, L, D) to (B, L, D).
 
-    With a `cache`, keys and values of `memory` are kept for forwards without it; those of x are put in at `start`.
+    With a ``cache``, keys and values of ``memory`` are kept for forwards without it; those of x are written at
+    ``start``.
     """
 
     config: T5Config
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "B L D"]:
-        """Attend; `bias` is added to the logits."""
+        """Attend; ``bias`` is added to the logits."""
         c, (B, L, D) = self.config, x.shape
         inner, std = c.num_heads * c.d_kv, c.initializer_factor * c.d_model**-0.5
 
@@ -107,7 +108,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with an activation between them, and perhaps a gate: (B, L, D) to (B, L, D)."""
+    """Two layers with an activation between them, optionally gated: (B, L, D) to (B, L, D)."""
 
     config: T5Config
 
@@ -123,7 +124,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, in the decoder also to the encoder's states, then MLP; each reads a normed input and adds to it."""
+    """Attention, cross-attention (in the decoder), then MLP; each reads the normalised input and is added to it."""
 
     config: T5Config
     cross: bool
@@ -154,7 +155,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """What is read: embeddings (B, S, D) and which of them are real to hidden states (B, S, D)."""
+    """The encoder: embeddings (B, S, D), and which of them are real, to hidden states (B, S, D)."""
 
     config: T5Config
 
@@ -162,7 +163,7 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], real: Bool[Array, "B S"], *, train: bool = False
     ) -> Float[Array, "B S D"]:
-        """Apply every layer and a last norm."""
+        """Apply every layer and a final norm."""
         c, at = self.config, jnp.arange(x.shape[1])
         drop = partial(Dropout(c.dropout_rate), train=train)
         bias = Positions(c, both=True, name="position")(at, at) + bias_where(real)[:, None, None]
@@ -178,7 +179,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What is written: embeddings (B, L, D), and what the encoder gave, to hidden states (B, L, D)."""
+    """The decoder: embeddings (B, L, D) and the encoder's output to hidden states (B, L, D)."""
 
     config: T5Config
 
@@ -192,7 +193,7 @@ class Decoder(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "B L D"]:
-        """Apply every layer and a last norm."""
+        """Apply every layer and a final norm."""
         c = self.config
         drop = partial(Dropout(c.dropout_rate), train=train)
         queries, keys = place.start + jnp.arange(x.shape[1]), jnp.arange(place.real.shape[1])
@@ -210,7 +211,7 @@ class Decoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """The word embeddings of both sides, ids (B, L) to (B, L, D), and the same table as a last layer."""
+    """Word embeddings of encoder and decoder, ids (B, L) to (B, L, D); the same table can be the last layer."""
 
     config: T5Config
 
@@ -225,20 +226,20 @@ class Embeddings(nn.Module):
         return self.word(ids)
 
     def attend(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """Logits."""
+        """Return the logits."""
         return self.word.attend(x)
 
 
 class T5(nn.Module):
-    """T5 with its language model head.
+    """T5 with its language-model head.
 
-    Returns `encoded` (B, S, D), the encoder's states after the last norm, and `features` (B, D), their mean over real
-    tokens; with `decoder_input_ids` also `token_logits` (B, L, V), those of the next token at each position, and
-    `sequence` (B, L, D), the decoder's states after the last norm.
+    Returns ``encoded`` (B, S, D), the encoder's states after the final norm, and ``features`` (B, D), their mean over
+    real tokens. With ``decoder_input_ids`` it also returns ``token_logits`` (B, L, V), of the next token at each
+    position, and ``sequence`` (B, L, D), the decoder's states after the final norm.
 
-    With a `cache` collection (`T5Config.cache`) the decoder's tokens follow those in the cache, which must have room
-    for them, and what was read in an earlier forward need not come again: a batch without `input_ids` gives no
-    `encoded` and no `features`. The updated collection is part of the state.
+    With a ``cache`` collection (``T5Config.cache``) the decoder's tokens continue those in the cache, which must have
+    room for them, and the input of an earlier forward need not be given again: a batch without ``input_ids`` returns no
+    ``encoded`` and no ``features``. The updated collection is part of the state.
     """
 
     config: T5Config
@@ -253,7 +254,7 @@ class T5(nn.Module):
         *,
         train: bool = False,
     ) -> dict[str, Array]:
-        """Read and write; without a mask every token is real."""
+        """Encode and decode; without a mask every token is real."""
         c, outputs = self.config, {}
         embeddings = Embeddings(c, name="embeddings")
         encoded, heard = None, self.get_variable("cache", "heard", jnp.zeros((0, 0), bool))
@@ -283,7 +284,7 @@ def _real(ids: Ids, mask: Ids | None) -> Bool[Array, "B L"]:
 
 
 def tensors(config: T5Config) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
 
     def norm(path, key):
         return {f"params/{path}/scale": Tensor(f"{key}.weight")}
@@ -312,7 +313,7 @@ def tensors(config: T5Config) -> dict[str, Tensor]:
 
 
 def example(config: T5Config) -> dict[str, np.ndarray]:
-    """A batch of one text of one token, and one token written."""
+    """Return a batch of one text of one token, and one token for the decoder."""
     return {"input_ids": np.zeros((1, 1), np.int32), "decoder_input_ids": np.zeros((1, 1), np.int32)}
 
 
@@ -330,8 +331,8 @@ ARCHITECTURE = Architecture(
     example=example,
     base_class="T5ForConditionalGeneration",
     ignored=(
-        r"(encoder|decoder)\.embed_tokens\.weight",  # the shared table again
-        r"lm_head\.weight",  # likewise, where it is tied
+        r"(encoder|decoder)\.embed_tokens\.weight",  # copies of the shared table
+        r"lm_head\.weight",  # likewise, if it is tied
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",  # never used
     ),
     settle=T5Config.settled,

@@ -1,4 +1,4 @@
-"""The dimensions of a T5: what its config.json says, and the cache of its decoder."""
+"""Configuration of T5, and the cache of its decoder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from jtl.models.architecture import HeadSpec
 from jtl.models.parts import cache, scan
 from jtl.models.parts.layers import activation
 
-# The head that transformers has, an MLP on the decoder's last state, is not the linear one on `features`.
+# The head in transformers, an MLP on the decoder's last state, differs from the linear one on ``features``.
 HEAD = HeadSpec("features", {}, "T5ForSequenceClassification")
 ONLY = {"is_decoder": (False, None), "is_encoder_decoder": (True, None), "quantization_config": (None,)}
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The dimensions of a T5, under their names and with their defaults in config.json.
+    """The dimensions of T5, with the names and defaults of config.json.
 
-    T5 of the paper ties its last layer to the embeddings and scales what goes into it; T5 1.1 and Flan-T5 do neither.
-    Files of `transformers` v4 say both by `tie_word_embeddings`, those of v5 the second alone, by another name.
+    The paper's T5 ties its last layer to the embeddings and scales that layer's input; T5 1.1 and Flan-T5 do neither.
+    Files of ``transformers`` v4 express both by ``tie_word_embeddings``, those of v5 only the scaling, by
+    ``scale_decoder_outputs``.
     """
 
     model_type: ClassVar[str] = "t5"
@@ -49,7 +50,7 @@ class T5Config:
     decoder_start_token_id: int = 0
     eos_token_id: int | tuple[int, ...] | None = 1
     pad_token_id: int | None = 0
-    scan_layers: bool = False  # ours: see jtl.models.scan
+    scan_layers: bool = False  # jtl's own: see jtl.models.parts.scan
 
     def __post_init__(self):
         if self.num_decoder_layers is None:
@@ -74,19 +75,20 @@ class T5Config:
 
     @property
     def activation(self) -> str:
-        """That of the MLP; `gated-gelu` is the approximate one."""
+        """Activation of the MLP; ``gated-gelu`` is the tanh approximation."""
         kind = self.feed_forward_proj.removeprefix("gated-")
         return "gelu_new" if self.feed_forward_proj == "gated-gelu" else kind
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.vocab_size if output == "token_logits" else self.d_model
 
     def cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-        """An empty `cache` collection: keys and values of up to `length` tokens of `rows` texts, and of what was read.
+        """Return an empty ``cache`` collection for up to ``length`` tokens of ``rows`` texts, and for their inputs.
 
-        In `Model.variables` it makes every forward read its `decoder_input_ids` as what follows the tokens in the
-        cache. A forward with `input_ids` keeps what the decoder's layers look up in them; later ones come without.
+        In ``Model.variables`` it makes every forward read its ``decoder_input_ids`` as the continuation of the cached
+        tokens. A forward with ``input_ids`` stores the keys and values of the encoder's output; later forwards do
+        without.
         """
 
         def kept(positions: int) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class T5Config:
             f"layer_{i}": {
                 "attention": kept(length),
                 "cross_attention": kept(0),
-            }  # as long as the text, once there is one
+            }  # grows to the length of the input text
             for i in range(self.num_decoder_layers or 0)
         }
         decoder = scan.stacked(layers) if self.scan_layers else layers
@@ -104,22 +106,26 @@ class T5Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> T5Config:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         tied = config.get("tie_word_embeddings") is not False
         settings = {"scale_decoder_outputs": tied, **config, "tie_word_embeddings": tied}
         return architecture.from_hf(cls, settings, model_type=cls.model_type, only=ONLY)
 
     def settled(self, keys: Collection[str]) -> T5Config:
-        """The configuration of a file that has these tensors: a last layer of its own is one that is not tied.
+        """Return the configuration of a file with these tensors: a separate last layer means that it is not tied.
 
-        The files of a T5 of the paper may have it too, a copy of the embeddings.
+        Files of the paper's T5 may also have one, a copy of the embeddings.
         """
         if self.scale_decoder_outputs:
             return self
         return dataclasses.replace(self, tie_word_embeddings="lm_head.weight" not in keys)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         fields = dataclasses.asdict(self) | {"tie_word_embeddings": self.scale_decoder_outputs}
         del fields["scan_layers"]
         return {"model_type": self.model_type, "is_encoder_decoder": True, **fields}

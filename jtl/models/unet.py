@@ -1,11 +1,12 @@
-"""A small U-Net that takes the noise out of an image, steered by a time and a class.
+"""A small U-Net for image generation by flow matching, conditioned on time and class.
 
-Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597, in the form that diffusion models took: residual
-blocks whose normalised maps the condition scales and shifts, and attention on the coarsest map (Ho, Jain and Abbeel
-2020, https://arxiv.org/abs/2006.11239, appendix B; Dhariwal and Nichol 2021, https://arxiv.org/abs/2105.05233, section
-3). It names the clean image and gives the ``velocity`` towards it, which asks less of a narrow network than to name the
-noise (Li and He 2025, https://arxiv.org/abs/2511.13720): see ``jtl.tasks.flow_matching``. Patches of 2 x 2 pixels are
-its pixels, a quarter of the arithmetic.
+Ronneberger, Fischer and Brox 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+https://arxiv.org/abs/1505.04597, in the form of diffusion models: residual blocks whose normalised maps are scaled and
+shifted by the condition, and attention on the coarsest map (Ho, Jain and Abbeel 2020, https://arxiv.org/abs/2006.11239,
+appendix B; Dhariwal and Nichol 2021, https://arxiv.org/abs/2105.05233, section 3). It predicts the clean image and
+returns the ``velocity`` towards it, which is easier for a narrow network than predicting the noise (Li and He 2025,
+https://arxiv.org/abs/2511.13720): see ``jtl.tasks.flow_matching``. It works on patches of 2 x 2 pixels, a quarter of
+the arithmetic.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ from jtl.models.parts.attention import Attention
 from jtl.models.parts.layers import Images
 from jtl.models.parts.patches import pair
 
-CLASSES = "label/embedding"  # the leaf with a row for each class, and behind them one for no class
+CLASSES = "label/embedding"  # the leaf with a row for each class, and a last one for no class
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The dimensions of a U-Net. The default has 0.3 million parameters: it learns digits on a CPU.
+    """The dimensions of a U-Net. The default has 0.3 million parameters and learns digits on a CPU.
 
     Attributes:
-        num_classes: C. The label C stands for no class.
+        num_classes: C. The label C means no class.
         image_size: height and width.
-        patch_size: side of the patches that are pixels to it.
+        patch_size: side of the patches that the network treats as pixels.
         num_channels: of the images.
-        widths: channels of each level; each further one halves the map.
-        blocks: residual blocks of a level on the way down, and on the way up; so many also before and behind the
-            attention on the coarsest level.
-        num_attention_heads: there.
-        condition_size: width of time and class.
-        groups: of the normalisation.
-        nearest: time is taken to be at most so near to its end when the velocity is made of the image.
+        widths: channels of each level; each further level halves the map.
+        blocks: residual blocks of a level on the way down and on the way up, and before and after the attention on the
+            coarsest level.
+        num_attention_heads: of that attention.
+        condition_size: width of the embedding of time and class.
+        groups: of the group norms.
+        nearest: smallest ``1 - time`` by which the velocity divides.
     """
 
     num_classes: int = 10
@@ -77,7 +78,7 @@ def sines(values: Float[Array | np.ndarray, " N"], width: int) -> Float[Array, "
 
 
 def to_depth(x: Float[Array, "B H W C"], side: int) -> Float[Array, "B h w D"]:
-    """Patches of ``side`` x ``side`` pixels as single ones: D = C · side²."""
+    """Turn patches of ``side`` x ``side`` pixels into single pixels: D = C · side²."""
     B, H, W, C = x.shape
     x = x.reshape(B, H // side, side, W // side, side, C).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(B, H // side, W // side, side * side * C)
@@ -91,9 +92,9 @@ def to_space(x: Float[Array, "B h w D"], side: int) -> Float[Array, "B H W C"]:
 
 
 class Block(nn.Module):
-    """Two convolutions of normalised maps, added to the input; the condition scales and shifts what lies between.
+    """Residual block of two convolutions on normalised maps; the condition scales and shifts between them.
 
-    The second is zero at first, so that a new block adds nothing.
+    The second convolution is initialised to zero, so a new block adds nothing.
     """
 
     width: int
@@ -112,7 +113,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net; gives ``velocity`` and ``clean``, both (B, H, W, C)."""
+    """A U-Net that returns ``velocity`` and ``clean``, both (B, H, W, C)."""
 
     config: UNetConfig
 
@@ -123,12 +124,15 @@ class UNet(nn.Module):
         time: Float[Array | np.ndarray, " B"],
         label: Int[Array | np.ndarray, " B"],
     ) -> dict[str, Array]:
-        """The clean images that noisy ones come from, and the velocity ``(clean - image) / (1 - time)``.
+        """Return the clean images behind noisy ones, and the velocity ``(clean - image) / (1 - time)``.
 
         Args:
             image: in the space in which noise is added, about -1 to 1.
-            time: 0 for noise to 1 for an image.
+            time: from 0 for noise to 1 for an image.
             label: a class, or ``num_classes`` for none.
+
+        Raises:
+            ValueError: the images have another size.
         """
         c = self.config
         if image.shape[1:] != (*pair(c.image_size), c.num_channels):
@@ -137,13 +141,13 @@ class UNet(nn.Module):
         time = jnp.asarray(time)
         E, unit = c.condition_size, nn.initializers.normal(1.0)
         hidden = nn.silu(nn.Dense(E, name="time_hidden")(sines(1000 * time, E)))
-        # Classes that begin far apart are told apart early.
+        # Class embeddings that start far apart are distinguished early.
         table = nn.Embed(c.num_classes + 1, E, embedding_init=unit, name="label")
         condition = nn.silu(nn.Dense(E, name="time_output")(hidden) + table(jnp.asarray(label)))
         count = 0
 
         def blocks(x: Array, width: int, skips: list[Array]) -> list[Array]:
-            """The maps behind each block of a level; each block takes one of ``skips`` in, if there are any."""
+            """The maps after each block of a level; each block takes one of ``skips``, if there are any."""
             nonlocal count
             maps = []
             for _ in range(c.blocks):
@@ -176,13 +180,13 @@ class UNet(nn.Module):
 
 
 def unet(config: UNetConfig, *, key: Array) -> Model:
-    """A U-Net with random weights."""
+    """Return a U-Net with random weights."""
     module = UNet(config)
     return linen(module, jax.jit(module.init)(key, **example(config))).replace(config=config)
 
 
 def example(config: UNetConfig) -> dict[str, np.ndarray]:
-    """A batch of one grey image: to trace a U-Net with, as ``batch=`` of ``jtl.adapters``."""
+    """Return a batch of one grey image to trace a U-Net, as ``batch=`` of ``jtl.adapters``."""
     size = (1, *pair(config.image_size), config.num_channels)
     return {
         "image": np.zeros(size, np.float32),
@@ -192,18 +196,19 @@ def example(config: UNetConfig) -> dict[str, np.ndarray]:
 
 
 def with_classes(model: Model, like: Sequence[int | None], *, key: Array, apart: float = 1.0) -> Model:
-    """``model`` with new classes behind its own, each with a row of its own in the table of classes.
+    """Return ``model`` with new classes after its own, each with a new row in the class embeddings.
 
-    They share a mark, a random vector, as DreamBooth's subjects have a rare word (Ruiz et al. 2023,
+    The new rows share a mark, a random vector, as DreamBooth's subjects share a rare word (Ruiz et al. 2023,
     https://arxiv.org/abs/2208.12242, section 4.2): what the body learns about one of them holds for all.
 
     Args:
         model: a U-Net without adapters.
-        like: for each new class the old one whose row it has besides the mark; for None, that of a random class.
-        key: for the mark and the random rows.
-        apart: size of the mark; a row is of size 1. 0 leaves it out: the new classes begin as the old ones.
+        like: for each new class the old class whose row it starts from, besides the mark; None for a random row.
+        key: random key for the mark and the random rows.
+        apart: size of the mark; a row has size 1. With 0 there is no mark, and the new classes start as the old ones.
 
-    Raises ValueError for a class that the model has not, or adapters in it, which know the old table.
+    Raises:
+        ValueError: a class does not exist, or the model has adapters, which refer to the old table.
     """
     config = model.config
     if wrong := [c for c in like if c is not None and not 0 <= c < config.num_classes]:

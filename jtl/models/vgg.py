@@ -1,11 +1,11 @@
-"""VGG 11 to 19: stages of 3 x 3 convolutions with ReLU, each followed by a max-pool.
+"""VGG 11 to 19: stages of 3 x 3 convolutions with ReLU, each followed by max-pooling.
 
-Simonyan and Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2014,
-https://arxiv.org/abs/1409.1556. The name map is torchvision's; Keras' layer names are read too. Its features are those
-that style transfer and perceptual losses are made of.
+Simonyan and Zisserman 2014, "Very Deep Convolutional Networks for Large-Scale Image Recognition",
+https://arxiv.org/abs/1409.1556. The name map is torchvision's; Keras' layer names are read too. Its features are the
+usual ones for style transfer and perceptual losses.
 
-Files differ in the pixels they want, which the configuration says: torchvision's RGB, normalised as usual for ImageNet
-(the defaults here); those that come from Caffe, Keras' among them, BGR from 0 to 255 less the mean.
+Files differ in the pixels they expect, which the configuration says: torchvision's expect RGB normalised as usual for
+ImageNet (the defaults here); those from Caffe, Keras' among them, BGR from 0 to 255 minus the mean.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ GRID = 7  # rows and columns that the fully connected layers see
 
 @dataclasses.dataclass(frozen=True)
 class VGGConfig:
-    """The dimensions and the preprocessing. The defaults are those of VGG16's trunk; `DEPTHS` has the others.
+    """The dimensions and the preprocessing. The defaults are those of VGG16's backbone; ``DEPTHS`` has the others.
 
-    `fully_connected`: width of the two layers in front of the classifier, 4096 in the paper; 0 leaves them out.
-    `image_mean`, `image_std`: the model wants RGB images `(pixel / 255 - image_mean) / image_std`.
-    `channel_order`: the order in which the first convolution has its channels; "bgr" has the model turn them.
+    Attributes:
+        fully_connected: width of the two layers before the classifier, 4096 in the paper; 0 leaves them out.
+        image_mean: the model expects RGB images ``(pixel / 255 - image_mean) / image_std``.
+        image_std: see ``image_mean``.
+        channel_order: of the first convolution; with "bgr" the model reverses the channels of its RGB input.
     """
 
     model_type: ClassVar[str] = "vgg"
@@ -61,25 +63,29 @@ class VGGConfig:
 
     @property
     def head(self) -> HeadSpec:
-        """The standard classification head: dropout, behind fully connected layers, and one linear layer."""
+        """The standard classification head: dropout, if there are fully connected layers, and one linear layer."""
         return HEAD
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier."""
+        """Dropout rate before the classifier."""
         return self.dropout_rate if self.fully_connected else 0.0
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return (output == "pooled" and self.fully_connected) or self.hidden_sizes[-1]
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> VGGConfig:
-        """From the dict of our config.json (`transformers` has no such model type)."""
+        """Return the configuration of jtl's own config.json (``transformers`` has no such model type).
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type, only={"batch_norm": (False,)})
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 
@@ -92,7 +98,7 @@ DEPTHS = {
 
 
 def adaptive(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The matrix that averages `old` values into `new` windows, as torch's AdaptiveAvgPool does."""
+    """Return the matrix that averages ``old`` values into ``new`` windows, like torch's AdaptiveAvgPool."""
     first = np.arange(new) * old // new
     last = -(-(np.arange(new) + 1) * old // new)
     inside = (np.arange(old) >= first[:, None]) & (np.arange(old) < last[:, None])
@@ -106,13 +112,13 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        """Filter."""
+        """Convolve."""
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         return nn.relu(nn.Conv(self.channels, (3, 3), padding=1, kernel_init=init, name="conv")(x))
 
 
 class Stage(nn.Module):
-    """Layers of one width, behind a max-pool in all stages but the first: (B, H, W, C) to (B, h, w, D)."""
+    """Layers of one width, after max-pooling in all stages but the first: (B, H, W, C) to (B, h, w, D)."""
 
     channels: int
     depth: int
@@ -120,7 +126,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Shrink and apply every layer."""
+        """Downsample and apply every layer."""
         if not self.first:
             x = nn.max_pool(x, (2, 2), (2, 2))
         for i in range(self.depth):
@@ -129,7 +135,7 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stages and a last max-pool: (B, H, W, C) to (B, H / 32, W / 32, D), rounded down."""
+    """The stages and a final max-pooling: (B, H, W, C) to (B, H / 32, W / 32, D), rounded down."""
 
     config: VGGConfig
 
@@ -142,13 +148,13 @@ class Encoder(nn.Module):
 
 
 class FullyConnected(nn.Module):
-    """Averages on a 7 x 7 grid through two layers with ReLU: (B, H, W, C) to (B, D)."""
+    """Average pooling to 7 x 7, then two layers with ReLU: (B, H, W, C) to (B, D)."""
 
     config: VGGConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B D"]:
-        """Apply both; dropout is behind the first, that behind the second is the head's."""
+        """Apply both layers, with dropout after the first; the dropout after the second belongs to the head."""
         c = self.config
         rows, columns = (adaptive(n, GRID).astype(x.dtype) for n in x.shape[1:3])
         x = jnp.einsum("ih,jw,bhwc->bcij", rows, columns, x).reshape(len(x), -1)
@@ -160,17 +166,21 @@ class FullyConnected(nn.Module):
 class VGG(nn.Module):
     """VGG without its classifier.
 
-    Returns `map` (B, H / 32, W / 32, D) for five stages, rounded down, the last feature map behind its max-pool;
-    `features` (B, D), its average over space; `pooled`, the same, or with `config.fully_connected` the output (B, F) of
-    these layers. The taps `encoder/stage_I/layer_J` are the papers' relu{I+1}_{J+1}, those of stages come in front of
-    their max-pools.
+    Returns ``map``, the last feature map after its max-pooling, (B, H / 32, W / 32, D) rounded down for five stages;
+    ``features`` (B, D), its spatial mean; and ``pooled``, the same or, with ``config.fully_connected``, the output
+    (B, F) of these layers. The taps ``encoder/stage_I/layer_J`` are relu{I+1}_{J+1} in the papers' naming; taps of
+    stages come before their max-pooling.
     """
 
     config: VGGConfig
 
     @nn.compact
     def __call__(self, image: Images, *, train: bool = False) -> dict[str, Array]:
-        """Encode normalised images. Raises ValueError for other channels, or an image of which nothing is left."""
+        """Encode normalised images.
+
+        Raises:
+            ValueError: the image has another number of channels or is too small.
+        """
         c, least = self.config, 2 ** len(self.config.depths)
         if image.shape[-1] != c.num_channels or min(image.shape[1:3]) < least:
             raise InputError(
@@ -186,7 +196,7 @@ class VGG(nn.Module):
 
 
 def _layers(config: VGGConfig) -> Iterator[tuple[int, int, int]]:
-    """Stage, layer in it, and number in torchvision's sequence, which counts ReLUs and max-pools too."""
+    """Stage, layer in it, and number in torchvision's sequence, which also counts ReLUs and max-pooling."""
     number = 0
     for i, depth in enumerate(config.depths):
         for j in range(depth):
@@ -196,7 +206,7 @@ def _layers(config: VGGConfig) -> Iterator[tuple[int, int, int]]:
 
 
 def tensors(config: VGGConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a torchvision file."""
+    """Name map: variable path to tensor in a torchvision file."""
     names: dict[str, Tensor] = {}
     for i, j, number in _layers(config):
         ours, theirs = f"params/encoder/stage_{i}/layer_{j}/conv", f"features.{number}"
@@ -211,7 +221,7 @@ def tensors(config: VGGConfig) -> dict[str, Tensor]:
 
 
 def aliases(config: VGGConfig) -> dict[str, str]:
-    """The names of the trunk's layers in Keras, and torchvision's."""
+    """Return torchvision's names of the backbone's layers by Keras' names."""
     return {
         f"block{i + 1}_conv{j + 1}/{theirs}": f"features.{number}.{ours}"
         for i, j, number in _layers(config)
@@ -220,7 +230,7 @@ def aliases(config: VGGConfig) -> dict[str, str]:
 
 
 def example(config: VGGConfig) -> dict[str, np.ndarray]:
-    """A batch of one image of one feature-map cell."""
+    """Return a batch of one image that becomes one cell of the feature map."""
     side = 2 ** len(config.depths)
     return {"image": np.zeros((1, side, side, config.num_channels), np.float32)}
 
@@ -238,6 +248,6 @@ ARCHITECTURE = Architecture(
     head=HEAD,
     example=example,
     base_class="VGG",
-    ignored=(r"conv2d(_\d)?/(kernel|bias)",),  # the side outputs of HED, jtl.load("vgg16")
+    ignored=(r"conv2d(_\d)?/(kernel|bias)",),  # the side outputs of HED in jtl.load("vgg16")
     aliases=aliases,
 )

@@ -1,7 +1,7 @@
 """ViT: a pre-norm transformer encoder over image patches.
 
-Dosovitskiy et al.: "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", 2021,
-https://arxiv.org/abs/2010.11929. Numerically that of `transformers`' ViTModel.
+Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+https://arxiv.org/abs/2010.11929. Numerically equal to ``ViTModel`` of ``transformers``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ HEAD = HeadSpec("pooled", {"out": "classifier"}, "ViTForImageClassification")
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """The dimensions of a ViT, under their names and with their defaults in config.json.
+    """The dimensions of a ViT, with the names and defaults of config.json.
 
-    `pooler` is ours: whether there is a dense layer on the CLS token. config.json does not tell; `transformers`
-    has one in ViTModel and none in ViTForImageClassification.
+    Attributes:
+        pooler: jtl's own setting: whether there is a dense layer on the CLS token. config.json does not say; in
+            ``transformers`` ViTModel has one and ViTForImageClassification has none.
     """
 
     model_type: ClassVar[str] = "vit"
@@ -62,21 +63,25 @@ class ViTConfig:
         return HEAD
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return (self.pooler_output_size or self.hidden_size) if output == "pooler" else self.hidden_size
 
     @property
     def head_dropout(self) -> float:
-        """Rate of the dropout in front of the classifier: none."""
+        """Dropout rate before the classifier: 0."""
         return 0.0
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ViTConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         fields = dataclasses.asdict(self)
         del fields["pooler"]
         return {"model_type": self.model_type, **fields}
@@ -121,8 +126,8 @@ class Encoder(nn.Module):
 class ViT(nn.Module):
     """Vision transformer.
 
-    Returns `sequence` (B, 1 + patches, D), the normalised last hidden states; `pooled` and `features` (B, D), that
-    of the CLS token; with `config.pooler` also `pooler` (B, P).
+    Returns ``sequence`` (B, 1 + patches, D), the normalised last hidden states; ``pooled`` and ``features`` (B, D),
+    that of the CLS token; and with ``config.pooler`` also ``pooler`` (B, P).
     """
 
     config: ViTConfig
@@ -130,7 +135,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, image: Images, *, train: bool = False) -> dict[str, Array]:
-        """Encode normalised images, of any size."""
+        """Encode normalised images of any size."""
         c = self.config
         x = PatchEmbeddings(
             c.hidden_size,
@@ -152,7 +157,7 @@ class ViT(nn.Module):
 
 
 def embedding_tensors() -> dict[str, Tensor]:
-    """Name map of the patch embeddings, which DeiT and DINOv2 share."""
+    """Name map of the patch embeddings, shared with DeiT and DINOv2."""
     return {
         "params/embeddings/cls_token": Tensor("embeddings.cls_token"),
         "params/embeddings/position": Tensor("embeddings.position_embeddings"),
@@ -162,7 +167,7 @@ def embedding_tensors() -> dict[str, Tensor]:
 
 
 def attention_tensors(ours: str, theirs: str, qkv_bias: bool) -> dict[str, Tensor]:
-    """Name map of one attention, which DeiT and DINOv2 share."""
+    """Name map of one attention layer, shared with DeiT and DINOv2."""
     names = linear(f"{ours}/output", f"{theirs}.output.dense")
     for name in ("query", "key", "value"):
         names |= linear(f"{ours}/{name}", f"{theirs}.attention.{name}", bias=qkv_bias)
@@ -170,7 +175,7 @@ def attention_tensors(ours: str, theirs: str, qkv_bias: bool) -> dict[str, Tenso
 
 
 def tensors(config: ViTConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     names = embedding_tensors() | norm("norm", "layernorm")
     for i in range(config.num_hidden_layers):
         ours, theirs = f"encoder/layer_{i}", f"encoder.layer.{i}"
@@ -183,11 +188,11 @@ def tensors(config: ViTConfig) -> dict[str, Tensor]:
 
 
 def example(config: Any) -> dict[str, np.ndarray]:
-    """A batch of one black image of the native size."""
+    """Return a batch of one black image of the native size."""
     return {"image": np.zeros((1, *pair(config.image_size), config.num_channels), np.float32)}
 
 
-# transformers v5 holds these names in memory and writes those of v4 to disk: only a saved state_dict has them.
+# transformers v5 uses these names in memory but writes those of v4 to disk: only a saved state_dict has them.
 V5_ATTENTION = (
     (r"(?<=attention\.)q_proj(?=\.)", "attention.query"),
     (r"(?<=attention\.)k_proj(?=\.)", "attention.key"),

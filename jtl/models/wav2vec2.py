@@ -1,10 +1,10 @@
-"""Wav2Vec2 and HuBERT: transformer encoders of raw sound, with a layer over letters for transcripts by CTC.
+"""Wav2Vec2 and HuBERT: transformer encoders of raw audio, with a CTC layer over characters for transcripts.
 
-Baevski et al.: "wav2vec 2.0: A Framework for Self-Supervised Learning of Speech Representations", 2020,
-https://arxiv.org/abs/2006.11477; Hsu et al.: "HuBERT: Self-Supervised Speech Representation Learning by Masked
-Prediction of Hidden Units", 2021, https://arxiv.org/abs/2106.07447. As encoders they differ in how they were trained
-alone. Numerically those of `transformers`' Wav2Vec2ForCTC and HubertForCTC outside training; in training they also
-mask spans of the input (SpecAugment) and skip whole layers at random, which is not done here.
+Baevski et al. 2020, "wav2vec 2.0: A Framework for Self-Supervised Learning of Speech Representations",
+https://arxiv.org/abs/2006.11477; Hsu et al. 2021, "HuBERT: Self-Supervised Speech Representation Learning by Masked
+Prediction of Hidden Units", https://arxiv.org/abs/2106.07447. As encoders they differ only in how they were trained.
+Numerically equal to ``Wav2Vec2ForCTC`` and ``HubertForCTC`` of ``transformers`` in evaluation mode. In training those
+also mask spans of the input (SpecAugment) and skip random layers, which is not done here.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Audio = Float[Array | np.ndarray, "B N"]
 
 
 class PositionConv(nn.Module):
-    """A grouped convolution over time whose output says where a frame stands: (B, S, D) to (B, S, D).
+    """A grouped convolution over time that encodes a frame's position: (B, S, D) to (B, S, D).
 
-    Its weight is `scale` v / |v| for each place of the kernel (Salimans and Kingma 2016,
-    https://arxiv.org/abs/1602.07868); v is `kernel`.
+    Its weight is ``scale`` · v / |v| at each kernel position (Salimans and Kingma 2016,
+    https://arxiv.org/abs/1602.07868), where v is ``kernel``.
     """
 
     config: Wav2Vec2Config
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """Convolve; an even kernel sees one frame more of what was than of what comes."""
+        """Convolve; an even kernel sees one more frame of the past than of the future."""
         c, D = self.config, x.shape[-1]
         K, groups = c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups
         init = nn.initializers.normal(2 * (K * D) ** -0.5)
@@ -65,7 +65,7 @@ class Embeddings(nn.Module):
     def __call__(
         self, audio: Audio, mask: Bool[Array, "B S"] | None, *, train: bool = False
     ) -> Float[Array, "B S D"]:
-        """Embed; frames that the mask leaves out are zero before they get positions."""
+        """Embed; masked-out frames are zeroed before they get positions."""
         c = self.config
         x = jnp.asarray(audio)[..., None]
         sizes = zip(c.conv_dim, c.conv_kernel, c.conv_stride, strict=True)
@@ -73,7 +73,7 @@ class Embeddings(nn.Module):
             x = nn.Conv(channels, (kernel,), stride, "VALID", use_bias=c.conv_bias, name=f"conv_{i}")(x)
             if c.feat_extract_norm == "layer":
                 x = nn.LayerNorm(EPSILON, name=f"conv_{i}_norm")(x)
-            elif i == 0:  # each channel over time, padding included
+            elif i == 0:  # per channel over time, including padding
                 x = nn.GroupNorm(channels, epsilon=EPSILON, name="conv_0_norm")(x)
             x = activation(c.feat_extract_activation)(x)
         if c.feat_proj_layer_norm:
@@ -90,7 +90,7 @@ class Embeddings(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an activation between them, and dropout behind each: (B, S, D) to (B, S, D)."""
+    """Two dense layers with an activation between them, and dropout after each: (B, S, D) to (B, S, D)."""
 
     config: Wav2Vec2Config
 
@@ -104,9 +104,9 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then MLP, added to their input: (B, S, D) to (B, S, D).
+    """Attention, then MLP, each added to its input: (B, S, D) to (B, S, D).
 
-    Norms come behind both, or with `do_stable_layer_norm` in front of both.
+    Norms come after each, or with ``do_stable_layer_norm`` before each.
     """
 
     config: Wav2Vec2Config
@@ -135,7 +135,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of layers, and a last norm if theirs are in front: (B, S, D) to (B, S, D)."""
+    """The stack of layers, and a final norm if theirs come first: (B, S, D) to (B, S, D)."""
 
     config: Wav2Vec2Config
 
@@ -153,8 +153,8 @@ class Encoder(nn.Module):
 class Wav2Vec2(nn.Module):
     """Wav2Vec2 or HuBERT.
 
-    Returns `sequence` (B, S, D), the last hidden states; `sequence_mask` (B, S), which of these frames are of real
-    samples; `features` (B, D), the mean over them; and with `config.ctc` the `token_logits` (B, S, V) of every frame.
+    Returns ``sequence`` (B, S, D), the last hidden states; ``sequence_mask`` (B, S), which frames are of real samples;
+    ``features`` (B, D), the mean over these; and with ``config.ctc`` the ``token_logits`` (B, S, V) of every frame.
     """
 
     config: Wav2Vec2Config
@@ -163,7 +163,7 @@ class Wav2Vec2(nn.Module):
     def __call__(
         self, audio: Audio, attention_mask: Ids | None = None, *, train: bool = False
     ) -> dict[str, Array]:
-        """Hear; without `attention_mask` every sample is real. Padding stands behind the samples."""
+        """Encode; without ``attention_mask`` every sample is real. Padding belongs after the samples."""
         c = self.config
         frames = c.frames(audio.shape[1])
         if frames < 1:
@@ -183,7 +183,7 @@ class Wav2Vec2(nn.Module):
 
 
 def tensors(config: Wav2Vec2Config) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     prefix, names = config.model_type, {}
     for i in range(len(config.conv_dim)):
         ours, theirs = f"embeddings/conv_{i}", f"{prefix}.feature_extractor.conv_layers.{i}"
@@ -213,7 +213,7 @@ def tensors(config: Wav2Vec2Config) -> dict[str, Tensor]:
 
 
 def example(config: Wav2Vec2Config) -> dict[str, np.ndarray]:
-    """A batch of one sound of one frame."""
+    """Return a batch of one recording of one frame."""
     return {"audio": np.zeros((1, config.shortest), np.float32)}
 
 
@@ -228,7 +228,7 @@ def _family(config: type[Wav2Vec2Config]) -> Architecture:
         head=config().head,
         example=example,
         base_class=f"{config.task}Model",
-        # What masks spans in training; what pretraining alone needs.
+        # Used to mask spans in training; needed only for pretraining.
         ignored=(rf"{name}\.masked_spec_embed", r"(quantizer|project_q|project_hid)\..*"),
         renames=(
             (r"^(masked_spec_embed$|(?:feature_extractor|feature_projection|encoder)\.)", rf"{name}.\1"),
@@ -240,6 +240,6 @@ def _family(config: type[Wav2Vec2Config]) -> Architecture:
 
 # Checkpoints (hub id: layers x width, heads):
 #   facebook/wav2vec2-base, -base-960h: 12 x 768, 12                                        https://arxiv.org/abs/2006.11477
-#   facebook/wav2vec2-large-960h-lv60-self, -xlsr-53: 24 x 1024, 16, norms in front         https://arxiv.org/abs/2006.13979
+#   facebook/wav2vec2-large-960h-lv60-self, -xlsr-53: 24 x 1024, 16, pre-norm         https://arxiv.org/abs/2006.13979
 #   facebook/hubert-base-ls960: 12 x 768, 12; -large-ls960-ft: 24 x 1024, 16                https://arxiv.org/abs/2106.07447
 ARCHITECTURES = tuple(_family(config) for config in (Wav2Vec2Config, HubertConfig))

@@ -1,4 +1,4 @@
-"""The dimensions of Wav2Vec2 and HuBERT: what their config.json says."""
+"""Configuration of Wav2Vec2 and HuBERT."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ UNUSED = {"layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "ap
 
 @dataclasses.dataclass(frozen=True)
 class Wav2Vec2Config:
-    """The dimensions of a Wav2Vec2, under their names and with their defaults in config.json.
+    """The dimensions of Wav2Vec2, with the names and defaults of config.json.
 
-    `ctc`: whether it has the layer over letters; in config.json, whether `architectures` names a class `...ForCTC`.
+    Attributes:
+        ctc: whether it has the layer over characters; in config.json, whether ``architectures`` names a class
+            ``...ForCTC``.
     """
 
     model_type: ClassVar[str] = "wav2vec2"
-    task: ClassVar[str] = "Wav2Vec2"  # what the classes of `transformers` start with
+    task: ClassVar[str] = "Wav2Vec2"  # how class names in ``transformers`` begin
     head_dropout: ClassVar[float] = 0.0
     feat_proj_layer_norm: ClassVar[bool] = True
 
@@ -58,7 +60,7 @@ class Wav2Vec2Config:
     pad_token_id: int = 0  # CTC's blank
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
-    classifier_proj_size: int = 256  # between the sound and its classes
+    classifier_proj_size: int = 256  # width of the projection before the classifier
     ctc: bool = False
 
     def __post_init__(self):
@@ -82,7 +84,7 @@ class Wav2Vec2Config:
 
     @property
     def head(self) -> HeadSpec:
-        """A projection and a classifier; that `transformers` takes the mean over time between them changes nothing."""
+        """A projection and a classifier; ``transformers`` averages over time between them, which is equivalent."""
         return HeadSpec(
             "features",
             {"dense": "projector", "out": "classifier"},
@@ -94,30 +96,34 @@ class Wav2Vec2Config:
 
     @property
     def shortest(self) -> int:
-        """Samples that one frame sees."""
+        """Number of samples that one frame sees."""
         samples = 1
         for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
             samples = (samples - 1) * stride + kernel
         return samples
 
     def frames(self, samples: Any) -> Any:
-        """How many frames the convolutions make of so many samples, a number or an array."""
+        """Return how many frames the convolutions make of ``samples``, a number or an array."""
         for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.vocab_size if output == "token_logits" else self.hidden_size
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Wav2Vec2Config:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         ctc = any(name.endswith("ForCTC") for name in config.get("architectures") or ())
         return architecture.from_hf(cls, {**config, "ctc": ctc}, model_type=cls.model_type, only=ONLY)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json; what masks and skips in training is not kept."""
+        """Return the content of config.json; settings that mask and skip in training are dropped."""
         fields = dataclasses.asdict(self)
         kind = f"{self.task}ForCTC" if fields.pop("ctc") else f"{self.task}Model"
         count = len(self.conv_dim)
@@ -132,7 +138,7 @@ class Wav2Vec2Config:
 
 @dataclasses.dataclass(frozen=True)
 class HubertConfig(Wav2Vec2Config):
-    """The dimensions of a HuBERT, under their names and with their defaults in config.json."""
+    """The dimensions of HuBERT, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "hubert"
     task: ClassVar[str] = "Hubert"

@@ -1,8 +1,8 @@
-"""Whisper: a transformer that hears a spectrogram and writes its transcript, token by token.
+"""Whisper: an encoder-decoder transformer for speech recognition, from log-mel spectrogram to transcript.
 
-Radford et al.: "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, https://arxiv.org/abs/2212.04356,
-section 2.2. Numerically that of `transformers`' WhisperForConditionalGeneration, for spectrograms of the length that
-the model was trained on; shorter ones are read too, at the positions they have.
+Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", https://arxiv.org/abs/2212.04356,
+section 2.2. Numerically equal to ``WhisperForConditionalGeneration`` of ``transformers`` for spectrograms of the length
+used in training; shorter ones work too, with the first positions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Mels = Float[Array | np.ndarray, "B T M"]
 
 
 def sinusoids(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "L D"]:
-    """Sines, then cosines, of the positions at D / 2 wavelengths from 2 pi to 20,000 pi, in a geometric row."""
+    """Sines, then cosines, of positions at D / 2 wavelengths from 2 pi to 20,000 pi, in geometric progression."""
     length, width = shape
     rates = jnp.exp(-jnp.log(10000.0) / (width // 2 - 1) * jnp.arange(width // 2))
     angles = jnp.arange(length)[:, None] * rates[None]
@@ -34,9 +34,10 @@ def sinusoids(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Float[Ar
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x to itself, or to what the encoder gave: (B, L, D) to (B, L, D).
+    """Multi-head attention to itself or to the encoder's output: (B, L, D) to (B, L, D).
 
-    With a `cache`, keys and values of `memory` are kept for forwards without it; those of x are put in at `start`.
+    With a ``cache``, keys and values of ``memory`` are kept for forwards without it; those of x are written at
+    ``start``.
     """
 
     heads: int
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         mask: Bool[Array, "#B 1 L T"] | None = None,
         start: Int[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Attend, where the mask is set."""
+        """Attend where the mask is set."""
         (B, L, D), H = x.shape, self.heads
 
         def heads(name, source, bias=True):
@@ -65,14 +66,14 @@ class Attention(nn.Module):
         else:
             k_BxTxHxE = cache.remembered(self, "keys", heads("key", source, bias=False), start)
             v_BxTxHxE = cache.remembered(self, "values", heads("value", source), start)
-        # Heads before tokens, as the cache has them: nothing is turned for each token that is written.
+        # Heads before tokens, as in the cache: nothing is transposed per generated token.
         q, k, v = (t.swapaxes(1, 2) for t in (q_BxLxHxE * (D // H) ** -0.5, k_BxTxHxE, v_BxTxHxE))
         y_BxHxLxE = attend(q, k, v, None if mask is None else bias_where(mask), lambda weights: weights)
         return dense(D, "output", self.std)(y_BxHxLxE.swapaxes(1, 2).reshape(B, L, D))
 
 
 class Layer(nn.Module):
-    """Attention, in the decoder also to the encoder's states, then MLP; each reads a normed input and adds to it."""
+    """Attention, cross-attention (in the decoder), then MLP; each reads the normalised input and is added to it."""
 
     heads: int
     hidden: int
@@ -108,13 +109,17 @@ class Layer(nn.Module):
 
 
 class AudioEmbeddings(nn.Module):
-    """Two convolutions over time, the second of stride 2, and positions: (B, T, M) to (B, T / 2, D)."""
+    """Two convolutions over time, the second of stride 2, plus positions: (B, T, M) to (B, T / 2, D)."""
 
     config: WhisperConfig
 
     @nn.compact
     def __call__(self, log_mel: Mels) -> Float[Array, "B S D"]:
-        """Embed."""
+        """Embed.
+
+        Raises:
+            ValueError: the spectrogram has another number of mel bins, or is too long.
+        """
         c, gelu = self.config, activation("gelu")
         if log_mel.shape[2] != c.num_mel_bins or not 0 < log_mel.shape[1] <= 2 * c.max_source_positions:
             raise InputError(
@@ -128,13 +133,13 @@ class AudioEmbeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """What is heard: a spectrogram (B, T, M) to (B, T / 2, D)."""
+    """The encoder: a log-mel spectrogram (B, T, M) to hidden states (B, T / 2, D)."""
 
     config: WhisperConfig
 
     @nn.compact
     def __call__(self, log_mel: Mels, *, train: bool = False) -> Float[Array, "B S D"]:
-        """Embed, apply every layer and a last norm."""
+        """Embed, apply every layer and a final norm."""
         c = self.config
         x = Dropout(c.dropout)(AudioEmbeddings(c, name="embeddings")(log_mel), train=train)
         for i in range(c.encoder_layers):
@@ -144,7 +149,7 @@ class Encoder(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Embeddings of words and their positions, and the former as the last layer over the vocabulary."""
+    """Word and position embeddings; the word table is also the last layer over the vocabulary."""
 
     config: WhisperConfig
 
@@ -155,19 +160,19 @@ class TextEmbeddings(nn.Module):
         self.position = nn.Embed(c.max_target_positions, c.d_model, embedding_init=init)
 
     def __call__(self, ids: Ids, start: Int[Array, ""]) -> Float[Array, "B L D"]:
-        """Look up ids that stand at `start` and after it."""
+        """Look up ids at positions from ``start`` on."""
         L, most = ids.shape[1], self.config.max_target_positions
         if L > most:
             raise InputError(f"decoder_input_ids: length {L} exceeds max_target_positions={most}")
         return self.word(ids) + self.position(start + jnp.arange(L))[None]
 
     def attend(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """Logits."""
+        """Return the logits."""
         return self.word.attend(x)
 
 
 class Decoder(nn.Module):
-    """What is written: tokens (B, L) to logits (B, L, V) of the next ones, and the last hidden states (B, L, D)."""
+    """The decoder: tokens (B, L) to logits (B, L, V) of the next tokens, and the last hidden states (B, L, D)."""
 
     config: WhisperConfig
 
@@ -181,7 +186,7 @@ class Decoder(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[Float[Array, "B L V"], Float[Array, "B L D"]]:
-        """Embed, apply every layer and a last norm."""
+        """Embed, apply every layer and a final norm."""
         c = self.config
         embeddings = TextEmbeddings(c, name="embeddings")
         x = Dropout(c.dropout)(embeddings(ids, start), train=train)
@@ -193,17 +198,17 @@ class Decoder(nn.Module):
 
 
 class Whisper(nn.Module):
-    """Whisper.
+    """Whisper with its language-model head.
 
-    Returns `encoded` (B, T / 2, D), the encoder's states after the last norm, and `features` (B, D), their mean over
-    time; with `decoder_input_ids` also `token_logits` (B, L, V), those of the next token at each position, and
-    `sequence` (B, L, D), the decoder's states after the last norm.
+    Returns ``encoded`` (B, T / 2, D), the encoder's states after the final norm, and ``features`` (B, D), their mean
+    over time. With ``decoder_input_ids`` it also returns ``token_logits`` (B, L, V), of the next token at each
+    position, and ``sequence`` (B, L, D), the decoder's states after the final norm.
 
-    Positions count padding, so that it belongs behind a text.
+    Positions count padding, so padding belongs at the end of a text.
 
-    With a `cache` collection (`WhisperConfig.cache`) the tokens follow those in the cache, which must have room for
-    them, and what was heard in an earlier forward need not come again: a batch without `log_mel` gives no `encoded`
-    and no `features`. The updated collection is part of the state.
+    With a ``cache`` collection (``WhisperConfig.cache``) the tokens continue those in the cache, which must have room
+    for them, and the audio of an earlier forward need not be given again: a batch without ``log_mel`` returns no
+    ``encoded`` and no ``features``. The updated collection is part of the state.
     """
 
     config: WhisperConfig
@@ -217,7 +222,7 @@ class Whisper(nn.Module):
         *,
         train: bool = False,
     ) -> dict[str, Array]:
-        """Hear and write; without `decoder_attention_mask` every token is real."""
+        """Encode and decode; without ``decoder_attention_mask`` every token is real."""
         if log_mel is None and not self.has_variable("cache", "filled"):
             raise InputError(
                 f"{type(self).__name__} needs log_mel, or a cache of what it heard: the batch has neither"
@@ -236,7 +241,7 @@ class Whisper(nn.Module):
 
 
 def tensors(config: WhisperConfig) -> dict[str, Tensor]:
-    """Name map: our variable path to its tensor in a Hugging Face file."""
+    """Name map: variable path to tensor in a Hugging Face file."""
     names: dict[str, Tensor] = {}
     for i in (1, 2):
         ours, theirs = f"params/encoder/embeddings/conv_{i}", f"model.encoder.conv{i}"
@@ -284,7 +289,7 @@ RENAMES = (
 
 
 def example(config: WhisperConfig) -> dict[str, np.ndarray]:
-    """A batch of one spectrogram of two frames and one token."""
+    """Return a batch of one spectrogram of two frames and one token."""
     return {
         "log_mel": np.zeros((1, 2, config.num_mel_bins), np.float32),
         "decoder_input_ids": np.zeros((1, 1), np.int32),
@@ -304,6 +309,6 @@ ARCHITECTURE = Architecture(
     head=WhisperConfig.head,
     example=example,
     base_class="WhisperForConditionalGeneration",
-    ignored=(r"proj_out\.weight",),  # the embeddings of words again
+    ignored=(r"proj_out\.weight",),  # a copy of the word embeddings
     renames=RENAMES,
 )

@@ -1,4 +1,4 @@
-"""The dimensions of a Whisper: what its config.json says, and the cache of its decoder."""
+"""Configuration of Whisper, and the cache of its decoder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jtl.models.architecture import HeadSpec
 from jtl.models.parts import cache
 from jtl.models.parts.layers import activation
 
-# The head that transformers has, a projection before the mean over time, is not the linear one on `features`.
+# The head in transformers, a projection before the mean over time, differs from the linear one on ``features``.
 HEAD = HeadSpec("features", {}, "WhisperForAudioClassification")
-MULTILINGUAL = 51865  # words of the smallest vocabulary with languages and translation
-OTHERS = 51765  # words that are no language, in the vocabulary of English alone
+MULTILINGUAL = 51865  # size of the smallest vocabulary with languages and translation
+OTHERS = 51765  # tokens other than languages in the English-only vocabulary
 NO_RATE = (0.0, None)
 ONLY = {
     "scale_embedding": (False, None),
@@ -30,7 +30,7 @@ ONLY = {
 
 @dataclasses.dataclass(frozen=True)
 class WhisperConfig:
-    """The dimensions of a Whisper, under their names and with their defaults in config.json."""
+    """The dimensions of Whisper, with the names and defaults of config.json."""
 
     model_type: ClassVar[str] = "whisper"
     head: ClassVar[HeadSpec] = HEAD
@@ -48,14 +48,14 @@ class WhisperConfig:
     activation_function: str = "gelu"
     dropout: float = 0.0
     init_std: float = 0.02
-    max_source_positions: int = 1500  # of the encoder: two frames of the spectrogram each
+    max_source_positions: int = 1500  # of the encoder; each covers two frames of the spectrogram
     max_target_positions: int = 448
     decoder_start_token_id: int = 50257
     bos_token_id: int | None = 50256
     eos_token_id: int = 50256
     pad_token_id: int | None = 50256
-    suppress_tokens: tuple[int, ...] | None = None  # never written in a transcript
-    begin_suppress_tokens: tuple[int, ...] | None = (220, 50256)  # nor at its start
+    suppress_tokens: tuple[int, ...] | None = None  # never generated
+    begin_suppress_tokens: tuple[int, ...] | None = (220, 50256)  # not generated at the start of a transcript
 
     def __post_init__(self):
         architecture.check_heads(self.d_model, self.encoder_attention_heads)
@@ -64,18 +64,18 @@ class WhisperConfig:
 
     @property
     def multilingual(self) -> bool:
-        """Whether it knows languages, and translates."""
+        """Whether it knows several languages and translates."""
         return self.vocab_size >= MULTILINGUAL
 
     def width(self, output: str) -> int:
-        """Size of the last axis of an output."""
+        """Return the size of the last axis of an output."""
         return self.vocab_size if output == "token_logits" else self.d_model
 
     def cache(self, rows: int, length: int, dtype: Any) -> dict[str, Any]:
-        """An empty `cache` collection: keys and values of up to `length` tokens of `rows` texts, and of their sounds.
+        """Return an empty ``cache`` collection for up to ``length`` tokens of ``rows`` texts, and for their audio.
 
-        In `Model.variables` it makes every forward read its tokens as what follows those in the cache. A forward with
-        `log_mel` keeps what the decoder's layers look up in it; later ones come without.
+        In ``Model.variables`` it makes every forward read its tokens as the continuation of the cached ones. A forward
+        with ``log_mel`` stores the keys and values of the encoder's output; later forwards do without.
         """
         heads, size = self.decoder_attention_heads, self.d_model // self.decoder_attention_heads
 
@@ -89,10 +89,11 @@ class WhisperConfig:
         return cache.empty(rows, length, decoder=layers)
 
     def generation(self) -> dict[str, Any]:
-        """The dict of generation_config.json: what `transformers` must know to write what `jtl.tasks.transcribe` does.
+        """Return the generation_config.json with which ``transformers`` transcribes like ``jtl.tasks.transcribe``.
 
-        The tokens of languages, tasks and times stand behind the end of a text, in the order of the paper's code
-        (https://github.com/openai/whisper/blob/main/whisper/tokenizer.py); a vocabulary of another size has none here.
+        The tokens of languages, tasks and times follow the end-of-text token, in the order of the paper's code
+        (https://github.com/openai/whisper/blob/main/whisper/tokenizer.py). For a vocabulary of another size they are
+        left out.
         """
         ids = {
             "bos_token_id": self.bos_token_id,
@@ -106,12 +107,12 @@ class WhisperConfig:
         languages = self.vocab_size - OTHERS - self.multilingual
         if languages not in (99, 100):
             return ids
-        behind = self.eos_token_id + 2 + languages  # the start of a text, then the languages
+        behind = self.eos_token_id + 2 + languages  # after the start-of-text token and the languages
         names = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
         at = {name: behind + i for i, name in enumerate(names)}
         ids |= {
             "is_multilingual": self.multilingual,
-            "max_initial_timestamp_index": 50,  # of 0.02 s: the first words begin within a second
+            "max_initial_timestamp_index": 50,  # in steps of 0.02 s: the first words begin within a second
             "no_timestamps_token_id": at["notimestamps"],
             "prev_sot_token_id": at["startofprev"],
             "return_timestamps": False,
@@ -128,11 +129,15 @@ class WhisperConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> WhisperConfig:
-        """From the dict of config.json. Raises ValueError for a setting this module does not compute."""
+        """Return the configuration of a config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         return architecture.from_hf(cls, config, model_type=cls.model_type, only=ONLY)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of config.json, without `architectures`."""
+        """Return the content of config.json, without ``architectures``."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
 

@@ -1,4 +1,4 @@
-"""Pretrained models: where they come from, how their files are read, and how a model is saved back."""
+"""Pretrained models: find and load them, read their tokenizers and image settings, and save models for Hugging Face."""
 
 from jtl.pretrained.load import Report, WeightsError, load, load_with_report, scratch
 from jtl.pretrained.processor import image_processor

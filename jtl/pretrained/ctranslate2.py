@@ -1,4 +1,4 @@
-"""What a folder of CTranslate2 says beside its weights: the settings of a config.json, and a tokenizer."""
+"""Configuration and tokenizer of a Whisper model in CTranslate2's format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jtl.pretrained.formats import FormatError
 from jtl.pretrained.formats.ctranslate2 import is_ctranslate2, open_ctranslate2
 
 FILE = "model.bin"
-# Settings of the layers, and the values that mean what jtl.models.whisper computes.
+# Settings of the layers, with the values that match the computation of ``jtl.models.whisper``.
 KNOWN = {
     "pre_norm": 1,
     "activation": 3,
@@ -19,20 +19,20 @@ KNOWN = {
     "scale_embeddings": 0,
     "start_from_zero_embedding": 0,
 }  # 3: GELU
-ALIGNMENT = ("alignment_heads", "alignment_layer")  # of attention that is given out
+ALIGNMENT = ("alignment_heads", "alignment_layer")  # for returned attention weights
 
 
 def model_file(folder: Path) -> Path | None:
-    """The weights of a folder of CTranslate2, or None for another."""
+    """Return the weight file of a CTranslate2 folder, or None for any other folder."""
     file = Path(folder) / FILE
     return file if file.is_file() and is_ctranslate2(file) else None
 
 
 def settings(file: Path) -> dict[str, Any]:
-    """The dict of a Whisper's config.json: sizes from the weights, tokens from the config.json beside them.
+    """Return the content of a Whisper config.json: sizes from the weights, tokens from the config.json beside them.
 
     Raises:
-        FormatError: another model than Whisper, or a setting that is not known here.
+        FormatError: the model is not Whisper, or it has an unknown setting.
     """
     found = open_ctranslate2(file)
     if found.kind != "WhisperSpec":
@@ -67,7 +67,7 @@ def settings(file: Path) -> dict[str, Any]:
 
 
 def tokenizer(folder: Path) -> Any:
-    """Whisper's tokenizer, of ``transformers``, from the folder's tokenizer.json."""
+    """Return Whisper's ``transformers`` tokenizer from the folder's tokenizer.json."""
     from transformers import WhisperTokenizer
 
     return WhisperTokenizer.from_pretrained(folder)

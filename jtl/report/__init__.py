@@ -1,6 +1,6 @@
-"""The report of a run: ``result.json``, ``report.md`` and its figures.
+"""The report of an experiment: ``result.json``, ``report.md`` and its figures, with statistics over seeds.
 
-``figures`` needs matplotlib, so it is imported by itself: ``from jtl.report import figures``.
+``figures`` needs matplotlib and is imported separately: ``from jtl.report import figures``.
 """
 
 from jtl.report.report import (

@@ -1,4 +1,4 @@
-"""``report.md``: the result of an experiment for people, with its figures as PNG files beside it."""
+"""``report.md``: the result of an experiment as readable Markdown, with its figures as PNG files."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ def write_report(
     notes: Sequence[str] = (),
     over: str = "seeds",
 ) -> Path:
-    """Write ``report.md`` and its figures into ``folder``; returns the path of the report.
+    """Write ``report.md`` and its figures into ``folder`` and return the report's path.
 
     Args:
         folder: an existing folder.
-        result: whose summary becomes the table of results, and whose environment closes the report.
+        result: its summary becomes the table of results; its environment closes the report.
         title: the heading.
-        about: one paragraph on what was asked and how.
-        command: the exact command that makes this report again.
+        about: one paragraph on the question and the method.
+        command: the exact command that reproduces this report.
         sections: figures, tables and text, in order.
-        notes: what a reader must know to read the numbers rightly.
+        notes: what a reader must know to interpret the numbers.
         over: what the intervals of the summary are over.
     """
     folder = Path(folder)
@@ -104,7 +104,7 @@ def write_report(
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; columns whose cells are all numbers (or empty) are set to the right."""
+    """Return a Markdown table; columns whose cells are all numbers (or empty) are right-aligned."""
     cells = [[escape(_text(cell)) for cell in row] for row in rows]
     numeric = [
         bool(cells)
@@ -116,17 +116,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def escape(text: str) -> str:
-    r"""``text`` as the content of one Markdown table cell, with nothing in it read as markup.
+    r"""Return ``text`` as one Markdown table cell in which nothing is read as markup.
 
     >>> print(escape("lp_ft | *so* _called_"))
     lp_ft \| \*so\* \_called\_
     """
-    # An underscore inside a word is no markup, and names of arms and metrics stay readable in the source.
+    # An underscore inside a word is no markup; leaving it keeps names of arms and metrics readable in the source.
     return re.sub(r"([\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Estimate]], over: str = "seeds") -> str:
-    """The arms and their metrics as a Markdown table, with what the intervals are."""
+    """Return arms and metrics as a Markdown table, with a line that explains the intervals."""
     counts = {own["n"] for estimates in summary.values() for own in estimates.values()}
     n = f" n = {counts.pop()}." if len(counts) == 1 else ""
     text = table(*summary_rows(summary))
@@ -134,9 +134,9 @@ def summary_table(summary: Mapping[str, Mapping[str, Estimate]], over: str = "se
 
 
 def summary_rows(summary: Mapping[str, Mapping[str, Estimate]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the arms' metrics, ``mean ± ci95``; an arm a row, or a metric where there are many.
+    """Return header and rows of the arms' metrics as ``mean ± ci95``: one arm per row, or one metric if there are many.
 
-    n stands beside each figure unless it is the same for all.
+    n is added to each figure unless it is the same for all.
     """
     arms = list(dict.fromkeys(arm for estimates in summary.values() for arm in estimates))
     counts = {own["n"] for estimates in summary.values() for own in estimates.values()}
@@ -155,7 +155,7 @@ def summary_rows(summary: Mapping[str, Mapping[str, Estimate]]) -> tuple[list[st
 
 
 def format_estimate(own: Estimate) -> str:
-    """``"0.842 ± 0.006"``; without the interval if there was one value, ``"undefined"`` after a diverged run.
+    """Format as ``"0.842 ± 0.006"``; without the interval for a single value, ``"undefined"`` after a diverged run.
 
     >>> format_estimate({"mean": 0.84167, "ci95": 0.00612, "n": 3})
     '0.842 ± 0.006'
@@ -170,7 +170,7 @@ def format_estimate(own: Estimate) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """``"7.5 s"``, ``"3 min 20 s"``, ``"2 h 5 min"``."""
+    """Format as ``"7.5 s"``, ``"3 min 20 s"`` or ``"2 h 5 min"``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -185,15 +185,15 @@ def confident_errors(
     count: int = 10,
     length: int = 160,
 ) -> str:
-    """A Markdown table of the wrong predictions that the model was surest of.
+    """Return a Markdown table of the wrong predictions with the highest confidence.
 
     Args:
-        texts: the examples, N of them.
+        texts: the N examples.
         true: labels (N,).
         probabilities: (N, C).
         classes: C names.
-        count: rows of the table at most.
-        length: of a text at most, in characters.
+        count: maximum number of rows.
+        length: maximum length of a text, in characters.
     """
     true, probabilities = np.asarray(true), np.asarray(probabilities)
     predicted = probabilities.argmax(-1)
@@ -214,7 +214,7 @@ def confident_errors(
 
 
 def _form(magnitude: float) -> str:
-    """How a number of this size is written."""
+    """The format of a number of this size."""
     if magnitude == 0 or magnitude >= 1000:
         return ",.0f"
     if magnitude < 1e-5:

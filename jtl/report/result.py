@@ -1,4 +1,4 @@
-"""``Result``: what an experiment found, with its statistics over seeds and the file that keeps it."""
+"""``Result``: the findings of an experiment, their statistics over seeds, and the JSON file that stores them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Result:
 
     Attributes:
         experiment: its name, as in ``python -m experiments.NAME``.
-        config: the settings that decide the numbers.
-        environment: versions and devices, as ``environment()`` gives them.
+        config: the settings that determine the numbers.
+        environment: versions and devices, from ``environment()``.
         seconds: wall time of the run.
         rows: one flat dict per arm, seed and setting: ``{"arm": "full", "seed": 0, "accuracy": 0.84}``.
-        summary: ``{metric: {arm: {"mean", "ci95", "n"}}}``, as ``summarise`` gives it.
+        summary: ``{metric: {arm: {"mean", "ci95", "n"}}}``, from ``summarise``.
     """
 
     experiment: str
@@ -49,7 +49,7 @@ class Result:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers were made with: versions, devices, processors, commit. Names no machine, user or folder."""
+    """Return versions, devices, number of processors and commit; it names no machine, user or folder."""
     import jax
 
     devices = jax.devices()
@@ -83,7 +83,7 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # An installed copy may lie inside somebody else's repository, whose commit says nothing about jtl.
+        # An installed copy may be inside another repository, whose commit says nothing about jtl.
         if not git("ls-files", Path(__file__).name):
             return None
         return git("rev-parse", "HEAD") + (
@@ -94,10 +94,10 @@ def _commit() -> str | None:
 
 
 def estimate(values: Iterable[float | int | None]) -> Estimate:
-    """Mean, half-width of its 95 % confidence interval (Student t, ``n - 1`` degrees of freedom) and n.
+    """Return the mean, the half-width of its 95 % confidence interval (Student t, ``n - 1`` degrees of freedom), and n.
 
-    One value gives no interval (``ci95`` is None, not 0). A None or NaN among the values, as a diverged run
-    leaves it, makes the mean None: a mean over the runs that went well would mislead.
+    A single value has no interval (``ci95`` is None, not 0). A None or NaN among the values, from a diverged run, makes
+    the mean None: a mean over only the successful runs would mislead.
     """
     sample = np.array([math.nan if value is None else float(value) for value in values])
     n = len(sample)
@@ -112,13 +112,18 @@ def estimate(values: Iterable[float | int | None]) -> Estimate:
 
 
 def summarise(rows: Sequence[Row], metrics: Sequence[str], by: str = "arm") -> Summary:
-    """``{metric: {arm: {"mean", "ci95", "n"}}}`` over the seeds, arms in order of appearance.
+    """Return ``{metric: {arm: {"mean", "ci95", "n"}}}`` over the seeds, arms in order of appearance.
 
     A row without a metric's key does not count for that metric.
 
+    Args:
+        rows: flat dicts, see ``Result``.
+        metrics: keys of the metrics.
+        by: key of the arm.
+
     Raises:
         KeyError: no row has the metric, or a row lacks the key ``by``.
-        ValueError: an arm has two rows of one seed: select the rows of one setting first.
+        ValueError: an arm has two rows with the same seed: select the rows of one setting first.
     """
     arms: dict[str, list[Row]] = {}
     for row in rows:
@@ -146,12 +151,20 @@ def summarise(rows: Sequence[Row], metrics: Sequence[str], by: str = "arm") -> S
 def paired_difference(
     rows: Sequence[Row], metric: str, arm_a: str, arm_b: str, over: Sequence[str] = ("seed", "size")
 ) -> Estimate:
-    """Mean of ``arm_a - arm_b`` over pairs of rows that agree in ``over``, with the interval of that mean.
+    """Return the mean of ``arm_a - arm_b`` over pairs of rows that agree in ``over``, with its confidence interval.
 
-    Arms share seeds and splits, so the interval of the differences is the honest comparison: what a hard
-    split does to both arms cancels. A key of ``over`` that the rows lack is ignored.
+    Arms share seeds and splits, so the interval of the differences is the right comparison: the effect of a hard split
+    on both arms cancels.
 
-    Raises ValueError if a row has no partner, or two rows of an arm agree in ``over``.
+    Args:
+        rows: flat dicts, see ``Result``.
+        metric: its key.
+        arm_a: the minuend.
+        arm_b: the subtrahend.
+        over: keys in which paired rows agree; a key that the rows lack is ignored.
+
+    Raises:
+        ValueError: a row has no partner, or two rows of an arm agree in ``over``.
     """
 
     def values(arm: str) -> dict[tuple, Any]:
@@ -181,9 +194,10 @@ def _named(names: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """``value`` in JSON's own types: arrays become lists, tuples lists, paths strings, NaN and infinity None.
+    """Convert ``value`` to JSON types: arrays and tuples become lists, paths strings, NaN and infinity None.
 
-    Raises TypeError for anything else.
+    Raises:
+        TypeError: it is anything else.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -205,23 +219,23 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON of ``plain(value)``, keys in their own order."""
+    """Return indented JSON of ``plain(value)``, with keys in their own order."""
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_result(folder: str | Path, result: Result) -> Path:
-    """Write ``result.json`` into ``folder``, whole or not at all, and return its path."""
+    """Write ``result.json`` into ``folder`` atomically and return its path."""
     path = Path(folder) / FILE
     write_file(path, to_json(result))
     return path
 
 
 def read_result(path: str | Path) -> Result:
-    """The result in a JSON file, or in the ``result.json`` of a folder.
+    """Read the result in a JSON file, or in the ``result.json`` of a folder.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON, or not of the fields of ``Result``.
+        ValueError: it is not JSON, or lacks the fields of ``Result``.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path

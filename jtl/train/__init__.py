@@ -1,4 +1,4 @@
-"""Training: the step, the loop around it, schedules, sweeps and checkpoints."""
+"""Training: the compiled train step, the training loop, learning-rate schedules, sweeps and checkpoints."""
 
 from jtl.train.checkpoint import CheckpointError, Checkpoints, Saved
 from jtl.train.loop import Diverged, Fitted, Interrupted, fit

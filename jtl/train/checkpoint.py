@@ -1,15 +1,15 @@
-"""Checkpoints that survive a kill at any moment and are checked before they are used.
+"""Checkpoints that survive a kill at any moment and are verified before use.
 
-A checkpoint is a folder ``step_00000120``:
+A checkpoint is a folder such as ``step_00000120``:
 
-* ``arrays/``: what trains, in Orbax's format: parameters, other collections, optimiser state, step, key,
-  and the best parameters so far (below ``best/``);
+* ``arrays/``: in Orbax's format, the trained parameters, other collections, optimiser state, step, random key, and the
+  best parameters so far (under ``best/``);
 * ``loader-0.json``: the position of each process's loader;
 * ``run.json``: the progress, the shape of every array, and a fingerprint of every frozen leaf;
 * ``manifest.json``: the SHA-256 of every other file.
 
-It is written under another name, manifest last, and then renamed, so it is whole or it is not there.
-Frozen leaves are not stored: they come from the pretrained source again, and the fingerprint says if they do.
+It is written under another name, manifest last, and then renamed, so it is either complete or absent. Frozen leaves
+are not stored: they are loaded again from the pretrained source, and the fingerprints verify that they are the same.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointError(InputError):
-    """A folder of checkpoints that cannot be used, or not for this run; the message says why and what to do."""
+    """A folder of checkpoints is unusable, or does not belong to this run; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         state: the train state, on the devices of the template it was restored for.
         best: ``{"trained": ..., "collections": ...}`` of the best validation, or None.
         loader: the loader's state (JSON).
-        progress: what the loop remembers (JSON).
+        progress: the training loop's own state (JSON).
         path: the folder.
     """
 
@@ -68,9 +68,9 @@ class Checkpoints:
     """The checkpoints of one run in one local (or shared) folder.
 
     Args:
-        folder: made if it is missing.
-        keep: how many to keep: older ones are deleted. Two is the least that survives a corrupted one.
-            The best parameters are in every checkpoint.
+        folder: created if missing.
+        keep: how many to keep; older ones are deleted. Surviving a corrupted one takes at least two. Every checkpoint
+            holds the best parameters.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
@@ -80,22 +80,26 @@ class Checkpoints:
         self._frozen: tuple[Any, dict[str, str]] | None = None
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints in the folder, oldest first; they have not been verified."""
+        """Return the steps of the checkpoints in the folder, oldest first, without verifying them."""
         if not self.folder.is_dir():
             return []
         found = (_STEP.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of ``step`` lies."""
+        """Return the folder of the checkpoint of ``step``."""
         return self.folder / f"step_{step:08d}"
 
     def open(self, template: TrainState, *, resume: bool) -> Saved | None:
-        """Before training: the checkpoint to go on from, or None to start from ``template``.
+        """Before training, return the checkpoint to resume from, or None to start from ``template``.
+
+        Args:
+            template: the state of a fresh run.
+            resume: whether to resume; without checkpoints the run starts from step 0.
 
         Raises:
-            CheckpointError: the folder cannot be written; it holds checkpoints and ``resume`` is false;
-                none of them is usable; or they are of another model, optimiser or frozen part.
+            CheckpointError: the folder is not writable; it holds checkpoints and ``resume`` is false; none of them is
+                usable; or they belong to another model, optimiser or frozen part.
         """
         _writable(self.folder)
         if resume:
@@ -113,10 +117,21 @@ class Checkpoints:
     def save(
         self, state: TrainState, *, best: dict[str, PyTree] | None, loader: Any, progress: dict[str, Any]
     ) -> Path:
-        """Write the checkpoint of ``state.step``, then delete what is older than the last ``keep``.
+        """Write the checkpoint of ``state.step``, then delete all but the last ``keep``.
 
-        Every process of a run calls this together. Raises CheckpointError, and writes nothing, if a
-        trained leaf is not finite.
+        All processes of a run must call this together.
+
+        Args:
+            state: the train state.
+            best: the best parameters so far, or None.
+            loader: the loader's state (JSON).
+            progress: the training loop's own state (JSON).
+
+        Returns:
+            The folder of the checkpoint.
+
+        Raises:
+            CheckpointError: a trained leaf is not finite; nothing is written.
         """
         import orbax.checkpoint as ocp
 
@@ -129,7 +144,7 @@ class Checkpoints:
             self._sweep()
             partial.mkdir(parents=True)
         _sync("jtl: checkpoint begins")
-        # Weights do not compress; uncompressed zarr3 is four times faster than Orbax's default.
+        # Weights hardly compress; uncompressed zarr3 is four times faster than Orbax's default.
         handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(partial / "arrays", args=ocp.args.PyTreeSave(arrays))
@@ -150,14 +165,13 @@ class Checkpoints:
         return final
 
     def restore(self, template: TrainState) -> Saved | None:
-        """The newest checkpoint that is whole; None if none was ever completed.
+        """Return the newest intact checkpoint; None if none was ever completed.
 
-        Arrays come back with the shapes, dtypes and shardings of ``template``; its frozen leaves are kept.
-        Each checkpoint that is half-written or corrupted is named in a warning of the log, and the one before
-        it is used.
+        Arrays have the shapes, dtypes and shardings of ``template``, and its frozen leaves are kept. A partial or
+        corrupted checkpoint is logged as a warning, and the one before it is tried.
 
         Raises:
-            CheckpointError: every checkpoint is corrupted; or the newest whole one is of another run.
+            CheckpointError: every checkpoint is corrupted, or the newest intact one belongs to another run.
         """
         for partial in sorted(self.folder.glob(f"{_PARTIAL}*")):
             _log.warning("checkpoint %s was only half written when its run stopped: ignored", partial)
@@ -208,13 +222,13 @@ class Checkpoints:
 
     def _fingerprint(self, state: TrainState) -> dict[str, str]:
         assert state.frozen is not None
-        # The frozen part of a run never changes, so it is hashed once.
+        # The frozen part never changes within a run, so it is hashed once.
         if self._frozen is None or self._frozen[0] is not state.frozen:
             self._frozen = (state.frozen, fingerprint(state.frozen.params))
         return self._frozen[1]
 
     def _delete(self, path: Path) -> None:
-        # Renamed first: a kill in the middle must not leave a checkpoint that looks corrupted.
+        # Renamed first: a kill midway must not leave a checkpoint that looks corrupted.
         if path.exists():
             doomed = path.with_name(_OLD + path.name)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -228,7 +242,7 @@ class Checkpoints:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, by its manifest; None if it is whole."""
+    """Verify a checkpoint's files against its manifest: return what is wrong, or None if it is intact."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, expected in manifest.items():
@@ -242,12 +256,12 @@ def damage(path: Path) -> str | None:
 
 
 def fingerprint(params: PyTree) -> dict[str, str]:
-    """Dtype, shape and a hash of the content of every leaf, by path."""
+    """Return the dtype, shape and content hash of every leaf, by path."""
     return {path: f"{_describe(x)} {_digest(x)}" for path, x in tree.flatten(params).items()}
 
 
 def not_finite(params: PyTree) -> list[str]:
-    """The paths of the leaves that hold NaN or infinity."""
+    """Return the paths of the leaves that hold NaN or infinity."""
     good = jax.device_get(_finite(params))
     return [path for path, ok in tree.flatten(good).items() if not ok]
 

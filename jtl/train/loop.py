@@ -1,4 +1,4 @@
-"""``fit``: the loop around a train step, with validation, early stopping, checkpoints and resumption."""
+"""``fit``: the training loop, with validation, early stopping, checkpoints and resumption."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Row = dict[str, int | float]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the step was finished and the checkpoint written."""
+    """Ctrl-C was pressed; the running step was finished and a checkpoint written, if there is a folder for it."""
 
 
 class Fitted(NamedTuple):
-    """What a run gives.
+    """The result of a run.
 
     Attributes:
         state: the last train state.
-        model: the model of the best validation; without validation, the last.
-        history: a dict for each row of the learning curve: ``step``, ``seconds`` and ``examples`` so far, the
-            means of ``loss`` and the step's other metrics since the row before, and, where it was validated,
-            ``validation_accuracy`` and the like.
+        model: the model of the best validation; without validation, the last one.
+        history: one dict for each row of the learning curve: ``step``, ``seconds`` and ``examples`` so far, the means
+            of ``loss`` and the step's other metrics since the previous row, and validation metrics such as
+            ``validation_accuracy`` where it was validated.
         best: ``{"step": ..., "value": ...}`` of the best validation, or None.
     """
 
@@ -53,7 +53,7 @@ class Fitted(NamedTuple):
 
 @dataclass
 class Progress:
-    """What a run remembers beside its arrays: JSON, stored in every checkpoint."""
+    """The loop's own state beside the arrays; stored as JSON in every checkpoint."""
 
     history: list[Row] = field(default_factory=list)
     best: Row | None = None
@@ -64,7 +64,7 @@ class Progress:
     count: int = 0
 
     def add(self, step: int, metrics: dict[str, float], examples: int, *, close: bool) -> None:
-        """Count one step, and ``close`` a row of the history with the means since the one before."""
+        """Count one step; ``close`` ends a row of the history with the means since the previous row."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in metrics.items()}
         self.count += 1
         self.examples += examples
@@ -74,7 +74,7 @@ class Progress:
             self.sums, self.count = {}, 0
 
     def judge(self, step: int, found: dict[str, float], metric: str, mode: str) -> bool:
-        """Note a validation; return whether it is the best so far. NaN never is."""
+        """Record a validation and return whether it is the best so far. NaN never is."""
         self.history[-1] |= {f"validation_{name}": value for name, value in found.items()}
         value, sign = found[metric], 1 if mode == "max" else -1
         better = not math.isnan(value) and (self.best is None or sign * value > sign * self.best["value"])
@@ -101,33 +101,36 @@ def fit(
 ) -> Fitted:
     """Train until ``state.step`` is ``steps``, or until validation stops improving.
 
-    A run that is killed and resumed ends in the same bits as one that is not, given the same devices and a
+    A run that is killed and resumed ends bit-identical to an uninterrupted one, given the same devices and a
     deterministic backend (on a GPU: ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``).
 
     Args:
         step: ``(state, batch) -> (state, metrics)``, from ``make_step``.
-        state: from ``step.init``. Its arrays are reused: take the state that ``fit`` returns.
-        loader: batches, dicts of arrays, at least as many as ``steps``. To be resumable its iterator has
-            ``get_state()``, which gives JSON, and ``set_state(state)``.
-        steps: updates in all, those before a resumption included.
-        validate: from the model to metrics by name; deterministic.
-        validate_every: updates between validations; a tenth of ``steps`` by default. The last is validated too.
-        patience: stop after so many validations in a row that are no better than the best.
-        metric: which of the validation metrics decides.
-        mode: whether more of it is better.
-        checkpoints: where to save. The best parameters are kept there too.
-        save_every: updates between checkpoints; by default ``validate_every``. The last is saved too.
-        resume: go on from the newest whole checkpoint, or from the start if none was ever completed.
+        state: from ``step.init``. Its arrays are reused: afterwards use the state that ``fit`` returns.
+        loader: at least ``steps`` batches, mappings of arrays. To be resumable its iterator needs ``get_state()``,
+            which returns JSON, and ``set_state(state)``.
+        steps: total number of updates, including those before a resumption.
+        validate: deterministic function from the model to metrics by name.
+        validate_every: updates between validations; by default a tenth of ``steps``. The last step is validated too.
+        patience: stop after this many consecutive validations without improvement over the best.
+        metric: the validation metric that decides.
+        mode: whether a higher (``"max"``) or lower (``"min"``) metric is better.
+        checkpoints: where to save, the best parameters included.
+        save_every: updates between checkpoints; by default ``validate_every``. The last step is saved too.
+        resume: resume from the newest intact checkpoint, or start afresh if none was ever completed.
         log: a folder for TensorBoard events.
-        progress: show a bar, or a line now and then if the output is no terminal.
+        progress: show a progress bar, or an occasional line if the output is not a terminal.
+
+    Returns:
+        The last state, the best model and the learning curve.
 
     Raises:
-        Diverged: the loss or a trained leaf is not finite. The loss is read one step late, to keep the devices
-            at work; no checkpoint is ever written of trained leaves that are not finite.
+        Diverged: the loss or a trained leaf is not finite. The loss is read one step late to keep the devices busy, but
+            no checkpoint is ever written with trained leaves that are not finite.
         Interrupted: Ctrl-C; the running step was finished and saved. A second Ctrl-C stops at once.
         CheckpointError: before training, see ``Checkpoints.open``.
-        ValueError: the loader ended early, or an argument makes no sense.
-        KeyError: ``validate`` does not give ``metric``.
+        ValueError: the loader ended early, or an argument is invalid.
+        KeyError: ``validate`` does not return ``metric``.
     """
     validate_every = max(1, steps // 10) if validate_every is None else validate_every
     save_every = validate_every if save_every is None else save_every
@@ -214,7 +217,7 @@ def fit(
                 raise _interrupted(number, checkpoints)
 
     if best is None:
-        # A copy, because whoever goes on from the state lets the next step reuse its memory.
+        # A copy, because a caller who trains on lets the next step reuse the state's memory.
         best = jax.tree.map(jnp.copy, {"trained": state.trained, "collections": state.collections})
     model = state.replace(**best).model
     return Fitted(state, model, memory.history, memory.best)
@@ -245,9 +248,9 @@ def _interrupted(number: int, checkpoints: Checkpoints | None) -> Interrupted:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second acts as usual."""
+    """Yield an event that the first Ctrl-C sets; a second one acts as usual."""
     asked = threading.Event()
-    # One process of several must not stop alone, and only the main thread can take signals.
+    # One process of several must not stop alone, and only the main thread can receive signals.
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -266,13 +269,13 @@ def _interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def _events(log: str | PathLike[str] | None, start: int) -> Iterator[Callable[..., None]]:
-    """A writer of TensorBoard events, ``(group, values, step)``; of none if there is no ``log``."""
+    """Yield a writer of TensorBoard events, ``(group, values, step)``; it does nothing without ``log``."""
     if log is None or jax.process_index() > 0:
         yield lambda group, values, step: None
         return
     from tensorboardX import SummaryWriter
 
-    # What a killed run wrote after its last checkpoint is hidden.
+    # Hides what a killed run wrote after its last checkpoint.
     with SummaryWriter(str(log), purge_step=start + 1 if start else None) as writer:
 
         def write(group: str, values: Row, step: int) -> None:

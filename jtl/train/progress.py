@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a bar on a terminal, a line now and then elsewhere."""
+"""Progress display of a run: a bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ LINE_EVERY = 10.0
 
 
 class Display:
-    """Progress of a run: the loss, examples a second and the time left.
+    """Progress of a run: loss, examples per second and remaining time.
 
-    It needs ``rich`` for the bar; without it, and where the output is no terminal, it prints a line every
-    ten seconds.
+    The bar needs ``rich``. Without it, or if the output is not a terminal, a line is printed every ten seconds.
 
     Args:
-        start: updates done before.
-        steps: updates in all.
+        start: updates done before this run started.
+        steps: total number of updates.
         enabled: False shows nothing.
     """
 
@@ -40,12 +39,12 @@ class Display:
             self._bar.stop()
 
     def update(self, step: int, loss: float, examples: int) -> None:
-        """``step`` updates are done, on ``examples`` examples so far; the last had this ``loss``."""
+        """Report that ``step`` updates on ``examples`` examples are done and the last one had this ``loss``."""
         if not self.enabled:
             return
         now = time.monotonic()
         if self._first is None:
-            # The first step compiles: speed is counted from its end.
+            # The first step compiles, so speed is measured from its end.
             self._first = (now, step, examples)
         since, first_step, first_examples = self._first
         elapsed = max(now - since, 1e-9)

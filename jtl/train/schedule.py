@@ -1,4 +1,4 @@
-"""Learning-rate schedules by fractions of the run, and the standard AdamW of fine-tuning."""
+"""Learning-rate schedules in fractions of the run, and the standard AdamW for fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jtl.errors import InputError
 
 @dataclass(frozen=True)
 class Schedule:
-    """An optax schedule that knows its horizon: see ``schedule``."""
+    """An optax schedule that knows its length: see ``schedule``."""
 
     peak: Any
     steps: Any
@@ -24,7 +24,7 @@ class Schedule:
     end: float
 
     def __call__(self, step: Any) -> Float[Array, ""]:
-        """The rate of update number ``step``, counted from 0."""
+        """Return the rate of update number ``step``, counted from 0."""
         rising = jnp.round(self.warmup * self.steps)
         done = jnp.clip((step - rising) / jnp.maximum(self.steps - rising, 1), 0.0, 1.0)
         share = {
@@ -44,17 +44,20 @@ def schedule(
     decay: Literal["linear", "cosine", "constant"] = "linear",
     end: float = 0.0,
 ) -> Schedule:
-    """A rate that rises linearly from 0 to ``peak``, then decays to ``end`` at ``steps``.
+    """Return a learning rate that rises linearly from 0 to ``peak``, then decays to ``end`` at ``steps``.
 
-    Step t (from 0) of the w = round(warmup * steps) first has the rate ``peak * t / w``, as in BERT and
+    During the first ``w = round(warmup * steps)`` steps, step t (from 0) has the rate ``peak * t / w``, as in BERT and
     Hugging Face's Trainer. Cosine is half a period (Loshchilov and Hutter 2017, eq. 5, without restarts).
 
     Args:
         peak: the highest rate.
-        steps: the updates of the whole run.
-        warmup: the fraction of ``steps`` that warms up, in [0, 1).
-        decay: what follows.
-        end: the last rate; ``constant`` ignores it.
+        steps: number of updates of the whole run.
+        warmup: fraction of ``steps`` for the warm-up, in [0, 1).
+        decay: shape of the decay after the warm-up.
+        end: the final rate; ``constant`` ignores it.
+
+    Raises:
+        ValueError: ``steps``, ``warmup`` or ``decay`` is invalid.
 
     >>> rate = schedule(1.0, 10, warmup=0.2)
     >>> [round(float(rate(t)), 3) for t in (0, 1, 2, 6, 10)]
@@ -75,19 +78,19 @@ def adamw(
     clip: float | None = 1.0,
     **settings: Any,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2) after clipping by the global norm.
+    """Return AdamW (Loshchilov and Hutter 2019, algorithm 2) after clipping by the global norm.
 
-    With a rate from ``schedule``, its peak and horizon are part of the optimiser's state: runs of other lengths
-    and rates compile to the same program, which JAX's compilation cache then has already. A checkpoint holds them
-    too: a resumed run keeps the peak and horizon it began with.
+    With a rate from ``schedule``, its peak and length are part of the optimiser's state. Runs of other lengths and
+    rates then compile to the same program and hit JAX's compilation cache. Checkpoints hold them too: a resumed run
+    keeps the peak and length it began with.
 
     Args:
-        rate: a rate or a schedule.
-        weight_decay: its strength; decoupled, multiplied by the rate.
-        decay: rules from paths to whether a leaf decays. By default every leaf does but those named ``bias``
-            or ``scale``.
-        clip: the largest global norm of the gradient; None leaves it as it is.
-        **settings: ``b1``, ``b2``, ``eps`` and the like, for ``optax.adamw``.
+        rate: a constant learning rate or a schedule.
+        weight_decay: strength of the decoupled decay; it is multiplied by the rate.
+        decay: rules from paths to whether a leaf decays. By default all leaves do, except those named ``bias`` or
+            ``scale``.
+        clip: the largest global norm of the gradient; None for no clipping.
+        **settings: ``b1``, ``b2``, ``eps`` and others of ``optax.adamw``.
     """
 
     def build(rate: float | optax.Schedule) -> optax.GradientTransformation:
@@ -102,7 +105,7 @@ def adamw(
 
 
 def decays(params: PyTree, rules: tree.Rules | None = None) -> PyTree:
-    """Which leaves ``adamw`` decays.
+    """Return which leaves ``adamw`` decays.
 
     >>> decays({"dense": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}})
     {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}

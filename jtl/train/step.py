@@ -1,6 +1,6 @@
 """The train step: loss, optimiser, labels and gradient in one compiled function.
 
-``make_step(loss, optimizer, labels, gradient)`` is where the four slots meet; the model brings the leaves.
+``make_step(loss, optimizer, labels, gradient)`` combines three of the four slots; the model brings the leaves.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jtl.errors import InputError
 from jtl.loss import Aux
 from jtl.model import Batch, Model
 
-# For steps with frozen weights on a CPU. XLA's YNN fusions of products keep broadcast constants as whole arrays:
-# without them a LoRA step of MiniLM, 32 x 128 tokens, holds 28 % less and takes 10 % less time. They speed up the
-# gradients of whole weights, so full fine-tuning does better with them.
+# For steps with frozen weights on a CPU. XLA's YNN fusions of products store broadcast constants as whole arrays:
+# without them a LoRA step of MiniLM on 32 x 128 tokens needs 28 % less memory and 10 % less time. They speed up the
+# gradients of full weights, so full fine-tuning keeps them.
 _LEAN_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 LossFunction = Callable[[Model, Batch, Array], tuple[Array, Aux]]
@@ -32,13 +32,13 @@ Gradient = Callable[..., tuple[tuple[Array, Aux], PyTree]]
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a step changes, and the frozen leaves that it reads.
+    """Everything that a step changes, and the frozen leaves that it reads.
 
     Attributes:
-        trained: the parameters that train; ``None`` where a leaf is frozen.
+        trained: the trainable parameters; ``None`` where a leaf is frozen.
         collections: the other collections, such as ``batch_stats``.
-        opt_state: the optimiser's state, for the trained leaves alone.
-        step: updates done, an int32 scalar.
+        opt_state: the optimiser's state, for the trained leaves only.
+        step: number of updates done, an int32 scalar.
         key: the run's random key; each step folds in its number.
         frozen: the model with ``None`` where a leaf trains, and without the other collections.
     """
@@ -53,7 +53,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def model(self) -> Model:
-        """The whole model as it is now."""
+        """The whole model in its current state."""
         assert self.frozen is not None
         params = tree.combine(self.trained, self.frozen.params)
         return self.frozen.replace(variables={"params": params, **self.collections})
@@ -67,11 +67,11 @@ def backprop(
 
 
 def accumulate(pieces: int) -> Gradient:
-    """Gradient accumulation: the mean over ``pieces`` equal pieces of the batch, one at a time.
+    """Gradient accumulation: the mean gradient over ``pieces`` equal pieces of the batch, one at a time.
 
-    The pieces' values, gradients and metrics are averaged with equal weight, which equals the whole
-    batch's for a loss that is a mean over rows. State such as ``batch_stats`` is the mean over pieces.
-    Raises ValueError if the batch's rows do not divide by ``pieces``.
+    Values, gradients and metrics of the pieces are averaged with equal weight, which equals the whole batch's for a
+    loss that is a mean over rows. State such as ``batch_stats`` is averaged over the pieces too. The returned function
+    raises ValueError if ``pieces`` does not divide the number of rows.
     """
 
     def gradient(loss: Callable[..., Any], trained: PyTree, batch: Batch, key: Array) -> Any:
@@ -93,14 +93,14 @@ def accumulate(pieces: int) -> Gradient:
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(backprop_of(loss), trained, *first)
         )
         total, _ = jax.lax.scan(one, zero, pieces_of)
-        # A count among the state stays an integer: another type would be another program, and no count.
+        # Counters in the state stay integers; another dtype would recompile the step.
         return jax.tree.map(lambda x, like: (x / pieces).astype(like.dtype), total, zero)
 
     return gradient
 
 
 def backprop_of(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """``backprop`` of one loss, as a function of arrays alone."""
+    """Return ``backprop`` of one loss as a function of arrays only."""
     return lambda trained, batch, key: backprop(loss, trained, batch, key)
 
 
@@ -122,23 +122,24 @@ class Step:
         if compiler_options is None and jax.default_backend() == "cpu" and _some_frozen(labels):
             compiler_options = _LEAN_ON_CPU
         self.compiler_options = dict(compiler_options) if compiler_options else None
-        # A jtl loss is a pytree and enters as an argument, so that its leaves are not baked in as constants;
+        # A jtl loss is a pytree and enters as an argument, so that its leaves are not compiled in as constants;
         # a plain function is static.
         plain = jax.tree_util.all_leaves([loss])
         self.loss_leaves: Any = None if plain else loss
         self._loss_def: Any = loss if plain else None
-        # Frozen leaves stay the caller's; all else was copied by `init` and is reused in place.
+        # The caller keeps the frozen leaves; ``init`` copied everything else, which is updated in place.
         self._compiled = jax.jit(self.update, donate_argnums=0, compiler_options=self.compiler_options)
 
     def init(self, model: Model, key: Array) -> TrainState:
-        """The state before the first step. The model's own arrays stay valid.
+        """Return the state before the first step. The model's own arrays stay valid.
 
-        Raises ValueError if no parameter trains.
+        Raises:
+            ValueError: no parameter trains, or the labels are not of the model's parameters.
         """
         state = self._fresh(model, key)
         if self.mesh is None:
             return state
-        # Once, since every step would move them again, or refuse them if they were made on one device.
+        # Once: otherwise every step would move them, or fail if they were made on one device.
         self.loss_leaves = jax.device_put(self.loss_leaves, meshes.replicated(self.mesh))
         return meshes.place(state, self.mesh, self.sharding)
 
@@ -160,17 +161,19 @@ class Step:
         )
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One update. ``state`` must not be used again: its memory is reused.
+        """Do one update. ``state`` must not be used again, since its memory is reused.
 
-        Returns the next state and the metrics of the batch, among them ``loss`` and ``gradient_norm``.
+        Returns:
+            The next state, and the batch's metrics, among them ``loss`` and ``gradient_norm``.
         """
         changed, metrics = self._compiled(state.replace(frozen=None), state.frozen, self.loss_leaves, batch)
         return changed.replace(frozen=state.frozen), metrics
 
     def with_loss(self, loss: LossFunction) -> Step:
-        """This step, its compiled programs and all, for a loss of the same structure with other leaves.
+        """Return this step, with its compiled programs, for a loss of the same structure with other leaves.
 
-        Raises ValueError if the structures differ, or for a plain function, which has no leaves.
+        Raises:
+            ValueError: the structures differ, or the loss is a plain function, which has no leaves.
         """
         own: Any = jax.tree.structure(self.loss)
         if self.loss_leaves is None or own != jax.tree.structure(loss):
@@ -183,10 +186,14 @@ class Step:
         return other
 
     def lower(self, model: Model, batch: Batch) -> Any:
-        """The step lowered for these shapes: nothing runs, and the mesh's devices need not be at hand.
+        """Lower the step for these shapes: nothing runs, and the mesh's devices need not be available.
 
-        ``.compile()`` it for its ``memory_analysis()``, ``cost_analysis()`` and ``as_text()``: whether and how it
-        fits a TPU slice, for example. ``model`` and ``batch`` hold arrays or ``jax.ShapeDtypeStruct``s.
+        ``.compile()`` the result for ``memory_analysis()``, ``cost_analysis()`` and ``as_text()``, for example to see
+        whether and how the step fits a TPU slice.
+
+        Args:
+            model: with arrays or ``jax.ShapeDtypeStruct``s as leaves.
+            batch: likewise.
         """
         state = jax.eval_shape(self._fresh, model, jax.random.key(0))
         loss, batch = jax.eval_shape(lambda values: values, (self.loss_leaves, batch))
@@ -212,7 +219,7 @@ class Step:
     def update(
         self, state: TrainState, frozen: Model, loss: Any, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
-        """The update itself, pure and not compiled; ``loss`` is ``loss_leaves``, and the state has no frozen part."""
+        """Compute one update, pure and not compiled; ``loss`` is ``loss_leaves``, and the state has no frozen part."""
         loss = self._loss_def if loss is None else loss
         step_key = jax.random.fold_in(state.key, state.step)
         batch = meshes.shard_batch(batch, self.mesh)
@@ -262,21 +269,21 @@ def make_step(
     sharding: tree.Rules = meshes.REPLICATED,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Step:
-    """A train step: ``state = step.init(model, key)``, then ``state, metrics = step(state, batch)``.
+    """Return a train step: ``state = step.init(model, key)``, then ``state, metrics = step(state, batch)``.
 
-    It is one ``jit``, which compiles once for each shape of batch. Frozen leaves get no gradient and no
-    optimiser state and stay bit-equal.
+    It is one ``jit``, which compiles once per batch shape. Frozen leaves get no gradient and no optimiser state and
+    stay bit-identical.
 
     Args:
         loss: ``(model, batch, key) -> (value, Aux)``; a ``jtl.loss.Loss`` or your own function.
-        optimizer: any optax transformation; it sees the trained leaves alone.
-        labels: a tree like the parameters (see ``jtl.finetune``): each leaf's rate, by which its update is
+        optimizer: any optax transformation; it sees only the trained leaves.
+        labels: a tree like the parameters (see ``jtl.finetune``) with each leaf's rate, by which its update is
             multiplied. 0 freezes; an optax schedule (``step -> rate``) varies it. By default all train at 1.
-        gradient: how the gradient is taken: ``backprop``, ``accumulate(n)``, or your own
+        gradient: how the gradient is computed: ``backprop``, ``accumulate(n)``, or your own
             ``(loss, trained, batch, key) -> ((value, aux), gradients)``.
         mesh: the devices, with an axis ``"data"`` over which batches are split; None for one device.
-        sharding: rules from parameter paths to how a leaf is laid out on the mesh (``jtl.sharding``).
-        compiler_options: XLA's, for this step alone. Left out, steps with frozen leaves on a CPU get those that hold
-            less memory; ``{}`` sets none.
+        sharding: rules from parameter paths to layouts on the mesh (``jtl.sharding``).
+        compiler_options: XLA options for this step only. By default, steps with frozen leaves on a CPU use those that
+            need less memory; ``{}`` sets none.
     """
     return Step(loss, optimizer, labels, gradient, mesh, sharding, compiler_options)

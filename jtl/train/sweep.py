@@ -1,7 +1,7 @@
 """Many runs in one program: a train step over N models that share their frozen leaves.
 
-N adapters, heads, seeds or learning rates train over *one* frozen backbone: it is held once, the program is
-compiled once, and every product of the N runs is one batched product.
+N adapters, heads, seeds or learning rates train on *one* frozen backbone. It is stored once, the program is compiled
+once, and the matrix products of the N runs are batched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jtl.train.step import Step, TrainState
 
 
 class Sweep:
-    """``step`` over N runs: see ``sweep``."""
+    """A train step over N runs: see ``sweep``."""
 
     def __init__(self, step: Step, own_batches: bool) -> None:
         self.step = step
@@ -30,16 +30,17 @@ class Sweep:
         self._compiled = jax.jit(runs, donate_argnums=0, compiler_options=step.compiler_options)
 
     def init(self, models: Sequence[Model], keys: Array, rates: Sequence[float] | None = None) -> TrainState:
-        """The state of N runs before their first step: every array but the frozen ones has a first axis of N.
+        """Return the state of N runs before their first step: all arrays except the frozen ones have a first axis of N.
 
         Args:
-            models: one for each run; what does not train is the same in all.
+            models: one for each run; their frozen leaves must be equal.
             keys: a random key for each run.
-            rates: a peak learning rate for each run, with an optimiser of ``jtl.train.adamw(schedule(...))``;
-                by default that of the optimiser.
+            rates: a peak learning rate for each run, for an optimiser from ``jtl.train.adamw(schedule(...))``; by
+                default the optimiser's own.
 
         Raises:
-            ValueError: the numbers differ; the models' frozen leaves do; or the optimiser's rate is no schedule.
+            ValueError: the numbers of models, keys and rates differ; the frozen leaves differ; or the optimiser's rate
+                is not a schedule.
         """
         if not len(models) == len(keys) == len(models if rates is None else rates):
             raise InputError(
@@ -55,7 +56,7 @@ class Sweep:
         return stacked.replace(frozen=states[0].frozen)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One update of every run; the metrics have a first axis of N. ``state`` must not be used again."""
+        """Update every run once; the metrics have a first axis of N. ``state`` must not be used again."""
         changed, metrics = self._compiled(
             state.replace(frozen=None), state.frozen, self.step.loss_leaves, batch
         )
@@ -63,15 +64,17 @@ class Sweep:
 
 
 def sweep(step: Step, *, own_batches: bool = False) -> Sweep:
-    """N runs of ``step`` in one program, as ``make_step`` is for one.
+    """Return N runs of ``step`` as one program, as ``make_step`` does for one run.
 
-    ``state = runs.init(models, keys, rates)``, then ``state, metrics = runs(state, batch)``; ``run_of`` picks one.
+    Use it as ``state = runs.init(models, keys, rates)``, then ``state, metrics = runs(state, batch)``; ``run_of``
+    returns the state of one run.
 
     Args:
         step: a step for one device.
-        own_batches: give each run a batch of its own, of arrays (N, B, ...), and not all the same one.
+        own_batches: whether each run has its own batch, in arrays (N, B, ...), instead of one shared batch.
 
-    Raises ValueError for a step over a mesh.
+    Raises:
+        ValueError: the step has a mesh.
     """
     if step.mesh is not None:
         raise InputError("a sweep runs on one device: make its step without a mesh")
@@ -79,7 +82,7 @@ def sweep(step: Step, *, own_batches: bool = False) -> Sweep:
 
 
 def run_of(state: TrainState, index: int) -> TrainState:
-    """The state of one run out of those of a sweep; its ``model`` is that run's."""
+    """Return the state of one run of a sweep; its ``model`` is that run's model."""
     one = jax.tree.map(lambda leaf: leaf[index], state.replace(frozen=None))
     return one.replace(frozen=state.frozen)
 

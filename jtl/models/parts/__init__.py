@@ -1,4 +1,4 @@
-"""What the architectures share: attention, layers, rotary positions, caches and stacked layers."""
+"""Building blocks that the architectures share: attention, layers, rotary positions, caches and stacked layers."""
 
 from jtl.models.parts.attention import Attention
 

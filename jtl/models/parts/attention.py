@@ -1,4 +1,7 @@
-"""TODO."""
+"""Multi-head self-attention, and the masks that it adds to its logits.
+
+Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762, section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from jtl.models.parts.layers import Ids, dense
 
 
 def bias_where(seen: Bool[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
-    """What attention adds to its logits: 0 where a position is seen, the lowest float32 where it is not.
+    """Return what attention adds to its logits: 0 where a position is seen, else the lowest float32.
 
-    After the softmax a position that is not seen weighs exactly 0, and a row that sees none stays finite.
+    After the softmax an unseen position has weight exactly 0, and a row that sees no position stays finite.
     """
     return jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)
 
 
 def mask_bias(mask: Ids | None) -> Float[Array, "B 1 1 L"] | None:
-    """`bias_where` the mask is set, for every query alike."""
+    """Return ``bias_where`` of a padding mask, the same for every query."""
     return None if mask is None else bias_where(jnp.asarray(mask) != 0)[:, None, None, :]
 
 
@@ -35,11 +38,19 @@ def attend(
     bias: Float[Array, "#B #H #Q K"] | None,
     drop: Callable[[Array], Array],
 ) -> Float[Array, "B H Q E"]:
-    """``drop(softmax(q k' + bias)) v``, the softmax in float32; scale the queries first."""
+    """Compute ``drop(softmax(q k' + bias)) v``, with the softmax in float32; scale the queries first.
+
+    Args:
+        q_BxHxQxE: queries, already scaled.
+        k_BxHxKxE: keys.
+        v_BxHxKxE: values.
+        bias: added to the logits, see ``bias_where``; None for no mask.
+        drop: dropout of the attention weights.
+    """
     logits_BxHxQxK = jnp.einsum("bhqe,bhke->bhqk", q_BxHxQxE, k_BxHxKxE, preferred_element_type=jnp.float32)
     if bias is not None:
         logits_BxHxQxK += bias
-    # Softmax that divides after the product with the values: K / E fewer divisions, forward and backward.
+    # The softmax divides after the product with the values: K / E times fewer divisions, forward and backward.
     weights_BxHxQxK = jnp.exp(logits_BxHxQxK - jax.lax.stop_gradient(logits_BxHxQxK.max(-1, keepdims=True)))
     total_BxHxQx1 = weights_BxHxQxK.sum(-1, keepdims=True)
     weights_BxHxQxK = drop(weights_BxHxQxK).astype(v_BxHxKxE.dtype)
@@ -59,7 +70,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 #L L"] | None = None, *, train: bool = False
     ) -> Float[Array, "B L D"]:
-        """Attend; `bias` is added to the logits: that of `mask_bias`, or one for each query (a causal mask)."""
+        """Attend; ``bias`` is added to the logits: from ``mask_bias``, or one per query (a causal mask)."""
         B, L, D = x.shape
         H = self.heads
 

@@ -1,10 +1,11 @@
-"""What a decoder remembers of the tokens it has read: their keys and values, and where the next token stands.
+"""Key-value cache of a decoder: the keys and values of the tokens read so far, and the position of the next one.
 
-A `cache` collection has `filled`, how many tokens it holds; `real`, which of them are no padding; and `keys` and
-`values` (B, H, T, E) beside every attention. A module that finds none in its variables reads whole texts.
+A ``cache`` collection has ``filled``, the number of tokens it holds; ``real``, which of them are not padding; and
+``keys`` and ``values`` (B, H, T, E) at every attention layer. A module without a cache in its variables reads whole
+texts.
 
-Heads come before tokens, as the products of attention read them: kept and attended to the other way, a CPU turns them
-for every token that is written, and Whisper base took 240 ms for one of four sounds in place of 28.
+The heads axis comes before the tokens, as the products of attention read them. In the other order a CPU transposes keys
+and values for every generated token, and Whisper base took 240 ms per token for four recordings instead of 28 ms.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 
 class Place(NamedTuple):
-    """Where the L tokens of a forward stand among all T that attention sees: those of the cache, or their own L.
+    """Where the L tokens of a forward are among the T tokens that attention sees: those of the cache, or their own L.
 
-    `start`: the place of the first. `real`: which of all T are no padding. `seen`: whether token q may look at token
-    k: real, and not after it.
+    Attributes:
+        start: position of the first.
+        real: which of the T are not padding.
+        seen: whether token q may attend to token k: k is real and not after q.
     """
 
     start: Int[Array, ""]
@@ -30,7 +33,12 @@ class Place(NamedTuple):
 
 
 def place(module: nn.Module, new: Bool[Array, "B L"]) -> Place:
-    """Put tokens after those of the `module`'s cache, which from then on knows them; `new`: which are no padding."""
+    """Append tokens to the module's cache, if it has one, and return where they are.
+
+    Args:
+        module: the module with the ``cache`` collection.
+        new: which of the new tokens are not padding.
+    """
     L, start, real = new.shape[1], jnp.zeros((), jnp.int32), new
     if module.has_variable("cache", "filled"):
         filled: nn.Variable = module.variable("cache", "filled")
@@ -42,7 +50,7 @@ def place(module: nn.Module, new: Bool[Array, "B L"]) -> Place:
 
 
 def positions(real: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """0, 1, 2, ... along the real tokens of each row; padding takes the position of the token before it, at least 0.
+    """Number the real tokens of each row 0, 1, 2, ...; padding takes the position of the token before it, at least 0.
 
     >>> positions(jnp.array([[0, 1, 1, 0]]) != 0).tolist()
     [[0, 0, 1, 1]]
@@ -53,9 +61,15 @@ def positions(real: Bool[Array, "B L"]) -> Int[Array, "B L"]:
 def remembered(
     module: nn.Module, name: str, new: Shaped[Array, "B L H E"], start: Int[Array, ""] | None
 ) -> Shaped[Array, "B T H E"]:
-    """Keys or values of all tokens of the `module`'s cache, `new` ones put in at `start`.
+    """Return keys or values of all tokens of the module's cache, after writing the ``new`` ones at ``start``.
 
-    Without `start` they replace the old ones; without a cache they are all there is.
+    Without ``start`` they replace the old ones. Without a cache the new ones are returned.
+
+    Args:
+        module: the attention layer.
+        name: ``"keys"`` or ``"values"``.
+        new: those of the new tokens.
+        start: position of the first new token.
     """
     if not module.has_variable("cache", name):
         return new
@@ -68,15 +82,15 @@ def remembered(
 
 
 def recalled(module: nn.Module, name: str, dtype: Any) -> Shaped[Array, "B T H E"]:
-    """Keys or values of all tokens of the `module`'s cache, where nothing is new."""
+    """Return keys or values of all tokens of the module's cache when there are no new tokens."""
     return module.get_variable("cache", name).swapaxes(1, 2).astype(dtype)
 
 
 def empty(rows: int, length: int, **layers: Any) -> dict[str, Any]:
-    """A cache of nothing, with room for `length` tokens of `rows` texts; `layers` are its parts below the module."""
+    """Return an empty cache for ``length`` tokens of ``rows`` texts; ``layers`` are the parts of its submodules."""
     return {"filled": jnp.zeros((), jnp.int32), "real": jnp.zeros((rows, length), bool), **layers}
 
 
 def keys_and_values(rows: int, length: int, heads: int, size: int, *, dtype: Any) -> dict[str, Array]:
-    """Those of one attention, empty."""
+    """Return the empty keys and values of one attention layer."""
     return {name: jnp.zeros((rows, heads, length, size), dtype) for name in ("keys", "values")}

@@ -1,8 +1,8 @@
-"""Depthwise convolution that is fast on a CPU as well.
+"""Depthwise convolution that is also fast on a CPU.
 
-XLA's CPU compiler runs a grouped convolution, and its gradient more so, as a scalar loop: a training step of
-EfficientNet-Lite0 spends nearly all its time there. Written as one multiply-add of the whole, shifted image
-per kernel position it becomes vector code. Accelerators have a kernel of their own and keep it.
+XLA's CPU compiler runs a grouped convolution, and even more its gradient, as a scalar loop; a training step of
+EfficientNet-Lite0 spends nearly all its time there. Written as one multiply-add of the whole shifted image per kernel
+position, it becomes vector code. Accelerators keep their own kernel.
 """
 
 from __future__ import annotations
@@ -28,11 +28,19 @@ def depthwise_conv(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "B H2 W2 C"]:
-    """Convolve each channel with its own filter. Signature of `lax.conv_general_dilated`, for `nn.Conv`.
+    """Convolve each channel with its own filter, with the signature of ``lax.conv_general_dilated``, for ``nn.Conv``.
 
-    `options` are the remaining arguments that `nn.Conv` passes: one group a channel, no dilation. Reverse mode
-    of any order and `vmap` work on every platform, forward mode (`jax.jvp`) on none.
-    Raises ValueError for another kind of convolution.
+    Reverse mode of any order and ``vmap`` work on every platform; forward mode (``jax.jvp``) works on none.
+
+    Args:
+        image: the feature map.
+        kernel: one filter per channel.
+        strides: of the windows.
+        padding: as in ``lax.conv_general_dilated``.
+        **options: the remaining arguments that ``nn.Conv`` passes: one group per channel, no dilation.
+
+    Raises:
+        ValueError: it is another kind of convolution.
     """
     groups = options["feature_group_count"]
     dilations = {*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))}
@@ -55,7 +63,7 @@ def depthwise_conv(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _shifted(image: Array, kernel: Array, strides: tuple[int, int], pads: Pairs) -> Array:
-    """Sum over kernel positions of the shifted image times the kernel there."""
+    """Sum over kernel positions of the shifted image times the kernel at that position."""
     image = jnp.pad(image, ((0, 0), *pads, (0, 0)))
     (h, w), (sh, sw) = kernel.shape[:2], strides
     rows, columns = (image.shape[1] - h) // sh * sh + 1, (image.shape[2] - w) // sw * sw + 1
@@ -78,7 +86,7 @@ def _backward(strides: tuple[int, int], pads: Pairs, saved: tuple[Array, Array],
 
 
 def _image_gradient(image: Array, kernel: Array, strides: tuple[int, int], pads: Pairs, upstream: Array):
-    """The dilated gradient convolved with the flipped kernel: again a sum of shifted images."""
+    """The dilated gradient convolved with the flipped kernel, again as a sum of shifted images."""
     sizes = zip(image.shape[1:3], kernel.shape[:2], upstream.shape[1:3], strides, pads, strict=True)
     margins = [(k - 1 - low, n + low - (m - 1) * s - 1, s - 1) for n, k, m, s, (low, _) in sizes]
     zero = jnp.zeros((), upstream.dtype)
@@ -87,7 +95,7 @@ def _image_gradient(image: Array, kernel: Array, strides: tuple[int, int], pads:
 
 
 def _kernel_gradient(image: Array, kernel: Array, strides: tuple[int, int], pads: Pairs, upstream: Array):
-    """Correlation of image and gradient; one example at a time, which stays in cache through all positions."""
+    """Correlation of image and gradient, one example at a time, which stays in the CPU cache through all positions."""
     (h, w), (sh, sw) = kernel.shape[:2], strides
     size = [(m - 1) * s + 1 for m, s in zip(upstream.shape[1:3], strides, strict=True)]
     image = jnp.pad(image, ((0, 0), *pads, (0, 0)))

@@ -1,6 +1,6 @@
-"""Layers that the transformers of this folder share: activations, attention, MLP, mean over a mask.
+"""Layers that the transformers share: activations, MLP, masked mean.
 
-Parameters may be bfloat16: products then run in bfloat16, softmax and layer norm in float32.
+Parameters may be bfloat16: matrix products then run in bfloat16, softmax and layer norm in float32.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Images = Float[Array | np.ndarray, "B H W C"]
 
 @jax.custom_jvp
 def _gelu(x):
-    # jax.nn.gelu computes erfc, which takes XLA on CPU 1.7 times as long.
+    # jax.nn.gelu computes erfc, which takes 1.7 times as long in XLA on a CPU.
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 @_gelu.defjvp
 def _gelu_jvp(primals, tangents):
-    # The backward needs erf again. A factor that differs in its last bit has XLA compute it again from x, where it
-    # would keep two more arrays of x's size in every layer.
+    # The backward pass needs erf again. A factor that differs in the last bit makes XLA recompute it from x, where it
+    # would otherwise store two more arrays of x's size in every layer.
     (x,), (dx,) = primals, tangents
     again = jax.lax.erf(x * float(np.nextafter(np.float32(0.5**0.5), np.float32(0))))
     density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
@@ -40,7 +40,7 @@ def _gelu_tanh(x):
     return nn.gelu(x, approximate=True)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # the names that `hidden_act` takes in config.json
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # values of ``hidden_act`` in config.json
     "gelu": _gelu,
     "gelu_python": _gelu,
     "gelu_new": _gelu_tanh,
@@ -63,7 +63,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # the names that `hidden_a
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation that config.json calls `name`. Raises ValueError with near misses for an unknown one."""
+    """Return the activation function that config.json calls ``name``.
+
+    Raises:
+        ValueError: there is none; the message lists near misses.
+    """
     if name not in ACTIVATIONS:
         near = tree.near_misses(str(name), ACTIVATIONS) or sorted(ACTIVATIONS)
         raise InputError(f"activation {name!r} is unknown; did you mean {', '.join(near)}?")
@@ -71,12 +75,12 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def dense(features: int, name: str, std: float, bias: bool = True) -> nn.Dense:
-    """Dense layer initialised as in BERT: normal kernel, zero bias."""
+    """Return a dense layer initialised as in BERT: normal kernel, zero bias."""
     return nn.Dense(features, use_bias=bias, kernel_init=nn.initializers.normal(std), name=name)
 
 
 def mean_over(sequence: Float[Array, "B L D"], mask: Ids | None) -> Float[Array, "B D"]:
-    """Mean over the positions whose mask is set (all of them without a mask); zero where none is."""
+    """Mean over the positions whose mask is set (all without a mask); zero if none is."""
     if mask is None:
         return sequence.mean(1)
     weight = mask.astype(sequence.dtype)
@@ -84,7 +88,7 @@ def mean_over(sequence: Float[Array, "B L D"], mask: Ids | None) -> Float[Array,
 
 
 def last_over(sequence: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B D"]:
-    """What stands at the last real position of each row; at the last of all where none is."""
+    """Return the entry at the last real position of each row; at the very last position if none is real."""
     last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], 1)
     return jnp.take_along_axis(sequence, last[:, None, None], 1)[:, 0]
 

@@ -1,4 +1,4 @@
-"""Images to tokens: patches, special tokens, and position embeddings resampled to the image's grid."""
+"""From images to tokens: patches, special tokens, and position embeddings resampled to the image's patch grid."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jtl.models.parts.layers import Images
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size given as one number or two."""
+    """Return (height, width) of a size given as one number or two."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel (1981, https://doi.org/10.1109/TASSP.1981.1163711)."""
+    """Cubic convolution kernel (Keys 1981, https://doi.org/10.1109/TASSP.1981.1163711)."""
     x = np.abs(distance)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -26,11 +26,16 @@ def cubic(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def bicubic(old: int, new: int, antialias: bool = False) -> Float[np.ndarray, "new old"]:
-    """The matrix that resamples `old` values to `new` as torch's `interpolate(mode="bicubic")` does.
+    """Return the matrix that resamples ``old`` values to ``new`` like torch's ``interpolate(mode="bicubic")``.
 
-    `align_corners=False`. Without `antialias` the kernel has a=-0.75, keeps its width when shrinking and repeats
-    the border; with it, a=-0.5, a width that grows with the shrinking, and weights renormalised at the border.
-    jax.image.resize is a third thing: a=-0.5 and renormalised, also without antialiasing.
+    With ``align_corners=False``. Without ``antialias`` the kernel has a = -0.75, keeps its width when shrinking and
+    repeats the border. With it, a = -0.5, the width grows with the shrinking factor, and weights are renormalised at
+    the border. ``jax.image.resize`` differs from both: a = -0.5 and renormalised, also without antialiasing.
+
+    Args:
+        old: number of values.
+        new: number of resampled values.
+        antialias: see above.
     """
     scale = old / new
     centre = (np.arange(new) + 0.5) * scale - 0.5
@@ -48,7 +53,14 @@ def bicubic(old: int, new: int, antialias: bool = False) -> Float[np.ndarray, "n
 def resample(
     positions: Float[Array, "N D"], old: tuple[int, int], new: tuple[int, int], antialias: bool = False
 ) -> Float[Array, "M D"]:
-    """Positions of a grid of `old` rows and columns, made into those of a `new` one: see `bicubic`."""
+    """Resample position embeddings to another patch grid: see ``bicubic``.
+
+    Args:
+        positions: of the old grid, row by row.
+        old: its rows and columns.
+        new: rows and columns of the new grid.
+        antialias: see ``bicubic``.
+    """
     rows, columns = (bicubic(o, n, antialias) for o, n in zip(old, new, strict=True))
     table = positions.reshape(*old, -1).astype(jnp.float32)
     table = jnp.einsum("hi,wj,ijd->hwd", rows, columns, table).astype(positions.dtype)
@@ -56,17 +68,19 @@ def resample(
 
 
 class PatchEmbeddings(nn.Module):
-    """Special tokens, then patches row by row, with positions added: image (B, H, W, C) to (B, N, D).
+    """Special tokens, then patches row by row, plus position embeddings: image (B, H, W, C) to (B, N, D).
 
     Attributes:
         hidden: D.
         patch: height and width of a patch.
-        image: height and width of the images that the position embeddings were made for; for another grid of
-            patches they are resampled as by `interpolate_pos_encoding=True` in `transformers`.
+        image: height and width of the images for which the position embeddings were trained; for another patch grid
+            they are resampled as by ``interpolate_pos_encoding=True`` in ``transformers``.
         channels: C.
         tokens: names of the learned tokens in front, which have positions.
-        registers: number of tokens after those, which have none.
-        antialias: how positions are resampled, see `bicubic`.
+        registers: number of register tokens after those, which have none.
+        dropout: rate after the embeddings.
+        antialias: how positions are resampled, see ``bicubic``.
+        std: of the initialisation.
     """
 
     hidden: int
@@ -81,7 +95,11 @@ class PatchEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(self, image: Images, *, train: bool = False) -> Float[Array, "B N D"]:
-        """Embed images of any size that holds at least one patch. Raises ValueError for other channels."""
+        """Embed images of any size that holds at least one patch.
+
+        Raises:
+            ValueError: the image has another number of channels or is smaller than a patch.
+        """
         B, H, W, C = image.shape
         D, T = self.hidden, len(self.tokens)
         (h, w), native = self.patch, (self.image[0] // self.patch[0], self.image[1] // self.patch[1])

@@ -1,9 +1,9 @@
-"""Rotary position embedding: queries and keys are turned by angles that grow with their position.
+"""Rotary position embedding (RoPE): queries and keys are rotated by angles proportional to their position.
 
-Su et al.: "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, https://arxiv.org/abs/2104.09864,
-section 3.2, with the two halves of a head as its pairs, as `transformers` has them. Scalings for texts longer than
-those of pretraining: linear (Chen et al. 2023, https://arxiv.org/abs/2306.15595, eq. 4) and that of Llama 3.1
-(https://arxiv.org/abs/2407.21783), whose formula only its code gives.
+Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", https://arxiv.org/abs/2104.09864,
+section 3.2, with the two halves of a head as the pairs, as in ``transformers``. Scalings for texts longer than in
+pretraining: linear (Chen et al. 2023, https://arxiv.org/abs/2306.15595, eq. 4) and that of Llama 3.1
+(https://arxiv.org/abs/2407.21783), whose formula is only in its code.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from jtl.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Divides all frequencies by `factor`."""
+    """Divides all frequencies by ``factor``."""
 
     rope_type: ClassVar[str] = "linear"
     factor: float
 
     def lower(self, turns: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
-        """The scaled frequencies, radians per position."""
+        """Return the scaled frequencies in radians per position."""
         return turns / self.factor
 
 
 @dataclasses.dataclass(frozen=True)
 class Llama3:
-    """Divides low frequencies by `factor` and keeps high ones.
+    """Divides low frequencies by ``factor`` and keeps high ones, with a linear transition in between.
 
-    Low are those with less than `low_freq_factor` periods in a text of `original_max_position_embeddings` tokens, high
-    those with more than `high_freq_factor`; in between the one goes over into the other.
+    Attributes:
+        factor: divisor of the low frequencies.
+        low_freq_factor: a frequency with fewer periods in the original text length is low.
+        high_freq_factor: one with more periods is high.
+        original_max_position_embeddings: the original text length in tokens.
     """
 
     rope_type: ClassVar[str] = "llama3"
@@ -46,7 +49,7 @@ class Llama3:
     original_max_position_embeddings: int
 
     def lower(self, turns: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
-        """The scaled frequencies, radians per position."""
+        """Return the scaled frequencies in radians per position."""
         periods = self.original_max_position_embeddings * turns / (2 * np.pi)
         share = np.clip(
             (periods - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1
@@ -58,9 +61,12 @@ SCALINGS = {scaling.rope_type: scaling for scaling in (Linear, Llama3)}
 
 
 def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings `rope_theta` and `rope_scaling` (a scaling or None) of a config.json of `transformers` v4 or v5.
+    """Return the settings ``rope_theta`` and ``rope_scaling`` (a scaling or None) of a ``transformers`` config.json.
 
-    v4 has both at the top, v5 one dict `rope_parameters`. Raises ValueError for what is not computed here.
+    In v4 of ``transformers`` both are at the top level, in v5 in one dict ``rope_parameters``.
+
+    Raises:
+        ValueError: a setting is not supported.
     """
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if found.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1.0):
@@ -80,18 +86,24 @@ def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_hf(scaling: Linear | Llama3 | None) -> dict[str, Any] | None:
-    """What config.json has at `rope_scaling`."""
+    """Return the content of ``rope_scaling`` in config.json."""
     return None if scaling is None else {"rope_type": scaling.rope_type, **dataclasses.asdict(scaling)}
 
 
 def frequencies(size: int, theta: float, scaling: Linear | Llama3 | None) -> Float[np.ndarray, " R"]:
-    """Radians per position of each of the R = E / 2 pairs of a head of `size` E: `theta^(-2i / E)`, scaled."""
+    """Return the radians per position of the R = E / 2 pairs of a head of size E: ``theta^(-2i / E)``, scaled.
+
+    Args:
+        size: E.
+        theta: the base.
+        scaling: for texts longer than in pretraining; None for none.
+    """
     turns = theta ** (-np.arange(0, size, 2) / size)
     return (turns if scaling is None else scaling.lower(turns)).astype(np.float32)
 
 
 def rotate(x: Float[Array, "B L N E"], angles: Float[Array, "B L R"]) -> Float[Array, "B L N E"]:
-    """Turn each pair (i, i + R) of every head by its angle, in float32; E = 2R."""
+    """Rotate each pair (i, i + R) of every head by its angle, in float32; E = 2R."""
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     first, second = jnp.split(x, 2, -1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)

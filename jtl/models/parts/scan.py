@@ -1,14 +1,15 @@
-"""Layers that are all alike as one: their leaves stacked, and one program that a loop runs through them.
+"""Stacked layers: identical layers with their leaves stacked, run by one loop (``nn.scan``).
 
-A model of 48 layers then compiles as fast as one of 2, in a program as small. The unrolled form is the one that files
-have and that `jtl.load` gives; the two compute the same and turn into each other:
+A model of 48 layers then compiles as fast as one of 2, into as small a program. Files and ``jtl.load`` have the
+unrolled form; both compute the same, and each converts to the other:
 
-    model = jtl.models.scan.stack(jtl.load("smollm2"))     # decoder/layer_7/mlp/... becomes decoder/layers/mlp/...[7]
-    model = jtl.models.scan.unstack(model)
+    model = jtl.models.parts.scan.stack(jtl.load("smollm2"))  # decoder/layer_7/mlp/... becomes
+        decoder/layers/mlp/...[7]
+    model = jtl.models.parts.scan.unstack(model)
 
-Adapters go into stacked layers as into others, after stacking. A tap `decoder/layers` gives the outputs of all layers,
-(n, B, L, D). What asks for the number of a layer (`finetune.layerwise`, `distill.choose_layers`) takes the unrolled
-form, and so does a long generation: a loop copies the layer's weights and the cache at every token.
+Add adapters after stacking; they work as usual. A tap ``decoder/layers`` returns the outputs of all layers,
+(n, B, L, D). Functions that need layer numbers (``finetune.layerwise``, ``distill.choose_layers``) need the unrolled
+form. So does long generation: a loop would copy the layer's weights and the cache at every token.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def run(
     *,
     scan: bool,
 ) -> Array:
-    """``x`` through as many layers as ``each`` has entries: ``x = call(layer, x, own)`` for each of these.
+    """Run ``x`` through one layer per entry of ``each``: ``x = call(layer, x, own)``.
 
     Args:
-        make: the layer of a name, ``layer_0``, ``layer_1``, ... or ``layers`` for all.
-        call: its call.
-        x: what goes through the layers.
+        make: returns the layer of a name, ``layer_0``, ``layer_1``, ... or ``layers`` for all.
+        call: how to call a layer.
+        x: input of the first layer.
         each: what each layer has for itself, numbers or None.
         scan: whether the layers are stacked.
     """
@@ -51,7 +52,7 @@ def run(
         for i, own in enumerate(each):
             x = call(make(f"layer_{i}"), x, own)
         return x
-    alike = len(set(each)) == 1  # then it is a constant
+    alike = len(set(each)) == 1  # then a constant is enough
     body = nn.scan(
         lambda layer, x, own: (call(layer, x, each[0] if alike else own), None),
         variable_axes={"params": 0, "cache": 0, "intermediates": 0},
@@ -62,9 +63,10 @@ def run(
 
 
 def stacked(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts with the leaves of ``layer_0``, ``layer_1``, ... stacked under ``layers``; all else as it is.
+    """Return nested dicts with the leaves of ``layer_0``, ``layer_1``, ... stacked under ``layers``.
 
-    Raises ValueError for layers that are not alike.
+    Raises:
+        ValueError: the layers differ in leaves or shapes.
 
     >>> stacked({"layer_0": {"w": jnp.ones(2)}, "layer_1": {"w": jnp.zeros(2)}})["layers"]["w"].tolist()
     [[1.0, 1.0], [0.0, 0.0]]
@@ -104,17 +106,19 @@ def unstacked(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack(model: Model) -> Model:
-    """``model`` with stacked layers; one whose layers are stacked is returned as it is.
+    """Return ``model`` with stacked layers; a model that has them is returned unchanged.
 
-    Raises ValueError for an architecture that has no such form, layers that are not alike, and adapters in it.
+    Raises:
+        ValueError: the architecture has no stacked form, its layers differ, or the model has adapters.
     """
     return _switched(model, True, stacked)
 
 
 def unstack(model: Model) -> Model:
-    """``model`` with a leaf for each layer; one that has them is returned as it is.
+    """Return ``model`` with separate leaves for each layer; a model that has them is returned unchanged.
 
-    Raises ValueError for adapters in it.
+    Raises:
+        ValueError: the model has adapters.
     """
     return _switched(model, False, unstacked) if getattr(model.config, "scan_layers", False) else model
 

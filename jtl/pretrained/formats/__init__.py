@@ -1,4 +1,4 @@
-"""Weight files of the formats people share, as mappings from tensor name to NumPy array. None runs code."""
+"""Readers of common weight formats, as mappings from tensor name to NumPy array. None of them runs code from a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def _read_bin(file: Path) -> Tensors:
-    """A ``.bin`` file, which may be torch's or CTranslate2's."""
+    """Read a ``.bin`` file, which may be torch's or CTranslate2's."""
     return read_ctranslate2(file) if is_ctranslate2(file) else read_pth(file)
 
 
@@ -46,11 +46,11 @@ _FILES = (
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Tensors of a weight file, of an index of shards, or of the weight file in a folder.
+    """Return the tensors of a weight file, of an index of shards, or of the weight file in a folder.
 
     Raises:
-        FileNotFoundError: no such file, or no weight file in the folder.
-        FormatError: more than one candidate, or the file is damaged, unknown or refused.
+        FileNotFoundError: there is no such file, or no weight file in the folder.
+        FormatError: there are several candidates, or the file is damaged, unknown or refused.
     """
     path = Path(path)
     file = _find(path) if path.is_dir() else path

@@ -1,7 +1,7 @@
-"""``model.bin`` of CTranslate2 (https://github.com/OpenNMT/CTranslate2, version 6), without that library.
+"""``model.bin`` files of CTranslate2 (https://github.com/OpenNMT/CTranslate2, version 6), read without that library.
 
-Little-endian: the version; a name and the revision of the model's kind; the variables, each a name, a shape, a type, a
-size and its bytes; aliases. Names are behind their length and end with a zero byte.
+Layout, little-endian: the version; name and revision of the model kind; the variables, each with name, shape, type,
+size and bytes; the aliases. Names are preceded by their length and end with a zero byte.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TYPES = {
     4: np.dtype(np.float16),
     5: np.dtype(ml_dtypes.bfloat16),
 }
-# Rows of several projections lie in one matrix.
+# One matrix holds the rows of several projections.
 FUSED = {
     "self_attention/linear_0": ("q_proj", "k_proj", "v_proj"),
     "self_attention/linear_1": ("out_proj",),
@@ -39,12 +39,12 @@ FUSED = {
 
 @dataclass(frozen=True)
 class CTranslate2:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        kind: the name of the model's kind, such as ``"WhisperSpec"``.
-        variables: every variable by its name, mapped from the file; those of rank 0 are settings.
-        offsets: where in the file each begins.
+        kind: name of the model kind, such as ``"WhisperSpec"``.
+        variables: every variable by name, mapped from the file; those of rank 0 are settings.
+        offsets: byte offset of each variable in the file.
     """
 
     kind: str
@@ -53,18 +53,18 @@ class CTranslate2:
 
 
 def is_ctranslate2(file: Path) -> bool:
-    """Whether a ``.bin`` file begins as this format does, and not as torch's zip archive or pickle."""
+    """Return whether a ``.bin`` file begins like this format rather than like torch's zip archive or pickle."""
     with open(file, "rb") as stream:
         version = stream.read(4)
     return len(version) == 4 and 1 <= version[0] <= VERSION and not any(version[1:])
 
 
 def open_ctranslate2(file: Path) -> CTranslate2:
-    """The content of a file, of which nothing but names is read.
+    """Open a file; only names and shapes are read at once, and arrays are memory-mapped.
 
     Raises:
-        FileNotFoundError: no such file.
-        FormatError: another version, an unknown type, or a file that is cut.
+        FileNotFoundError: there is no such file.
+        FormatError: the version or a type is unknown, or the file is truncated.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"No weight file {file}.")
@@ -102,17 +102,19 @@ def open_ctranslate2(file: Path) -> CTranslate2:
         offsets[variable] = place
         variables[variable] = take(size).view(TYPES[code]).reshape(shape)
     for _ in range(2 * number("I")):
-        name()  # an alias, or what it stands for: read for the file to be whole
+        name()  # an alias and its target, read only to check that the file is complete
     return CTranslate2(kind, variables, offsets)
 
 
 def read_ctranslate2(file: Path) -> Tensors:
-    """Tensors under their names in the file, each mapped when asked for, but projections that lie in one matrix apart.
+    """Return the tensors of a file by name, mapped on access, with fused projections split.
 
     ``.../self_attention/linear_0/weight`` becomes ``.../self_attention/q_proj/weight``, ``k_proj`` and ``v_proj``. The
-    keys' bias, which is zero in Whisper, is left out. Aliases, a second name of a variable, are not read.
+    keys' bias, which is zero in Whisper, is left out. Aliases (second names of variables) are not read.
 
-    Raises FormatError as ``open_ctranslate2`` does, and for integers (quantised weights) or keys with a bias.
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: see ``open_ctranslate2``; or the weights are quantised to integers, or keys have a bias.
     """
     found, readers = open_ctranslate2(file), {}
     for name, array in found.variables.items():

@@ -1,4 +1,4 @@
-"""GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), dequantised, by the `gguf` package."""
+"""GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), dequantised by the package ``gguf``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from jtl.pretrained.formats.tensors import FormatError, Tensors, mapped
 
 @dataclass(frozen=True)
 class Gguf:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        metadata: value of every key.
-        tensors: the file's own records, by name.
+        metadata: the value of every key.
+        tensors: the file's own tensor records, by name.
     """
 
     metadata: Mapping[str, Any]
@@ -28,11 +28,11 @@ class Gguf:
 
 
 def open_gguf(file: Path) -> Gguf:
-    """The content of a file, whose tensors are read when asked for; the last file is kept, it is slow to read.
+    """Open a file; tensors are read on access. The last file stays cached, because parsing is slow.
 
     Raises:
-        FileNotFoundError: no such file.
-        FormatError: the file is truncated, corrupted or no GGUF file.
+        FileNotFoundError: there is no such file.
+        FormatError: the file is truncated, corrupted or not a GGUF file.
     """
     file = Path(file)
     if not file.is_file():
@@ -56,12 +56,14 @@ def _open(file: Path, size: int, changed: int) -> Gguf:
 
 
 def read_gguf(file: Path) -> Tensors:
-    """Tensors under their names in the file, in float32, each dequantised when asked for.
+    """Return the tensors of a file by name, in float32, dequantised on access.
 
-    llama.cpp reorders the rows of the queries and keys of a Llama, so that the pairs that rotary positions turn are
-    neighbours. Here they are in the order of Hugging Face's files.
+    llama.cpp permutes the rows of Llama's query and key projections, so that the pairs rotated by rotary position
+    embeddings are neighbours. Here they are in the order of Hugging Face's files.
 
-    Raises FormatError as ``open_gguf`` does, and for blocks that are not known or a missing number of heads.
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: see ``open_gguf``; or a quantisation type is unknown, or the number of heads is missing.
     """
     found = open_gguf(file)
     heads: dict[str, int] = {}

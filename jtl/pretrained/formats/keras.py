@@ -1,6 +1,6 @@
-"""``.weights.h5`` files of Keras 3 (https://keras.io/api/models/model_saving_apis), by h5py alone.
+"""``.weights.h5`` files of Keras 3 (https://keras.io/api/models/model_saving_apis), read with h5py only.
 
-A group ``vars`` for each layer holds its arrays by number and, as an attribute, the layer's name.
+In the file, each layer has a group ``vars`` with its arrays by number and the layer's name as an attribute.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from jtl.pretrained.formats.tensors import FormatError, Tensors, required
 TORCH = {
     2: (1, 0),
     4: (3, 2, 0, 1),
-}  # axes of a kernel as torch has them: (out, in), (out, in, height, width)
-KNOWN = r"(.*/)?(conv2d|dense)(_\d+)?"  # layers whose arrays are a kernel and a bias, by their path or name
+}  # permutations to torch's kernel layout: (out, in), (out, in, height, width)
+KNOWN = r"(.*/)?(conv2d|dense)(_\d+)?"  # layers with a kernel and a bias, by path or name
 
 
 def read_keras(file: Path) -> Tensors:
-    """Tensors under the names of their layers, each read when asked for.
+    """Return the tensors of a file under the names of their layers, read on access.
 
-    Those of Conv2D and Dense are ``block1_conv1/kernel``, in torch's layout, and ``block1_conv1/bias``; those of other
-    layers ``norm/0``, ``norm/1`` and so on, as they are. Where two layers have one name, it is the path in the file.
+    Arrays of Conv2D and Dense are called ``block1_conv1/kernel``, in torch's layout, and ``block1_conv1/bias``; those
+    of other layers ``norm/0``, ``norm/1`` and so on, unchanged. If two layers share a name, their path in the file is
+    used.
 
     Raises:
         ImportError: h5py is not installed.
-        FileNotFoundError: no such file.
-        FormatError: the file is cut or damaged, or is no weight file of Keras 3.
+        FileNotFoundError: there is no such file.
+        FormatError: the file is truncated or damaged, or is not a weight file of Keras 3.
     """
     h5py = required("h5py", file)
     if not Path(file).is_file():
         raise FileNotFoundError(f"No weight file {file}.")
-    places: dict[str, str] = {}  # path of each array, to the name of its layer
+    places: dict[str, str] = {}  # path of each array -> name of its layer
 
     def visit(path: str, item: object) -> None:
         layer, _, last = path.rpartition("/vars/")

@@ -1,4 +1,4 @@
-"""NumPy ``.npz`` archives, without pickled objects."""
+"""NumPy ``.npz`` archives, read without pickled objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jtl.pretrained.formats.tensors import FormatError, Tensors
 
 
 def read_npz(file: Path) -> Tensors:
-    """Arrays of the archive, each read when asked for.
+    """Return the arrays of an archive, read on access.
 
     Raises:
         FormatError: the file is truncated or corrupted, or an array holds Python objects (pickled code).

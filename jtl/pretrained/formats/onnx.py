@@ -1,7 +1,7 @@
-"""Weights in ``.onnx`` graphs that torch exported (https://onnx.ai/onnx/intro), read with the package ``onnx``.
+"""Weights in ``.onnx`` graphs exported by torch (https://onnx.ai/onnx/intro), read with the package ``onnx``.
 
-The exporter keeps the names of torch's state dict for tensors that a graph uses as they are. Those that it turned round
-or cut it calls ``onnx::MatMul_123``, but the node that reads one is named after its module.
+The exporter keeps the state dict's names for tensors that the graph uses unchanged. Tensors that it transposed or split
+are called ``onnx::MatMul_123``, but the node that reads one is named after its module.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ ANONYMOUS = "onnx::"
 
 
 def read_onnx(file: Path) -> Tensors:
-    """Initialisers of the graph under the names of torch's state dict, each decoded when asked for.
+    """Return the graph's initialisers under the names of torch's state dict, decoded on access.
 
-    The matrix of ``/encoder/layer.0/mlp/fc1/MatMul`` becomes ``encoder.layer.0.mlp.fc1.weight``, (out, in) as torch
-    has it. A vision transformer's positions, cut into that of the CLS token and those of the patches, are joined again
-    as ``embeddings.position_embeddings``.
+    The matrix of ``/encoder/layer.0/mlp/fc1/MatMul`` becomes ``encoder.layer.0.mlp.fc1.weight``, (out, in) as in torch.
+    The position embeddings of a vision transformer, split into CLS token and patches, are joined again as
+    ``embeddings.position_embeddings``.
 
     Raises:
         ImportError: the package onnx is not installed.
-        FileNotFoundError: no such file.
-        FormatError: the file is cut or damaged, has weights in other files, or weights that no node gives a name.
+        FileNotFoundError: there is no such file.
+        FormatError: the file is truncated or damaged, keeps weights in other files, or has weights whose name no node
+            reveals.
     """
     onnx = required("onnx", file)
     if not Path(file).is_file():
         raise FileNotFoundError(f"No weight file {file}.")
     try:
         graph = onnx.load(file, load_external_data=False).graph
-    except Exception as error:  # protobuf's, whichever implementation it has
+    except Exception as error:  # protobuf's, which depends on its implementation
         raise FormatError(
             f"{file} ({Path(file).stat().st_size} bytes) is not a complete ONNX file: {error}. Fetch it again."
         ) from error

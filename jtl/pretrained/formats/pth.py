@@ -1,8 +1,8 @@
-"""Torch checkpoints (``.pth``, ``.pt``, ``.bin``) without torch, and without running anything they carry.
+"""Torch checkpoints (``.pth``, ``.pt``, ``.bin``), read without torch and without running any code they contain.
 
-A checkpoint is a pickle, and a pickle can name any function for the reader to call. Here the only names that
-resolve are those a state dict needs; they resolve to inert stand-ins, and any other name raises. Two layouts
-exist: a zip archive (torch from 1.6 on) and the older sequence of pickles followed by raw storages.
+A checkpoint is a pickle, and a pickle can name any function for the reader to call. Here only the names that a state
+dict needs are accepted; they resolve to inert stand-ins, and any other name raises. There are two layouts: a zip
+archive (torch 1.6 and later), and the older sequence of pickles followed by raw storages.
 """
 
 from __future__ import annotations
@@ -60,15 +60,16 @@ _REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 
 
 class CodeInFile(FormatError):
-    """The file names a function or class that reading weights does not need."""
+    """The file names a function or class that weights do not need."""
 
 
 def read_pth(file: Path) -> Tensors:
-    """Tensors of a state dict, or of the one state dict inside a checkpoint, each read when asked for.
+    """Return the tensors of a state dict, or of the only state dict in a checkpoint, read on access.
 
     Raises:
-        CodeInFile: the pickle names anything but tensors and containers; nothing of it has run.
-        FormatError: the file is truncated, corrupted, of another layout or holds no state dict.
+        FileNotFoundError: there is no such file.
+        CodeInFile: the pickle names something other than tensors and containers; none of it has run.
+        FormatError: the file is truncated, corrupted, of another layout, or holds no single state dict.
     """
     file = Path(file)
     if not file.is_file():
@@ -87,7 +88,7 @@ def read_pth(file: Path) -> Tensors:
     return Tensors({name: partial(_read, file, name, view, read_storage) for name, view in state.items()})
 
 
-# Named tuples: of all the classes a pickle gets hold of, none lets it set state.
+# Named tuples, so that no class a pickle can reach lets it set state.
 class _DType(NamedTuple):
     dtype: np.dtype
 
@@ -95,7 +96,7 @@ class _DType(NamedTuple):
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
-    offset: int  # in elements, into the storage `key`
+    offset: int  # in elements, into the storage ``key``
 
 
 class _View(NamedTuple):
@@ -107,7 +108,7 @@ class _View(NamedTuple):
 
 
 class _RebuildTensor:
-    """Stands for torch._utils._rebuild_tensor, _v2 and _v3; an instance, so that a pickle cannot alter it."""
+    """Replaces torch._utils._rebuild_tensor, _v2 and _v3; an instance, so that a pickle cannot alter it."""
 
     __slots__ = ()
 
@@ -117,7 +118,7 @@ class _RebuildTensor:
 
 
 class _RebuildParameter:
-    """Stands for torch._utils._rebuild_parameter."""
+    """Replaces torch._utils._rebuild_parameter."""
 
     __slots__ = ()
 
@@ -152,7 +153,7 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _location, _count, *view = pid
         if kind != "storage" or not isinstance(dtype, _DType):
             raise FormatError(f"{self._file}: expected a reference to a storage, found {kind!r}.")
-        if view and view[0] is not None:  # older layout: a storage that is a window of another
+        if view and view[0] is not None:  # older layout: a storage that is a view of another
             return _Storage(str(key), dtype.dtype, int(view[0][1]))
         return _Storage(str(key), dtype.dtype, 0)
 
@@ -218,7 +219,7 @@ def _storages(content) -> list[_Storage]:
 
 
 def _state_dict(file: Path, content) -> Mapping[str, _View]:
-    """`content` if it is a state dict, else the one state dict among its entries."""
+    """``content`` if it is a state dict, else the only state dict among its entries."""
 
     def is_state(value) -> bool:
         return (
@@ -246,7 +247,7 @@ def _read(file: Path, name: str, view: _View, read_storage: Callable[[str], byte
     start = view.storage.offset * view.storage.dtype.itemsize // size + view.offset
     spans = [(n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)]
     empty = 0 in view.shape
-    # as_strided trusts its arguments: a view outside its storage would read foreign memory.
+    # as_strided trusts its arguments: a view outside its storage would read other memory.
     if min([start, *view.shape, *view.strides]) < 0 or (
         not empty and (start + sum(spans) + 1) * size > len(data)
     ):

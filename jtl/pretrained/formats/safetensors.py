@@ -1,4 +1,4 @@
-"""``.safetensors`` files (https://github.com/huggingface/safetensors), without torch."""
+"""``.safetensors`` files (https://github.com/huggingface/safetensors), read without torch."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ TYPES = {
 
 
 def read_safetensors(file: Path) -> Tensors:
-    """Tensors of one file, each mapped when asked for; bf16 comes as ``ml_dtypes.bfloat16``.
+    """Return the tensors of one file, memory-mapped on access; bf16 becomes ``ml_dtypes.bfloat16``.
 
     Raises:
+        FileNotFoundError: there is no such file.
         FormatError: the file is truncated or corrupted, or holds a number format that is not read here.
     """
     file = Path(file)
     try:
-        with safe_open(file, framework="np"):  # it checks sizes and places, down to the last byte
+        with safe_open(file, framework="np"):  # this checks sizes and offsets, down to the last byte
             pass
     except (SafetensorError, OSError) as error:
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""What every format gives: a read-only mapping from tensor name to NumPy array that reads on access."""
+"""The common result of all weight readers: a read-only mapping from tensor name to NumPy array that reads on access."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class FormatError(InputError):
     """A weight file is truncated, corrupted, of another format, or refused."""
 
 
-class Tensors(Mapping):  # not Mapping[str, ndarray]: checkers of types would read a tensor at every call
-    """Name → array, which is read from its file each time it is asked for, or ``mapped`` where the file is plain."""
+class Tensors(Mapping):  # not Mapping[str, ndarray]: runtime type checkers would read a tensor at every call
+    """Mapping of name → array, read from its file on every access, or memory-mapped where the format allows."""
 
     def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
         self._readers = dict(readers)
@@ -26,7 +26,7 @@ class Tensors(Mapping):  # not Mapping[str, ndarray]: checkers of types would re
     def __getitem__(self, name: str) -> np.ndarray:
         return self._readers[name]()
 
-    def __contains__(self, name: object) -> bool:  # the default of Mapping would read the tensor
+    def __contains__(self, name: object) -> bool:  # Mapping's default would read the tensor
         return name in self._readers
 
     def __iter__(self) -> Iterator[str]:
@@ -37,7 +37,11 @@ class Tensors(Mapping):  # not Mapping[str, ndarray]: checkers of types would re
 
 
 def required(module: str, file: Path) -> Any:
-    """The module that reads a file of this kind, which is not installed with jtl unless its extra is asked for."""
+    """Import the module that reads ``file``, which is installed only with an extra of jtl.
+
+    Raises:
+        ImportError: the module is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -47,11 +51,18 @@ def required(module: str, file: Path) -> Any:
 
 
 def mapped(file: str | os.PathLike, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    """The array that lies in ``file`` from byte ``offset`` on, read-only; only what is looked at is read from the disk.
+    """Memory-map a read-only array at byte ``offset`` of ``file``; only the pages that are used are read from disk.
 
-    Each call maps the file anew: once nobody holds the array, what was read of it leaves the memory.
+    Each call maps the file again, so the pages leave memory once no one holds the array.
 
-    Raises FormatError if the file ends before.
+    Args:
+        file: the file.
+        dtype: type of the elements.
+        shape: shape of the array.
+        offset: in bytes.
+
+    Raises:
+        FormatError: the file is shorter than the array needs.
     """
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -59,7 +70,7 @@ def mapped(file: str | os.PathLike, dtype: Any, shape: tuple[int, ...], offset: 
         return np.zeros(shape, dtype)
     try:
         content = np.memmap(file, np.uint8, "r", offset, (size,))
-    except ValueError as error:  # it was whole when it was opened
+    except ValueError as error:  # it was complete when it was opened
         raise FormatError(
             f"{file} has become shorter than its {offset + size} bytes: fetch it again."
         ) from error

@@ -1,7 +1,7 @@
-"""Figures of the reports: one style, colours that colour-blind readers tell apart, intervals wherever seeds allow.
+"""Figures of the reports, in one colour-blind-safe style, with confidence intervals where there are several seeds.
 
-Every function returns a matplotlib ``Figure`` and leaves pyplot's state alone: show it in a notebook or give it
-to a report's ``Section``. "Rows" are a result's: flat dicts with ``arm``, ``seed`` and what was measured.
+Every function returns a matplotlib ``Figure`` and leaves pyplot's state alone: show it in a notebook or pass it to a
+report's ``Section``. "Rows" are those of a ``Result``: flat dicts with ``arm``, ``seed`` and the measured values.
 """
 
 from jtl.report.figures.arms import gap_bars, over_parameters, score_scatter, trade_off

@@ -1,4 +1,4 @@
-"""Arms beside each other: what they reach, what they cost, how far they overfit."""
+"""Comparisons of arms: their scores, costs and overfitting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from jtl.report.result import Row
 
 
 def over_parameters(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
-    """A line an arm, the best on top: a metric with its 95 % interval, and the number of trained parameters."""
+    """Plot a metric with its 95 % interval and the number of trained parameters, one line per arm, the best on top.
+
+    Args:
+        rows: with ``arm``, ``seed``, ``trained_parameters`` and the metric.
+        metric: its key.
+        label: of its axis; by default the metric's name.
+    """
     found = {arm: curve(rows, arm, "trained_parameters", metric) for arm in arms_of(rows)}
     arms = sorted(found, key=lambda arm: found[arm][1][-1])
     with blank(8.5, 1.6 + 0.34 * len(arms)) as figure:
@@ -36,7 +42,17 @@ def over_parameters(rows: Sequence[Row], metric: str, label: str | None = None) 
 def gap_bars(
     rows: Sequence[Row], train: str = "train_accuracy", test: str = "accuracy", size: str = "size"
 ) -> Figure:
-    """Train minus test of every arm (overfitting), with 95 % intervals over seeds; grouped by size if rows have one."""
+    """Plot train minus test score (overfitting) of every arm with 95 % intervals over seeds, grouped by size if there.
+
+    Args:
+        rows: with ``arm``, ``seed`` and both scores; rows without the training score are ignored.
+        train: key of the training score.
+        test: key of the test score.
+        size: key of the number of training examples.
+
+    Raises:
+        ValueError: no row has the training score.
+    """
     measured = [
         {**row, "gap": row[train] - row[test], size: row.get(size, 0)} for row in rows if train in row
     ]
@@ -66,12 +82,12 @@ def gap_bars(
 
 
 def trade_off(rows: Sequence[Row], metric: str, costs: Mapping[str, str]) -> Figure:
-    """A metric with its 95 % interval over seeds against each cost: a point an arm.
+    """Plot a metric with its 95 % interval over seeds against each cost, one point per arm.
 
     Args:
         rows: with ``arm``, ``seed``, the metric and the costs.
         metric: its key.
-        costs: the label of each cost's axis, by its key.
+        costs: the axis label of each cost, by its key.
     """
     with blank(4.0 * len(costs) + 2.0, 4.5) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(costs), sharey=True))
@@ -105,11 +121,11 @@ def score_scatter(
     score: str,
     tau: float,
 ) -> Figure:
-    """Accuracy after fine-tuning against a transferability score, with their rank correlation in the title.
+    """Plot accuracy after fine-tuning against a transferability score, with their rank correlation in the title.
 
     Args:
-        scores: one a candidate model.
-        accuracies: one a candidate model.
+        scores: one per candidate model.
+        accuracies: one per candidate model.
         names: of the candidates.
         score: name of the score.
         tau: their weighted rank correlation, see ``jtl.features.scores.weighted_tau``.

@@ -1,4 +1,4 @@
-"""A metric along an axis, one line an arm: training steps, labelled examples, rates, tasks."""
+"""Curves of a metric, one line per arm: over training steps, labelled examples, learning rates, weights or tasks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def learning_curves(
     points: int = 100,
     loss: str = "training loss (nats)",
 ) -> Figure:
-    """Training loss and a validation metric over the steps, one line an arm; its band the 95 % interval over seeds.
+    """Plot training loss and a validation metric over the steps, one line per arm with its 95 % interval over seeds.
 
     Args:
-        rows: the histories of ``fit``, each row with its ``arm`` and ``seed`` beside ``step``, ``loss`` (training)
-            and, where it was validated, the metric.
+        rows: the histories of ``fit``, each row with its ``arm`` and ``seed`` beside ``step``, ``loss`` (training) and,
+            where it was validated, the metric.
         metric: key of the validation metric.
-        points: a training loss of more steps than this is averaged in so many windows.
-        loss: its label.
+        points: a training loss with more steps than this is averaged in this many windows.
+        loss: label of the loss.
     """
     measured = [
         {"arm": row["arm"], "step": row["step"], metric: row[metric]} for row in rows if metric in row
@@ -43,7 +43,7 @@ def learning_curves(
                     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         if all(
             row["loss"] > 0 for row in rows if "loss" in row
-        ):  # a loss may jump to many times its usual size
+        ):  # a loss may jump to many times its usual value
             left.set_yscale("log")
             plain_ticks(left.yaxis)
         ends = [max(row["step"] for row in rows if row["arm"] == arm) for arm in arms_of(rows)]
@@ -61,7 +61,7 @@ def learning_curves(
 
 
 def _within_bounds(axes: Any, metric: str) -> None:
-    """An accuracy ends at 1, though Student's interval around it may not."""
+    """Clip the axis of an accuracy to [0, 1], which Student's interval may exceed."""
     if "accuracy" in metric:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0.0), min(high, 1.0))
@@ -86,14 +86,14 @@ def _windows(rows: Sequence[Row], count: int) -> list[dict[str, Any]]:
 def over_sizes(
     rows: Sequence[Row], metric: str, label: str | None = None, log_y: bool = False, size: str = "size"
 ) -> Figure:
-    """A metric against the number of labelled examples (log scale), one line an arm, 95 % intervals over seeds.
+    """Plot a metric against the number of labelled examples (log scale), one line per arm, 95 % intervals over seeds.
 
     Args:
         rows: with ``arm``, ``seed``, ``size`` and the metric.
-        metric: its key, e.g. ``"accuracy"`` or ``"seconds"``.
-        label: of the y axis with its unit, e.g. ``"training time (s)"``; left out, the metric's name.
-        log_y: a logarithmic y axis, for times.
-        size: the key of the number of examples.
+        metric: its key, such as ``"accuracy"`` or ``"seconds"``.
+        label: of the y axis with its unit, such as ``"training time (s)"``; by default the metric's name.
+        log_y: whether the y axis is logarithmic, for times.
+        size: key of the number of examples.
     """
     figure = _over(rows, size, "labelled training examples", metric, label, "{x:,.0f}")
     if log_y:
@@ -105,22 +105,22 @@ def over_sizes(
 
 
 def over_rates(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
-    """A metric against the ``learning_rate``, as ``over_sizes`` against the number of examples."""
+    """Plot a metric against the ``learning_rate``, like ``over_sizes``."""
     return _over(rows, "learning_rate", "peak learning rate", metric, label, "{x:.2g}")
 
 
 def over_weights(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
-    """A metric against the ``weight`` of a mixture, from 0 to 1, as ``over_sizes`` against the number of examples."""
+    """Plot a metric against the ``weight`` of a mixture, from 0 to 1, like ``over_sizes``."""
     return _over(rows, "weight", "weight", metric, label, "{x:.1f}", log_x=False)
 
 
 def over_tasks(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
-    """A metric against the number of ``tasks`` learned, as ``over_sizes`` against the number of examples."""
+    """Plot a metric against the number of ``tasks`` learned, like ``over_sizes``."""
     return _over(rows, "tasks", "tasks learned", metric, label, "{x:.0f}", log_x=False)
 
 
 def over_steps(rows: Sequence[Row], metric: str, label: str | None = None) -> Figure:
-    """A metric that training reports at every step, one line an arm, the mean over seeds."""
+    """Plot a metric that training reports at every step, one line per arm, as the mean over seeds."""
     rows = [row for row in rows if metric in row]
     with blank(7.5, 4.0) as figure:
         axes = figure.subplots()
@@ -144,7 +144,7 @@ def _over(
         axes.set_xscale("log" if log_x else "linear")
         for i, (arm, colour) in enumerate(colours(arms).items()):
             x, mean, low, _ = curve(rows, arm, at, metric)
-            # A slight shift keeps the bars of two arms apart.
+            # A slight shift keeps the error bars of the arms apart.
             x = x * 1.03 ** (i - (len(arms) - 1) / 2) if log_x else x
             axes.errorbar(
                 x, mean, mean - low, color=colour, marker=MARKER[colour], capsize=4,

@@ -1,4 +1,4 @@
-"""Single examples: images with their predictions, features on a plane, how sure a model is of them."""
+"""Single examples: images with predictions, 2-D projections of features, calibration, and attributions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from jtl.report.figures.style import BLACK, BLUE, MANY, MARKER, MARKERS, PALETTE
 
 
 def reliability(found: Mapping[str, tuple[Any, Any]], bins: int = 10) -> Figure:
-    """Accuracy against confidence in bins of equal width (Guo et al. 2017, 1706.04599), one line an arm.
+    """Plot accuracy against confidence in bins of equal width, one line per arm.
+
+    A reliability diagram: Guo et al. 2017, "On Calibration of Modern Neural Networks",
+    https://arxiv.org/abs/1706.04599.
 
     Args:
         found: (logits (N, C), labels (N,)) of each arm.
-        bins: how many; those of fewer than ten rows are left out.
+        bins: number of bins; those with fewer than ten rows are left out.
     """
     with blank(6.5, 4.5) as figure:
         axes = figure.subplots()
@@ -41,13 +44,13 @@ def reliability(found: Mapping[str, tuple[Any, Any]], bins: int = 10) -> Figure:
 
 
 def embeddings(features: Mapping[str, Any], labels: Any, classes: Sequence[str], limit: int = 2000) -> Figure:
-    """The first two principal components of features, one panel a set: ``{"before": (N, D), "after": (N, D)}``.
+    """Plot the first two principal components of features, one panel per set: ``{"before": (N, D), "after": (N, D)}``.
 
     Args:
-        features: by title of the panel; every panel has axes of its own.
+        features: by panel title; every panel has its own axes.
         labels: (N,).
         classes: C names.
-        limit: rows drawn at most; the components are those of all rows.
+        limit: maximum number of rows drawn; the components are those of all rows.
     """
     labels = np.asarray(labels)
     palette = PALETTE if len(classes) <= len(PALETTE) else MANY
@@ -76,7 +79,7 @@ def embeddings(features: Mapping[str, Any], labels: Any, classes: Sequence[str],
 
 
 def principal_components(features: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the first two principal components (N, 2) and their shares of the variance (2,)."""
+    """Return the scores of the first two principal components (N, 2) and their shares of the variance (2,)."""
     matrix = np.asarray(features, np.float64)
     matrix = matrix - matrix.mean(0)
     left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
@@ -84,7 +87,7 @@ def principal_components(features: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def images(pictures: Any, true: Sequence[str], predicted: Sequence[str], columns: int = 6) -> Figure:
-    """A grid of images with their true and predicted names; the wrong ones in vermillion.
+    """Plot a grid of images with their true and predicted class names, the wrong ones in vermillion.
 
     Args:
         pictures: (N, H, W), (N, H, W, 1) or (N, H, W, 3) in [0, 1] or [0, 255], not normalised for a model; or a
@@ -111,12 +114,12 @@ def images(pictures: Any, true: Sequence[str], predicted: Sequence[str], columns
 
 
 def strips(rows: Mapping[str, Any], columns: int = 10, gap: int = 1) -> Figure:
-    """Small images side by side, without titles: for each name its images, in as many lines as they take.
+    """Plot small images side by side without titles: for each name its images, on as many lines as needed.
 
     Args:
-        rows: images (N, H, W, 1) or (N, H, W, 3) by name, uint8 or in [0, 1]; H and W are those of all.
-        columns: images of a line.
-        gap: pixels between two.
+        rows: images (N, H, W, 1) or (N, H, W, 3) by name, uint8 or in [0, 1], all of the same H and W.
+        columns: images per line.
+        gap: pixels between two images.
     """
     if not rows:
         raise InputError("there are no images to draw")
@@ -146,12 +149,12 @@ def attributed(
     titles: Sequence[str],
     width: float = 9.0,
 ) -> Figure:
-    """Texts whose words are shaded by their scores: blue above 0, vermillion below, the largest of a text the darkest.
+    """Plot texts whose words are shaded by score: blue above 0, vermillion below, darkest for a text's largest score.
 
     Args:
         words: of each text.
-        scores: one a word.
-        titles: one a text.
+        scores: one per word.
+        titles: one per text.
         width: of the figure in inches.
     """
     if not len(words):
@@ -191,12 +194,12 @@ def attributed(
 
 
 def saliency(pictures: Sequence[Any], maps: Sequence[Any], titles: Sequence[str], columns: int = 6) -> Figure:
-    """Images, and over each again what a model leans on in it: blue above 0, vermillion below.
+    """Plot images, and below each the same image under its attribution map: blue above 0, vermillion below.
 
     Args:
         pictures: N images, as for ``images``.
-        maps: N maps (h, w) of any resolution, stretched over the image; the largest value of each is the darkest.
-        titles: one an image.
+        maps: N maps (h, w) of any resolution, resized to the image; the largest absolute value of each is darkest.
+        titles: one per image.
         columns: of the grid.
     """
     if not len(pictures):

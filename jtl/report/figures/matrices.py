@@ -1,4 +1,4 @@
-"""Matrices as shades: confusions of classes, and shares or accuracies of any two things."""
+"""Matrices as heat maps: confusion matrices, and shares or accuracies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jtl.report.figures.style import blank
 
 
 def confusion(true: Any, predicted: Any, classes: Sequence[str]) -> Figure:
-    """Counts of predicted against true class; the shade is the share of the true class.
+    """Plot counts of predicted against true class, shaded by the share of the true class.
 
     Args:
         true: labels (N,).
@@ -53,15 +53,15 @@ def confusion(true: Any, predicted: Any, classes: Sequence[str]) -> Figure:
 def heatmaps(
     panels: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str], label: str, across: str, down: str
 ) -> Figure:
-    """Matrices of shares or accuracies side by side, each cell with its value; NaN is left white.
+    """Plot matrices of shares or accuracies side by side, each cell with its value; NaN stays white.
 
     Args:
-        panels: by title of the panel, values in [0, 1], (R, C).
+        panels: (R, C) values in [0, 1], by panel title.
         rows: R names.
         columns: C names.
-        label: of the colour, with its unit.
-        across: what the columns are.
-        down: what the rows are.
+        label: of the colour bar, with its unit.
+        across: label of the column axis.
+        down: label of the row axis.
     """
     per_line = min(3, len(panels))
     lines = -(-len(panels) // per_line)

@@ -1,4 +1,4 @@
-"""Music as piano rolls: time to the right, pitch upwards, a colour for each voice."""
+"""Piano rolls of music: time to the right, pitch upwards, one colour per voice."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def piano_rolls(
     voices: Sequence[str],
     columns: int = 2,
 ) -> Figure:
-    """A panel for each piece; lines are bars, shaded rows the black keys of a piano.
+    """Plot one panel per piece; vertical lines are bars, shaded rows the black keys of a piano.
 
     Args:
-        pieces: notes (N, 4) of each: voice, start, length in sixteenths, MIDI pitch.
-        titles: one a piece.
-        bars: length of its bars, and where in a bar it begins, both in sixteenths.
+        pieces: notes (N, 4) of each piece: voice, start and length in sixteenths, MIDI pitch.
+        titles: one per piece.
+        bars: for each piece the length of its bars and the position in a bar where it begins, both in sixteenths.
         voices: their names, in order.
         columns: of the grid.
     """

@@ -1,4 +1,4 @@
-"""Whole images with what a model finds in them: boxes with names, and a colour for every pixel's class."""
+"""Images with detected bounding boxes or segmentation masks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def boxes(
     true: Sequence[Any] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """A grid of images with boxes: those found in orange with their names, those that are there in white and dashed.
+    """Plot a grid of images with bounding boxes: detections in orange with their names, true boxes in dashed white.
 
     Args:
         pictures: N images, (H, W, 1) or (H, W, 3), uint8 or in [0, 1].
-        found: boxes (n, 4) of each: left, top, right and bottom in pixels.
-        names: n names of each, say "7 (0.92)".
-        true: boxes (m, 4) of each; None if they are not known.
+        found: boxes (n, 4) of each image: left, top, right and bottom in pixels.
+        names: n names for each image, such as "7 (0.92)".
+        true: boxes (m, 4) of each image; None if unknown.
         columns: of the grid.
     """
     if not len(pictures):
@@ -53,7 +53,7 @@ def boxes(
 
 def _rectangle(box: Any, **style: Any) -> Rectangle:
     left, top, right, bottom = map(float, box)
-    # The middle of a pixel is a whole number in a picture, its edge in a box.
+    # In matplotlib images whole numbers are the centres of pixels, in boxes their edges.
     return Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, **style)
 
 
@@ -63,17 +63,17 @@ def masks(
     classes: Sequence[str],
     clear: int | None = 0,
 ) -> Figure:
-    """A column for each image: the image, and below it again, pale and grey, under each of its masks.
+    """Plot one column per image: the image, and below it a pale grey copy under each of its segmentation masks.
 
     Args:
         pictures: N images, (H, W, 1) or (H, W, 3), uint8 or in [0, 1].
         rows: N masks (H, W) of classes, by the name of the row: ``{"true": ..., "transfer": ...}``.
-        classes: C names; a pixel of another value is left clear.
-        clear: the class that has no colour, say background; None if all have one.
+        classes: C names; pixels of any other value stay clear.
+        clear: the class without a colour, such as background; None to colour all.
     """
     if not len(pictures):
         raise InputError("there are no images to draw")
-    palette = PALETTE if len(classes) <= len(PALETTE) else (*MANY[:-1], BLACK)  # grey is the image's own
+    palette = PALETTE if len(classes) <= len(PALETTE) else (*MANY[:-1], BLACK)  # grey is used by the image
     shades = np.zeros((256, 4))
     drawn = [c for c in range(len(classes)) if c != clear]
     for i, c in enumerate(drawn):
