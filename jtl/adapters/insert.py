@@ -113,9 +113,9 @@ def insert(
     name: str,
     batch: Batch | None = None,
 ) -> Model:
-    """Returns ``model`` with an adapter at every layer that ``where`` matches; its outputs do not change until it trains.
+    """Returns ``model`` with an adapter at every layer that ``where`` matches.
 
-    The labels decide what trains: ``jtl.finetune.train_only(model, ".*/lora/.*|head/.*")``.
+    Its outputs do not change until it trains. The labels decide what trains: ``jtl.finetune.train_only(model, ".*/lora/.*|head/.*")``.
 
     Args:
         model: a Linen model.
