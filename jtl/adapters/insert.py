@@ -115,7 +115,8 @@ def insert(
 ) -> Model:
     """Returns ``model`` with an adapter at every layer that ``where`` matches.
 
-    Its outputs do not change until it trains. The labels decide what trains: ``jtl.finetune.train_only(model, ".*/lora/.*|head/.*")``.
+    Its outputs do not change until it trains. The labels decide what trains:
+    ``jtl.finetune.train_only(model, ".*/lora/.*|head/.*")``.
 
     Args:
         model: a Linen model.
