@@ -150,7 +150,7 @@ def row_weight(batch: Batch) -> Float[Array, " B"] | None:
 def token_mask(
     batch: Batch, shape: tuple[int, ...], name: str = "attention_mask"
 ) -> Float[Array, "B L"] | None:
-    """Returns 1 at real tokens of rows that count, or None unless ``shape`` (B, L, ...) fits the batch's mask ``name``."""
+    """Returns 1 at real tokens of rows that count, or None unless ``shape`` (B, L, ...) fits the mask ``name``."""
     mask = batch.get(name)
     if mask is None or len(shape) != 3 or jnp.shape(mask) != shape[:2]:
         return None
