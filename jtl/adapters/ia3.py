@@ -29,7 +29,7 @@ class IA3(Scaling):
         return re.fullmatch(self.feedforward, site.path) is not None
 
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
-        """Ones."""
+        """All factors are 1."""
         return {"scale": jnp.ones(site.rows if self.on_inputs(site) else site.columns, weight.dtype)}
 
     def rows(self, site: Site, leaves: Leaves) -> Float[Array, " m"] | None:

@@ -62,12 +62,12 @@ class Views:
 class Taught:
     """A split whose batches include the teacher's outputs, as fields that the losses read without a teacher.
 
+    Raises:
+        ValueError: an array has another number of rows.
+
     Attributes:
         split: of N examples; if it augments, wrap it in ``Views``, or the teacher would have seen other inputs.
         arrays: N rows each, by the field's name: ``teacher_logits``, ``teacher/NAME``.
-
-    Raises:
-        ValueError: an array has another number of rows.
     """
 
     split: Encoded

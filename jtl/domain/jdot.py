@@ -83,8 +83,7 @@ def jdot(
         steps: Sinkhorn rounds.
 
     Returns:
-        The loss: 0 where no row of a domain has weight, NaN where the label of a source row that counts is not one of
-            the classes.
+        The loss; 0 where no row of a domain has weight, NaN where a source row that counts has an unknown label.
     """
     x, y, a, b = pair(source, target, source_weight, target_weight)
     C = target_logits.shape[-1]

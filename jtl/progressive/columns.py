@@ -19,9 +19,7 @@ from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Technique, Va
 
 LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv)  # blocks of these kinds have a U of the same kind
 LATERAL = "lateral"  # where a column's laterals lie among its leaves
-SHIFT = (
-    "shift"  # a collection {column: {block: array}} that is added to the inputs of blocks; see sensitivity.py
-)
+SHIFT = "shift"  # a collection {column: {block: array}}, added to the inputs of blocks; see sensitivity.py
 Hidden = dict[str, Array]
 
 
