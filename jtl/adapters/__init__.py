@@ -1,4 +1,8 @@
-"""Adapters: parameter-efficient fine-tuning as leaves beside a frozen model's weights."""
+"""Adapters: parameter-efficient fine-tuning (LoRA and relatives, bottlenecks, prompts, prefixes) of a frozen model.
+
+An adapter is a set of new leaves beside the model's weights. Methods that change weights can be merged into them,
+served many at a time (``serve``) and exchanged with PEFT (``peft``).
+"""
 
 from jtl.adapters import peft
 from jtl.adapters.activation import ActivationAdapter, Bottleneck, LoReFT, bottleneck, loreft

@@ -1,9 +1,11 @@
-"""Adapters of activations: small networks on what a module gives, with leaves beside that module's own.
+"""Adapters of activations: small trained networks on the output of a module, with leaves beside that module's own.
 
-Bottleneck adapters: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751 (after attention and MLP); Pfeiffer et al.
-2021, https://arxiv.org/abs/2005.00247 (after the MLP alone); in parallel, He et al. 2022,
-https://arxiv.org/abs/2110.04366. LoReFT: Wu et al. 2024, "ReFT", https://arxiv.org/abs/2404.03592, equation 2.
-They change no weight, so they cannot be merged.
+Bottleneck adapters: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP",
+https://arxiv.org/abs/1902.00751 (after attention and MLP); Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task
+Composition for Transfer Learning", https://arxiv.org/abs/2005.00247 (after the MLP alone); in parallel, He et al.
+2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", https://arxiv.org/abs/2110.04366. LoReFT: Wu
+et al. 2024, "ReFT: Representation Finetuning for Language Models", https://arxiv.org/abs/2404.03592, equation 2. They
+change no weight, so they cannot be merged.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 @runtime_checkable
 class Change(Protocol):
-    """A frozen dataclass: leaves for activations of a width, and what they make of one."""
+    """A frozen dataclass: the leaves for activations of some width, and how they change an activation."""
 
     def init(self, inputs: int, width: int, key: Array) -> Leaves:
-        """The leaves at a module that takes ``inputs`` features and gives ``width``."""
+        """Returns the leaves for a module with ``inputs`` input features and ``width`` output features."""
         ...
 
     def __call__(
         self, leaves: Leaves, x: Float[Array, "*A m"], y: Float[Array, "*B n"]
     ) -> Float[Array, "*B n"]:
-        """The new output of a module with input ``x`` and output ``y``."""
+        """Returns the new output of a module with input ``x`` and output ``y``."""
         ...
 
 
@@ -52,7 +54,7 @@ class ActivationAdapter:
     paths: tuple[str, ...]
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with changed activations."""
+        """Returns ``forward`` with changed activations."""
         met = frozenset(self.paths)
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
@@ -71,14 +73,14 @@ class ActivationAdapter:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """y + up(relu(down(y))), or of x in parallel: see ``bottleneck``."""
+    """y + scale · up(relu(down(y))), or down(x) when parallel: see ``bottleneck``."""
 
     width: int = 16
     parallel: bool = False
     scale: float = 1.0
 
     def init(self, inputs: int, width: int, key: Array) -> Leaves:
-        """Down normal with deviation 0.01 (Houlsby), up 0."""
+        """Down normal with deviation 0.01 (Houlsby et al.), up 0."""
         down = 0.01 * jax.random.normal(key, (inputs if self.parallel else width, self.width))
         return {
             "down": down,
@@ -90,7 +92,7 @@ class Bottleneck:
     def __call__(
         self, leaves: Leaves, x: Float[Array, "*A m"], y: Float[Array, "*B n"]
     ) -> Float[Array, "*B n"]:
-        """Apply it."""
+        """Returns the changed output."""
         hidden = nn.relu(_affine(x if self.parallel else y, leaves["down"], leaves["down_bias"]))
         return y + self.scale * _affine(hidden, leaves["up"], leaves["up_bias"])
 
@@ -102,20 +104,20 @@ class LoReFT:
     rank: int = 4
 
     def init(self, inputs: int, width: int, key: Array) -> Leaves:
-        """R random; W = R and b = 0, so that nothing changes."""
+        """R random; W = R and b = 0, so that nothing changes at first."""
         r = jax.random.normal(key, (width, self.rank))
         return {"r": r, "w": orthonormal(r), "b": jnp.zeros(self.rank)}
 
     def __call__(
         self, leaves: Leaves, x: Float[Array, "*A m"], y: Float[Array, "*B n"]
     ) -> Float[Array, "*B n"]:
-        """Apply it."""
+        """Returns the changed output."""
         r = orthonormal(leaves["r"])
         return y + (_affine(y, leaves["w"], leaves["b"]) - y @ r) @ r.T
 
 
 def orthonormal(matrix: Float[Array, "n r"]) -> Float[Array, "n r"]:
-    """Orthonormal columns of the same span, by QR with a positive diagonal, in float32."""
+    """Returns orthonormal columns with the same span, by QR with a positive diagonal, in float32."""
     q, triangle = jnp.linalg.qr(matrix.astype(jnp.float32))
     return (q * jnp.sign(jnp.diagonal(triangle))[None]).astype(matrix.dtype)
 
@@ -136,21 +138,21 @@ def bottleneck(
     name: str = "bottleneck",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with a bottleneck after the modules that ``where`` meets.
+    """Returns ``model`` with a bottleneck adapter after the modules that ``where`` matches, before the residual sum.
 
     Args:
         model: a Linen model.
         width: of the bottleneck.
-        where: ``.*/mlp`` as Pfeiffer et al., ``.*/(attention|mlp)`` as Houlsby et al.: before the residual sum.
-        parallel: read the module's input and not its output (He et al.).
-        scale: what multiplies the bottleneck's output.
+        where: ``.*/mlp`` as in Pfeiffer et al., ``.*/(attention|mlp)`` as in Houlsby et al.
+        parallel: read the module's input instead of its output (He et al.).
+        scale: multiplies the bottleneck's output.
         key: for the new leaves.
         name: of the adapter and its leaves.
         batch: a smallest batch, for a model that is not of ``jtl.models``.
 
     Raises:
-        RuleError: ``where`` meets no module.
-        SiteError: it meets a module that does not give one array.
+        RuleError: ``where`` matches no module.
+        SiteError: it matches a module that does not return one array.
         ValueError: such a module has leaves called ``name`` already.
     """
     return _insert(model, Bottleneck(width, parallel, scale), where, key, name, batch)
@@ -165,10 +167,10 @@ def loreft(
     name: str = "loreft",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with LoReFT on the outputs of the modules that ``where`` meets, at every position.
+    """Returns ``model`` with LoReFT on the outputs of the modules that ``where`` matches, at every position.
 
-    The paper intervenes at some positions of a prompt; at all of them is its form for encoders. ``rank`` is that of
-    R; the other arguments are those of ``bottleneck``.
+    The paper intervenes at some positions of a prompt; for encoders it intervenes at all. ``rank`` is that of R; the
+    other arguments and the errors are those of ``bottleneck``.
     """
     return _insert(model, LoReFT(rank), where, key, name, batch)
 
@@ -200,7 +202,7 @@ def _insert(model: Model, change: Any, where: str, key: Array, name: str, batch:
 
 
 class _Place(NamedTuple):
-    """A module: the sizes of the last axes of its input and output, and the axes that scanned layers add."""
+    """A module's last-axis sizes of input and output, and the axes that scanned layers add."""
 
     inputs: int
     width: int
@@ -208,14 +210,14 @@ class _Place(NamedTuple):
 
 
 def _places(model: Model, batch: Batch) -> dict[str, _Place | None]:
-    """The modules by path; None for one that does not give one array."""
+    """The modules by path; None for one that does not return one array."""
     plain = model.replace(techniques=tuple(t for t in model.techniques if isinstance(t, Head)))
     places: dict[str, _Place | None] = {}
 
     def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
         y = call()
         one = isinstance(y, jax.Array) and y.ndim > 1 and np.ndim(x) > 1
-        # The first of its path: the model is a root, and so are heads after it.
+        # The first call at its path, because the model is a root and so are the heads after it.
         places.setdefault(path, _Place(x.shape[-1], y.shape[-1], _stack(module, whole)) if one else None)
         return y
 
@@ -225,7 +227,7 @@ def _places(model: Model, batch: Batch) -> dict[str, _Place | None]:
 
 
 def _stack(module: Any, whole: Mapping[str, Array]) -> tuple[int, ...]:
-    """The axes that leaves of a module have in front in ``whole``, but not inside it; its parent's if it has none."""
+    """The axes that scanning adds in front of a module's leaves; its parent's if it has no leaves."""
     while isinstance(module, nn.Module):
         for path, leaf in tree.flatten(module.variables.get("params", {})).items():
             shape = whole["/".join((*module.path, path))].shape

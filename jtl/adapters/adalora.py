@@ -1,7 +1,7 @@
-"""AdaLoRA: W + P Λ Q, singular values that are pruned by importance until a budget is met.
+"""AdaLoRA: W + P Λ Q, whose singular values are pruned by importance until a rank budget is met.
 
-Zhang et al. 2023: "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", https://arxiv.org/abs/2303.10512,
-equations 3 and 4. The pruning is ``jtl.adapters.allocate``, in the optimiser.
+Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+https://arxiv.org/abs/2303.10512, equations 3 and 4. ``jtl.adapters.allocate`` does the pruning, in the optimiser.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AdaLoRA(LowRank):
         }
 
     def factors(self, site: Site, leaves: Leaves) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
-        """P Λ times the scale, and Q. Pruning leaves the scale as it is."""
+        """Returns P Λ times the scale, and Q; pruning does not change the scale."""
         return leaves["p"] * (leaves["lambda"] * (self.alpha / self.rank))[None], leaves["q"]
 
 
@@ -58,9 +58,9 @@ def adalora(
     name: str = "adalora",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with AdaLoRA at the layers that ``where`` meets: leaves ``p`` (m, r), ``lambda`` (r,), ``q`` (r, n).
+    """Returns ``model`` with AdaLoRA at the layers that ``where`` matches: ``p`` (m, r), ``lambda`` (r,), ``q`` (r, n).
 
-    The three parts of the method go to three slots::
+    The method has three parts: the adapter, a penalty in the loss and pruning in the optimiser::
 
         model = adapters.adalora(model, rank=12, key=key)
         loss = tasks.Classify() + 0.1 * adapters.Orthogonality()
@@ -69,11 +69,11 @@ def adalora(
 
     Args:
         model: a Linen model.
-        rank: r, that of every layer before pruning; the paper takes 1.5 times the final mean rank.
-        alpha: the scale's numerator, alpha / r; by default r, which is the paper's scale 1.
+        rank: r, of every layer before pruning; the paper takes 1.5 times the final mean rank.
+        alpha: the numerator of the scale alpha / r; by default r, which is the paper's scale 1.
         where: see ``jtl.adapters.lora``.
         key: for P and Q.
-        dropout: of the input of P, while training.
+        dropout: rate on the input of P, while training.
         name: of the adapter and its leaves.
         batch: see ``jtl.adapters.insert``.
     """
@@ -82,23 +82,29 @@ def adalora(
 
 
 class Orthogonality(Loss):
-    """R(P, Q) = |P^T P - I|^2 + |Q Q^T - I|^2 (Frobenius), summed over all layers (Zhang et al. 2023, equation 4).
+    """The AdaLoRA penalty R(P, Q) = |P^T P - I|^2 + |Q Q^T - I|^2 (Frobenius norms), summed over all layers.
+
+    Zhang et al. 2023, equation 4.
 
     Attributes:
-        form: ``"paper"``; or ``"peft"``, of the authors' code and of PEFT: norms that are not squared, and the mean
-            over the matrices P and Q. A weight (the paper's gamma, 0.1 to 0.5) of one form does not suit the other.
+        form: ``"paper"``, or ``"peft"`` as in the authors' code and PEFT: norms that are not squared, averaged over
+            the matrices P and Q. A weight (the paper's gamma, 0.1 to 0.5) for one form does not suit the other.
     """
 
     form: Literal["paper", "peft"] = struct.field(pytree_node=False, default="paper")
 
     def mode(self) -> None:
-        """It reads the parameters alone."""
+        """Returns None: the penalty reads only the parameters."""
         return None
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The penalty. Raises ValueError if the model has no AdaLoRA."""
+        """Returns the penalty.
+
+        Raises:
+            ValueError: the model has no AdaLoRA.
+        """
         adapters = [t for t in model.techniques if isinstance(t, Adapter) and isinstance(t.method, AdaLoRA)]
         if not adapters:
             raise InputError("Orthogonality: the model has no AdaLoRA; insert it with jtl.adapters.adalora")
@@ -116,7 +122,7 @@ class Orthogonality(Loss):
         )
         if self.form == "paper":
             return each.sum(), {}
-        # The root has no gradient at 0, where all is orthogonal already.
+        # The square root has no gradient at 0, where all is orthogonal already.
         return jnp.where(each > 0, jnp.sqrt(jnp.where(each > 0, each, 1.0)), 0.0).mean(), {}
 
 

@@ -1,8 +1,9 @@
-"""AdaLoRA's pruning: the singular values that matter least become 0, over all layers, as a budget shrinks.
+"""AdaLoRA's pruning: zeroes the least important singular values over all layers, as the rank budget shrinks.
 
-Zhang et al. 2023, https://arxiv.org/abs/2303.10512, section 3.2, algorithm 1 and appendix A.
+Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+https://arxiv.org/abs/2303.10512, section 3.2, algorithm 1 and appendix A.
 
-It is an optax transformation, because the score needs the gradient and the pruning comes after the update: a mask in
+It is an optax transformation because the score needs the gradient and the pruning comes after the update. A mask in
 the model's ``variables`` would see neither, and would keep a pruned value from ever coming back.
 """
 
@@ -25,7 +26,7 @@ Triplets = dict[str, Array]  # by path, of the leaves "p", "lambda" and "q"
 
 
 class AllocateState(NamedTuple):
-    """What ``allocate`` keeps.
+    """The state of ``allocate``.
 
     Attributes:
         step: updates done.
@@ -53,30 +54,30 @@ def allocate(
     decay: tuple[float, float] = (0.85, 0.85),
     name: str = "adalora",
 ) -> optax.GradientTransformation:
-    """``optimizer``, after whose updates only the most important singular values of AdaLoRA stay.
+    """Wraps ``optimizer`` to keep only the most important singular values of AdaLoRA after each update.
 
-    An entry w with gradient g has the sensitivity I = |w g|, smoothed to I' (decay beta1); |I - I'| smoothed (beta2) is
-    its uncertainty U, and s = I' U its importance. A triplet's score is s(λ) plus the means of s over its column of P
-    and its row of Q. Of all λ in the model, the ``budget`` with the highest scores keep their update, the others become
-    0. Their vectors train on, so they may come back until the last ``final`` updates, which prune by the scores as
-    they then are.
+    An entry w with gradient g has the sensitivity I = |w g|. Smoothing it gives I' (decay beta1), smoothing |I - I'|
+    gives its uncertainty U (decay beta2), and s = I' U is its importance. A triplet's score is s(λ) plus the means of
+    s over its column of P and its row of Q. Of all λ in the model, the ``budget`` with the highest scores keep their
+    update and the others become 0. The vectors of a pruned λ still train, so it may come back until the last ``final``
+    updates, which prune by the scores fixed at that point.
 
-    λ must train at the rate 1, for a label multiplies the update, and here that includes the pruning. At another
-    rate the next update is NaN, which ``jtl.train.fit`` stops at.
+    λ must train at rate 1, because a label multiplies the update, and here the update includes the pruning. At another
+    rate the next update is NaN, at which ``jtl.train.fit`` stops.
 
     Args:
         optimizer: any; its gradients are those of the whole loss, with ``Orthogonality``.
-        rank: the mean rank that is left in the end, over the adapted weights (each layer of a stack is one).
+        rank: the final mean rank over the adapted weights (each layer of a stack counts as one).
         steps: the updates of the whole run, T.
         start: updates before the first pruning, t_i.
-        final: updates after the last, t_f.
+        final: updates at the end, t_f, with the budget at its target and the scores fixed.
         every: updates between two prunings, ΔT.
         decay: beta1 and beta2.
         name: of the adapter.
 
     Raises:
-        ValueError: ``start + final`` leaves no update for pruning, or another bad number; at ``init``, no leaves of the
-            adapter train, not all three of a layer do, or ``rank`` is above theirs.
+        ValueError: ``start + final`` leaves no update for pruning, or another number is invalid. At ``init``: no
+            leaves of the adapter train, only some of the three of a layer do, or ``rank`` is above theirs.
     """
     if not (0 <= start and 0 <= final and start + final < steps and every >= 1 and rank >= 0):
         raise InputError(
@@ -94,7 +95,7 @@ def allocate(
             raise InputError(f"rank={rank} is above the adapter's mean rank, {total / matrices:g}")
         zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in own.items()}
         kept = {path: jnp.ones(leaf.shape, bool) for path, leaf in values.items()}
-        # Two trees of zeros: the step reuses the memory of each.
+        # Two separate trees of zeros, because the step donates the memory of each.
         return AllocateState(
             jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.array, zeros), kept, optimizer.init(params)
         )
@@ -125,7 +126,7 @@ def allocate(
         def pruned(path: str, update: Array) -> Array:
             if path not in kept:
                 return update
-            # What was pruned is 0 before this update, or it was not pruned: a label took part of it back.
+            # A pruned value must be 0 before this update; if it is not, a label scaled the pruning.
             intact = jnp.all(state.kept[path] | (own[path] == 0))
             return jnp.where(intact, jnp.where(kept[path], update, -own[path].astype(update.dtype)), jnp.nan)
 
@@ -138,10 +139,10 @@ def allocate(
 def budget(
     step: Int[Array, ""] | int, total: int, target: int, steps: int, start: int, final: int
 ) -> Int[Array, ""]:
-    """How many singular values update number ``step`` (from 0) keeps: ``total``, then a cubic fall to ``target``.
+    """How many singular values update number ``step`` (from 0) keeps: ``total``, then a cubic decrease to ``target``.
 
-    That of the authors' code and of PEFT: target + (total - target) (1 - (t - t_i) / (T - t_i - t_f))^3, rounded down.
-    As printed in appendix A, t - t_i - t_f in the numerator, it would begin above ``total`` and jump at its end.
+    As in the authors' code and PEFT: target + (total - target) (1 - (t - t_i) / (T - t_i - t_f))^3, rounded down. The
+    form printed in appendix A has t - t_i - t_f in the numerator; it would start above ``total`` and jump at its end.
 
     >>> [int(budget(t, 10, 2, steps=12, start=2, final=2)) for t in (0, 2, 4, 6, 10, 11)]
     [10, 10, 5, 3, 2, 2]
@@ -151,7 +152,7 @@ def budget(
 
 
 def scores(importance: Triplets) -> dict[str, Float[Array, "... _"]]:
-    """The score of each triplet, by path of ``lambda``, from the importance of each entry of P, Λ and Q."""
+    """Returns the score of each triplet, by path of ``lambda``, from the importance of each entry of P, Λ and Q."""
     return {
         path: value
         + importance[path.removesuffix("lambda") + "p"].mean(-2)
@@ -162,7 +163,7 @@ def scores(importance: Triplets) -> dict[str, Float[Array, "... _"]]:
 
 
 def top(score: dict[str, Array], count: Int[Array, ""] | int) -> dict[str, Bool[Array, "... _"]]:
-    """Which entries are among the ``count`` highest of all arrays; of equal ones, the first.
+    """Returns masks of the ``count`` highest entries over all arrays; of equal entries, the first.
 
     >>> top({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 1.0])}, 3)
     {'a': Array([ True,  True], dtype=bool), 'b': Array([ True, False], dtype=bool)}
@@ -181,7 +182,7 @@ def _matrices(values: Array) -> int:
 
 
 def _triplets(params: PyTree, name: str) -> Triplets:
-    """The leaves of the adapter, by path. Raises ValueError if none trains, or a part of a layer's."""
+    """The adapter's leaves, by path; raises ValueError if none trains, or only a part of a layer's."""
     places = tuple(f"/{name}/{leaf}" for leaf in PARTS)
     own = {path: leaf for path, leaf in tree.flatten(params).items() if f"/{path}".endswith(places)}
     if not own:

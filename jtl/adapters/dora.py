@@ -1,7 +1,7 @@
-"""DoRA: the direction of W + s A·B and a magnitude for each output.
+"""DoRA: LoRA on the direction of each weight column, plus a trained magnitude for each output.
 
-Liu et al. 2024: "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353, equation 5; the
-norm takes no gradient, as its section 4.3 proposes.
+Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353, equation 5. The norm
+takes no gradient, as its section 4.3 proposes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from jtl.model import Batch, Model
 
 @dataclass(frozen=True)
 class DoRA(LoRA):
-    """The method behind ``dora``: a column of W + s A·B over its length, times its magnitude."""
+    """The method behind ``dora``: each column of W + s A·B, divided by its length, times its magnitude."""
 
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
-        """LoRA's start, and the lengths of W's columns."""
+        """LoRA's start, and the lengths of W's columns as magnitudes."""
         lengths = jnp.linalg.norm(weight.astype(jnp.float32), axis=0)
         return {**super().init(site, weight, key), "magnitude": lengths.astype(weight.dtype)}
 
     def columns(self, site: Site, weight: Matrix, leaves: Leaves) -> Float[Array, " n"]:
-        """The magnitude of each column of W + s A·B over its length, which is taken without forming A·B, in float32.
+        """Returns the magnitude of each column of W + s A·B over its length, in float32, without forming A·B.
 
-        |W + AB|^2 = |W|^2 + 2 <W, AB> + |AB|^2 for each column, with <W, AB> = <A^T W, B>. A column of zeros has no
-        direction; its factor is 1, so that B learns one.
+        For each column |W + AB|^2 = |W|^2 + 2 <W, AB> + |AB|^2, with <W, AB> = <A^T W, B>. A column of zeros has no
+        direction: its factor is 1, so that B can learn one.
         """
         parts = (*self.factors(site, leaves), weight)
         a, b, weight = (jax.lax.stop_gradient(part.astype(jnp.float32)) for part in parts)
@@ -53,6 +53,6 @@ def dora(
     name: str = "dora",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with DoRA at the layers that ``where`` meets; arguments as those of ``jtl.adapters.lora``."""
+    """Returns ``model`` with DoRA at the layers that ``where`` matches; arguments as in ``jtl.adapters.lora``."""
     method = DoRA(*rules(rank, alpha), stabilised, dropout)
     return insert(model, method, where=where, key=key, name=name, batch=batch)

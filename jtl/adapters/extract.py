@@ -1,4 +1,4 @@
-"""An adapter out of two models: the difference of their weights, as well as rank r can say it."""
+"""Extracts a LoRA from two models: the best rank-r approximation of the difference of their weights."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from jtl.model import Batch, Model
 def extract(
     start: Model, tuned: Model, *, rank: int, where: str, name: str = "lora", batch: Batch | None = None
 ) -> Model:
-    """``start`` with the LoRA that is nearest to ``tuned``: the truncated SVD of each weight's difference.
+    """Returns ``start`` with the LoRA nearest to ``tuned``, by truncated SVD of each weight's difference.
 
-    Eckart and Young 1936: no A·B of rank r is nearer in the Frobenius norm. Leaves that ``where`` does not meet stay
+    No A·B of rank r is nearer in the Frobenius norm (Eckart and Young 1936). Leaves that ``where`` does not match stay
     those of ``start``.
 
     Args:
         start: the model before fine-tuning.
-        tuned: the model after it, its adapters merged, with leaves of the same paths and shapes at the layers that
-            ``where`` meets.
+        tuned: the model after fine-tuning, with its adapters merged. At the layers that ``where`` matches, its leaves
+            must have the same paths and shapes.
         rank: r.
         where: regular expression of module paths: see ``jtl.adapters.find``.
         name: of the adapter.
         batch: see ``jtl.adapters.insert``.
 
-    Raises ValueError if ``tuned`` has an adapter, lacks such a leaf or has another shape there, or if ``start`` has an
-    adapter there or of that name.
+    Raises:
+        ValueError: ``tuned`` has an adapter, lacks such a leaf or has another shape there, or ``start`` has an adapter
+            there or one of that name.
     """
     if there := [technique.name for technique in tuned.techniques if isinstance(technique, Adapter)]:
         raise InputError(

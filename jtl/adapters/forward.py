@@ -1,4 +1,4 @@
-"""The forward of an adapted layer: the layer itself with another weight, or with products and factors beside it."""
+"""The forward of an adapted layer: the layer with another weight, or with low-rank products and factors beside it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def run(
     train: bool,
     fold: bool = True,
 ) -> Any:
-    """What ``module`` computes on ``args`` with the adapter's ``leaves`` in it.
+    """Returns what ``module`` computes with the adapter's ``leaves`` in it.
 
-    The module runs as a detached copy, so its own options (strides, dtype, precision, ...) hold.
+    The module runs as a detached copy, so its own options (strides, dtype, precision, ...) apply.
 
     Args:
         site: the layer.
         method: the adapter.
-        module: bound.
+        module: a bound module.
         params: its own leaves.
         leaves: the adapter's.
         call: the name of the module's method: ``__call__``, or ``attend`` of an embedding.
-        args: of that method.
-        kwargs: likewise.
+        args: positional arguments of that method.
+        kwargs: keyword arguments of it.
         train: whether the method's dropout is on.
         fold: whether a low-rank method may multiply by W + A·B: see ``low_rank``.
     """
@@ -74,13 +74,13 @@ def run(
 
 
 def _beside_weight(method: Scaling, site: Site, leaves: Leaves) -> bool:
-    """Whether activations can be changed in the weight's place: not those of grouped layers, nor rows of a kernel."""
+    """Whether scaling activations can replace scaling the weight: not in grouped layers, nor for rows of a kernel."""
     return site.groups == 1 and (site.kind == "dense" or method.rows(site, leaves) is None)
 
 
 @dataclass(frozen=True)
 class _Factors:
-    """A method at one layer: the products and factors that take the place of the layer's own product."""
+    """A method at one layer: the products and factors that replace the layer's own product."""
 
     a: Float[Array, "m r"] | None
     b: Float[Array, "r n"] | None
@@ -107,7 +107,7 @@ class _Factors:
         return cls(a, b, method.rows(site, leaves), method.columns(site, weight, leaves), drop, fold)
 
     def dot(self, x: Array, kernel: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
-        """In place of ``lax.dot_general`` in Dense and DenseGeneral."""
+        """Replaces ``lax.dot_general`` in Dense and DenseGeneral."""
         axes = dimensions[0][0]
         x = jnp.moveaxis(x, axes, range(-len(axes), 0))
         before, rows = x.shape[: -len(axes)], math.prod(x.shape[-len(axes) :])
@@ -121,7 +121,7 @@ class _Factors:
     def conv(
         self, conv: Any, shape: tuple[int, ...], x: Array, kernel: Array, *args: Any, **options: Any
     ) -> Array:
-        """In place of ``lax.conv_general_dilated`` in Conv: A is a convolution to r channels, B one of 1 x 1."""
+        """Replaces ``lax.conv_general_dilated`` in Conv: A is a convolution to r channels, B a 1 x 1 convolution."""
         conv = conv or lax.conv_general_dilated
         y = conv(x, kernel, *args, **options)
         if self.a is None or self.b is None:
@@ -131,7 +131,7 @@ class _Factors:
         return _times(y + inner @ self.b.astype(x.dtype), self.columns)
 
     def beside(self, outputs: Array, ids: Array) -> Array:
-        """An embedding's outputs with the rows of A·B added."""
+        """Returns an embedding's outputs with the rows of A·B added."""
         if self.a is None or self.b is None:
             return _times(outputs, self.columns)
         rows = jnp.take(self.a, ids, axis=0)
@@ -160,13 +160,21 @@ def low_rank(
     *,
     fold: bool = True,
 ) -> Float[Array, "*B n"]:
-    """``x W + drop(x) A B``.
+    """Computes ``x W + drop(x) A B``.
 
-    With more rows than W has, in float32 and without dropout, a CPU makes one product by W + A·B out of it; the
-    gradient is nevertheless taken through the factors. Elsewhere products round their operands, and small factors
-    would be lost in that sum. It is then a ``jax.custom_vjp``: differentiate it again in reverse, not by ``jax.jvp``.
+    With at least as many rows in x as in W, in float32 and without dropout, a CPU computes this as one product with W
+    + A·B; the gradient is still taken through the factors. Other platforms compute the three products, because they
+    round operands, and small factors would be lost in the sum. In this case the function is a ``jax.custom_vjp``:
+    differentiate it again in reverse mode, not by ``jax.jvp``.
 
-    Not with ``fold`` off, which is for rows that each have factors of their own.
+    Args:
+        x: inputs.
+        weight: W.
+        a: A.
+        b: B.
+        drop: dropout on the input of A.
+        precision: of the products.
+        fold: turn off for rows that each have their own factors; then W + A·B is never formed.
     """
     if fold and drop is None and x.dtype == jnp.float32 and math.prod(x.shape[:-1]) >= len(weight):
         return _folded(x, weight, a.astype(x.dtype), b.astype(x.dtype), precision)
@@ -175,7 +183,7 @@ def low_rank(
 
 
 def _product(x: Array, weight: Array, a: Array, b: Array, precision: Any) -> Array:
-    """x (W + A·B), of one product where that is exact and of three elsewhere."""
+    """x (W + A·B): one product on CPU, where that is exact, and three elsewhere."""
     dot = partial(jnp.matmul, precision=precision)
     return lax.platform_dependent(
         x, weight, a, b,
@@ -192,7 +200,7 @@ def _backward(precision: Any, saved: Any, dy: Array) -> tuple[Array, ...]:
     x, weight, a, b = saved
     dot = partial(jnp.matmul, precision=precision)
     rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    # The second is unused, and so never computed, while W is frozen.
+    # While W is frozen the second is unused, so XLA does not compute it.
     return (
         _product(dy, weight.T, b.T, a.T, precision),
         dot(rows.T, drows),

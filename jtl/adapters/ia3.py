@@ -1,7 +1,7 @@
-"""IA3: a learned factor for each output of a layer, or for each of its inputs.
+"""IA3: one trained factor for each output of a layer, or for each of its inputs.
 
-Liu et al. 2022: "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
-https://arxiv.org/abs/2205.05638, section 3.3: keys, values and the feed-forward's hidden activations.
+Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+https://arxiv.org/abs/2205.05638, section 3.3: it scales keys, values and the hidden activations of the feed-forward.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class IA3(Scaling):
     feedforward: str = ".*/mlp/output"
 
     def on_inputs(self, site: Site) -> bool:
-        """Whether the inputs of ``site`` are scaled, and not its outputs."""
+        """Whether the inputs of ``site`` are scaled, rather than its outputs."""
         return re.fullmatch(self.feedforward, site.path) is not None
 
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
-        """Ones."""
+        """All factors are 1."""
         return {"scale": jnp.ones(site.rows if self.on_inputs(site) else site.columns, weight.dtype)}
 
     def rows(self, site: Site, leaves: Leaves) -> Float[Array, " m"] | None:
-        """The factors, where the inputs are scaled."""
+        """Returns the factors, where the inputs are scaled."""
         return leaves["scale"] if self.on_inputs(site) else None
 
     def columns(self, site: Site, weight: Matrix, leaves: Leaves) -> Float[Array, " n"] | None:
-        """The factors, where the outputs are scaled."""
+        """Returns the factors, where the outputs are scaled."""
         return None if self.on_inputs(site) else leaves["scale"]
 
     def bias(self, site: Site, bias: Float[Array, " n"], leaves: Leaves) -> Float[Array, " n"]:
-        """Scaled with the outputs."""
+        """Returns the bias, scaled with the outputs."""
         return bias if self.on_inputs(site) else bias * leaves["scale"]
 
 
@@ -54,14 +54,14 @@ def ia3(
     name: str = "ia3",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with IA3 at the layers that ``where`` meets.
+    """Returns ``model`` with IA3 at the layers that ``where`` matches.
 
     Args:
         model: a Linen model.
         where: see ``jtl.adapters.lora``.
-        feedforward: regular expression of the layers whose inputs are scaled, the second of each feed-forward;
-            of all others it is the outputs.
-        key: unused, for all start as ones; every adapter takes it.
+        feedforward: regular expression of the layers whose inputs are scaled: the second layer of each feed-forward.
+            Of all other layers the outputs are scaled.
+        key: unused, because all factors start at 1; every adapter takes it.
         name: of the adapter and its leaves.
         batch: see ``jtl.adapters.insert``.
     """

@@ -1,8 +1,8 @@
-"""Put an adapter into a model, and fold it into the weights again.
+"""Inserts an adapter into a model, and merges it back into the weights.
 
 The new leaves lie beside the weight that they adapt, under the adapter's name:
-``encoder/layer_0/attention/query/lora/a``. Flax slices them along with the weight in scanned layers and hands
-them to nobody; an interceptor, inside the model's pure function, reads them.
+``encoder/layer_0/attention/query/lora/a``. In scanned layers Flax slices them along with the weight. No module reads
+them; an interceptor inside the model's pure function does.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Adapter:
 
     Attributes:
         name: under which its leaves lie.
-        method: how they change a weight.
+        method: how the leaves change a weight.
         sites: which weights.
-        served: whether its leaves are those of many adapters, each row of a batch having its own (see
-            ``jtl.adapters.serve``): then no layer makes W + A·B, which would be one weight for each row.
+        served: whether the leaves are those of many adapters, one for each row of a batch (see
+            ``jtl.adapters.serve``); then no layer forms W + A·B, which would be one weight per row.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Adapter:
 
     @property
     def changed_base(self) -> bool:
-        """Whether the weights of the base are others than before: what its first leaves add was subtracted."""
+        """Whether inserting changed the base weights, by subtracting what the initial leaves add."""
         return self.method.subtracted
 
     def place(self, site: Site, leaf: str) -> str:
-        """The path of one of its leaves."""
+        """Returns the path of one of its leaves."""
         return place(site, self.name, leaf)
 
     def bias(self, site: Site) -> str:
-        """The path of the bias that belongs to the weight, if there is one."""
+        """Returns the path of the bias that belongs to the weight, whether or not there is one."""
         return place(site, "bias")
 
     def folded(self, params: Mapping[str, Any], shared: Leaves) -> dict[str, Any]:
-        """``params`` with the leaves folded into the weights and gone."""
+        """Returns ``params`` with the adapter's leaves folded into the weights and removed."""
         left = tree.flatten(params)
         for site in self.sites:
             prefix = self.place(site, "")
@@ -76,7 +76,7 @@ class Adapter:
         return {site.path: site for site in self.sites}
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the adapted layers in place of the plain ones."""
+        """Returns ``forward`` with the adapted layers in place of the plain ones."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             shared = variables.get(self.name, {})
@@ -97,7 +97,7 @@ class Adapter:
                 finally:
                     within.pop()
 
-            # Entered at each trace: interceptors are no part of jit's cache key.
+            # Entered at each trace, because interceptors are not part of jit's cache key.
             with nn.intercept_methods(intercept):
                 return forward(variables, batch, mode, key)
 
@@ -113,28 +113,29 @@ def insert(
     name: str,
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with an adapter at every layer that ``where`` meets; it computes what it did before.
+    """Returns ``model`` with an adapter at every layer that ``where`` matches.
 
-    What trains is up to the labels: ``jtl.finetune.train_only(model, ".*/lora/.*|head/.*")``.
+    Its outputs do not change until it trains. The labels decide what trains:
+    ``jtl.finetune.train_only(model, ".*/lora/.*|head/.*")``.
 
     Args:
         model: a Linen model.
         method: what the adapter is.
         where: a regular expression of module paths: see ``jtl.adapters.find``.
-        key: for the new leaves; each draws by its own path.
-        name: of the adapter, and of its leaves.
+        key: for the new leaves; each is drawn with a key folded with its own path.
+        name: of the adapter and of its leaves.
         batch: a smallest batch, for a model that is not of ``jtl.models``.
 
     Raises:
-        RuleError, SiteError: see ``jtl.adapters.find``, and what the method itself cannot adapt; a rule of the
-            method (ranks by layer) meets no layer.
+        RuleError: ``where`` matches no layer, or a rule of the method (ranks by layer) matches none.
+        SiteError: as ``jtl.adapters.find`` does, or the method cannot adapt a layer.
         ValueError: a layer is adapted already: see ``check_free``.
     """
     return insert_adapter(model, Adapter(name, method, find(model, where, batch)), key=key)
 
 
 def insert_adapter(model: Model, adapter: Adapter, *, key: Array) -> Model:
-    """``model`` with ``adapter`` and its first leaves; raises as ``insert`` does."""
+    """Returns ``model`` with ``adapter`` and its initial leaves; raises as ``insert`` does."""
     method, sites = adapter.method, adapter.sites
     check_free(model, adapter.name, sites)
     check_rules(method, sites)
@@ -152,13 +153,14 @@ def insert_adapter(model: Model, adapter: Adapter, *, key: Array) -> Model:
 
 
 def check_free(model: Model, name: str, sites: tuple[Site, ...]) -> None:
-    """Raise if an adapter ``name`` at ``sites`` would leave leaves that nothing reads; all that make an Adapter ask.
+    """Checks that an adapter ``name`` can go to ``sites``; everything that makes an ``Adapter`` calls this.
 
-    A layer runs as a copy with one adapter in it, which passes by what was put on its activations before.
+    An adapted layer runs as a copy that holds one adapter, and it bypasses techniques put on its activations before.
+    Their leaves would then train without being read.
 
     Raises:
         ValueError: a layer has another adapter, or an adapter has this name.
-        SiteError: an activation adapter, a prefix or a prompt is at such a layer; it goes in last.
+        SiteError: an activation adapter, a prefix or a prompt is at such a layer; insert it last.
     """
     for technique in model.techniques:
         if isinstance(technique, Adapter):
@@ -185,17 +187,18 @@ def _changed(technique: ActivationAdapter | Prefix | Prompt) -> set[str]:
 
 
 def merge(model: Model, name: str | None = None) -> Model:
-    """The plain model that computes what the adapted one does: leaves folded into weights, adapter gone.
+    """Returns the plain model that computes what the adapted one does: leaves folded into weights, adapter removed.
 
-    Weights are folded in float32 and rounded once. In bfloat16 the two models differ by rounding alone, which is 2**-8
-    of each product and sum: tests hold every method's layer to 2**-6 of what it gives with all terms in it replaced by
+    Weights are folded in float32 and rounded once. In bfloat16 the two models differ only by rounding, which is 2**-8
+    of each product and sum: tests hold every method's layer to within 2**-6 of its output with all terms replaced by
     their absolute values.
 
     Args:
         model: with adapters.
-        name: of one adapter; left out, all of them.
+        name: of one adapter; by default all of them.
 
-    Raises ValueError if there is no such adapter, or if the model serves many.
+    Raises:
+        ValueError: there is no such adapter, or the model serves many.
     """
     chosen = [t for t in model.techniques if isinstance(t, Adapter) and name in (None, t.name)]
     if not chosen:
@@ -215,7 +218,7 @@ def merge(model: Model, name: str | None = None) -> Model:
 
 
 def place(site: Site, *names: str) -> str:
-    """The path of a leaf of ``site``; by default that of its weight."""
+    """Returns the path of a leaf of ``site``; by default that of its weight."""
     return "/".join((*filter(None, [site.path]), *(names or filter(None, [site.weight]))))
 
 
@@ -232,7 +235,7 @@ def _init(method: Method, site: Site, weight: Array, key: Array) -> dict[str, Ar
 def _fold(
     method: Method, site: Site, leaf: Array, own: Leaves, shared: Leaves, name: str | None = None
 ) -> Array:
-    """The weight (or the leaf ``name``) with the adapter in it, in every layer of a stack."""
+    """The weight (or the leaf ``name``) with the adapter folded in, in every layer of a stack."""
 
     def one(leaf: Array, own: Leaves) -> Array:
         exact, own = jax.tree.map(

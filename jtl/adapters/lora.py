@@ -1,9 +1,11 @@
-"""LoRA: W + (alpha / r) A·B, two thin matrices beside a frozen weight.
+"""LoRA: W + (alpha / r) A·B, two thin trained matrices beside a frozen weight.
 
-Hu et al. 2022: "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685, equation 3.
-rsLoRA scales by alpha / sqrt(r) (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732). PiSSA starts from the
-principal singular vectors of W (Meng et al. 2024, https://arxiv.org/abs/2404.02948) and OLoRA from its QR
-decomposition (Buyukakyuz 2024, https://arxiv.org/abs/2406.01775); both take their start away from W.
+Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685, equation 3.
+rsLoRA scales by alpha / sqrt(r) (Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+https://arxiv.org/abs/2312.03732). PiSSA starts from the principal singular vectors of W (Meng et al. 2024, "PiSSA:
+Principal Singular Values and Singular Vectors Adaptation of Large Language Models", https://arxiv.org/abs/2404.02948)
+and OLoRA from its QR decomposition (Büyükakyüz 2024, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language
+Models", https://arxiv.org/abs/2406.01775); both subtract their start from W.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ class LoRA(LowRank):
 
     @property
     def subtracted(self) -> bool:
-        """Whether W gives up what A·B starts with."""
+        """Whether insertion subtracts the initial A·B from W."""
         return self.start != "kaiming"
 
     def scale(self, site: Site, rank: int) -> float:
-        """What multiplies A·B."""
+        """Returns the factor of A·B."""
         return at(self.alpha, site.path, "alpha") / (rank**0.5 if self.stabilised else rank)
 
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
-        """A uniform in ±1/sqrt(m) and B = 0 (for an embedding A = 0 and B normal); or PiSSA's or OLoRA's."""
+        """A uniform in ±1/sqrt(m) and B = 0 (for an embedding A = 0 and B normal); or the start of PiSSA or OLoRA."""
         rank = check_rank(site, at(self.rank, site.path, "rank"))
         if self.start == "kaiming":
             return kaiming(site, rank, key, weight.dtype)
@@ -52,18 +54,18 @@ class LoRA(LowRank):
             u, s, v = jnp.linalg.svd(exact, full_matrices=False)
             root = jnp.sqrt(s[:rank] / self.scale(site, rank))
             a, b = u[:, :rank] * root[None], root[:, None] * v[:rank]
-        else:  # OLoRA's QR is of the transpose, as torch stores W
+        else:  # OLoRA decomposes the transpose, which is how torch stores W
             q, r = jnp.linalg.qr(exact.T)
             a, b = r[:rank].T, q[:, :rank].T
         return {"a": a.astype(weight.dtype), "b": b.astype(weight.dtype)}
 
     def factors(self, site: Site, leaves: Leaves) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
-        """A, and B times the scale."""
+        """Returns A, and B times the scale."""
         return leaves["a"], leaves["b"] * self.scale(site, leaves["a"].shape[-1])
 
 
 def kaiming(site: Site, rank: int, key: Array, dtype: Any) -> Leaves:
-    """The usual start, whose product is zero: A uniform in ±1/sqrt(m), B = 0; for an embedding A = 0, B normal."""
+    """The usual start, with A·B = 0: A uniform in ±1/sqrt(m) and B = 0; for an embedding A = 0 and B normal."""
     if site.kind == "embed":
         return {
             "a": jnp.zeros((site.rows, rank), dtype),
@@ -75,7 +77,11 @@ def kaiming(site: Site, rank: int, key: Array, dtype: Any) -> Leaves:
 
 
 def check_rank(site: Site, rank: int) -> int:
-    """``rank``, if W can have it; SiteError otherwise."""
+    """Returns ``rank`` if W can have it.
+
+    Raises:
+        SiteError: it cannot.
+    """
     if not 1 <= rank <= min(site.rows, site.columns):
         raise SiteError(
             f"rank {rank} at {site.path}: its weight is {site.rows} x {site.columns}, so a rank lies between 1 and "
@@ -97,17 +103,17 @@ def lora(
     name: str = "lora",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with LoRA at the layers that ``where`` meets.
+    """Returns ``model`` with LoRA at the layers that ``where`` matches; errors are those of ``jtl.adapters.insert``.
 
     Args:
         model: a Linen model.
-        rank: r; or rules ``((regex of module paths, r), ...)``.
-        alpha: the scale's numerator, or rules likewise; by default 2 r.
-        where: regular expression of module paths: Dense, DenseGeneral, Conv or Embed layers; by default queries and
+        rank: r, or rules ``((regex of module paths, r), ...)``.
+        alpha: the numerator of the scale, or rules likewise; by default 2 r.
+        where: regular expression of module paths of Dense, DenseGeneral, Conv or Embed layers; by default queries and
             values.
         key: for A.
         stabilised: rsLoRA: scale by alpha / sqrt(r).
-        dropout: of the input of A, while training.
+        dropout: rate on the input of A, while training.
         start: ``kaiming``, ``pissa`` or ``olora``.
         name: of the adapter and its leaves.
         batch: see ``jtl.adapters.insert``.
@@ -117,7 +123,7 @@ def lora(
 
 
 def rules(rank: int | Pattern, alpha: float | Pattern | None) -> tuple[int | Pattern, float | Pattern]:
-    """Rank and alpha as a method keeps them: rules as tuples, alpha by default 2 r."""
+    """Returns rank and alpha as a method stores them: rules as tuples, alpha 2 r by default."""
     if not isinstance(rank, int):
         rank = tuple((pattern, int(own)) for pattern, own in rank)
     if alpha is None:

@@ -1,8 +1,8 @@
-"""What an adapter is: a few leaves beside a weight W, and the weight that they make of it.
+"""The interface of adapter methods: a few leaves beside a weight W, and the weight they turn it into.
 
-A method is a frozen dataclass with ``init`` and ``weight``; the forward, stacked layers and merging follow
-from these two. ``W + A·B`` methods give ``factors`` instead, and those that scale W ``rows`` or ``columns``: their
-forward multiplies activations by these, and no gradient is as large as W.
+A method is a frozen dataclass with ``init`` and ``weight``; the forward, stacked layers and merging follow from these
+two. Methods of the form ``W + A·B`` define ``factors`` instead, and methods that scale W define ``rows`` or
+``columns``. The forward of those multiplies activations by the factors, so no gradient is as large as W.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ Pattern = tuple[tuple[str, Any], ...]  # (regex of module paths, value): the fir
 
 
 def at(value: Any, path: str, name: str) -> Any:
-    """``value``, or that of the first rule ``(regex, value)`` whose regex matches the whole ``path``.
+    """Returns ``value``, or the value of the first rule ``(regex, value)`` whose regex matches the whole ``path``.
 
-    Raises ValueError if rules are given and none matches.
+    Args:
+        value: one value, or a sequence of rules.
+        path: a module path.
+        name: of the value, for messages.
+
+    Raises:
+        ValueError: there are rules and none matches.
 
     >>> at((("encoder/.*", 4), (".*", 8)), "encoder/query", "rank")
     4
@@ -38,7 +44,11 @@ def at(value: Any, path: str, name: str) -> Any:
 
 
 def check_rules(method: Method, sites: tuple[Site, ...]) -> None:
-    """Raise RuleError if a rule of ``method`` meets no layer of ``sites`` or is hidden, or if one has no rule."""
+    """Checks the rules of ``method`` against ``sites``.
+
+    Raises:
+        RuleError: a rule matches no layer or is hidden by earlier ones, or a layer has no rule.
+    """
     for name in method.ruled:
         value = getattr(method, name, None)
         if isinstance(value, (tuple, list)):
@@ -61,11 +71,15 @@ class Method:
 
     @property
     def subtracted(self) -> bool:
-        """Whether W gives up, at insertion, what the adapter starts with."""
+        """Whether insertion subtracts from W what the initial leaves add."""
         return False
 
     def check(self, site: Site) -> None:
-        """Raise SiteError if ``site`` cannot be adapted so."""
+        """Checks that the method can adapt ``site``.
+
+        Raises:
+            SiteError: it cannot.
+        """
         if site.kind not in self.kinds:
             raise SiteError(
                 f"{type(self).__name__} cannot adapt {site.path}, a layer of kind {site.kind!r}: "
@@ -73,51 +87,51 @@ class Method:
             )
 
     def shared(self, sites: tuple[Site, ...], key: Array) -> Leaves:
-        """Arrays that all sites share and that never train; each site sees them among its leaves."""
+        """Returns arrays that all sites share and that never train; each site sees them among its leaves."""
         return {}
 
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
-        """The leaves of one layer, such that the model computes what it did before."""
+        """Returns the initial leaves of one layer, such that the model's outputs do not change."""
         raise TypeError(f"{type(self).__name__} does not define init")
 
     def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
-        """W with the adapter in it: what merging writes, and by default what the forward uses."""
+        """Returns W with the adapter in it: what merging writes and, by default, what the forward uses."""
         raise TypeError(f"{type(self).__name__} does not define weight")
 
     def bias(self, site: Site, bias: Float[Array, " n"], leaves: Leaves) -> Float[Array, " n"]:
-        """The bias with the adapter in it."""
+        """Returns the bias with the adapter in it."""
         return bias
 
 
 class Scaling(Method):
-    """Methods of the form diag(r) W diag(c): the forward scales a layer's inputs and outputs, never W itself."""
+    """Base of methods of the form diag(r) W diag(c): the forward scales a layer's inputs and outputs, never W."""
 
     def rows(self, site: Site, leaves: Leaves) -> Float[Array, " m"] | None:
-        """r, a factor for each input; or None for 1."""
+        """Returns r, a factor for each input, or None for 1."""
         return None
 
     def columns(self, site: Site, weight: Matrix, leaves: Leaves) -> Float[Array, " n"] | None:
-        """c, a factor for each output; or None for 1."""
+        """Returns c, a factor for each output, or None for 1."""
         return None
 
     def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
-        """diag(r) W diag(c)."""
+        """Returns diag(r) W diag(c)."""
         rows, columns = self.rows(site, leaves), self.columns(site, weight, leaves)
         scaled = weight if rows is None else weight * rows[:, None]
         return (scaled if columns is None else scaled * columns[None]).astype(weight.dtype)
 
 
 class LowRank(Scaling):
-    """Methods of the form (W + A·B) diag(c): ``factors`` gives A (m, r) and B (r, n), scale included."""
+    """Base of methods of the form (W + A·B) diag(c): ``factors`` returns A (m, r) and B (r, n), including the scale."""
 
     dropout: float = 0.0
 
     def factors(self, site: Site, leaves: Leaves) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
-        """A and B."""
+        """Returns A and B."""
         raise TypeError(f"{type(self).__name__} does not define factors")
 
     def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
-        """(W + A·B) diag(c)."""
+        """Returns (W + A·B) diag(c)."""
         a, b = self.factors(site, leaves)
         columns = self.columns(site, weight, leaves)
         whole = weight + (a @ b).astype(weight.dtype)

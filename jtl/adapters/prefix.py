@@ -1,8 +1,9 @@
 """Prefix tuning: trained keys and values in front of those of every attention; the model itself stays frozen.
 
-Li, Liang 2021: "Prefix-Tuning: Optimizing Continuous Prompts for Generation", https://arxiv.org/abs/2101.00190,
-for text encoders as in Liu et al. 2022, "P-Tuning v2", https://arxiv.org/abs/2110.07602. The vectors train
-themselves, without the former's reparametrisation by an MLP. Numerically that of PEFT on BERT and RoBERTa.
+Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", https://arxiv.org/abs/2101.00190; for
+text encoders as in Liu et al. 2022, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning Universally Across
+Scales and Tasks", https://arxiv.org/abs/2110.07602. The vectors train directly, without Li and Liang's MLP
+reparametrisation. Numerically equal to PEFT's on BERT and RoBERTa.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Prefix:
         name: under which its leaves lie.
         length: of the prefix, p.
         paths: of the attentions.
-        first: the first position of the model's table that a token takes.
-        longest: tokens that the table has positions for; None for a model without such a table.
+        first: the first index of the position table that a token uses.
+        longest: how many tokens the table has positions for; None for a model without such a table.
     """
 
     name: str
@@ -54,11 +55,11 @@ class Prefix:
     longest: int | None = None
 
     def sites(self) -> tuple[str, ...]:
-        """The paths of the layers that carry leaves: each attention's key and value."""
+        """Returns the paths of the layers that carry leaves: each attention's key and value."""
         return tuple(f"{path}/{layer}" for path in self.paths for layer in ("key", "value"))
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` whose attentions also look at the prefix."""
+        """Returns ``forward`` whose attentions also attend to the prefix."""
         paths, sites = frozenset(self.paths), frozenset(self.sites())
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
@@ -94,7 +95,7 @@ class Prefix:
         bias: Float[Array, "... Q K"] | None = None,
         **options: Any,
     ) -> Float[Array, "B L D"]:
-        """Attention with p more positions in front, open to all; what they would find themselves is dropped.
+        """Attention with p more positions in front, visible to all, whose own outputs are dropped.
 
         Their queries are wasted: p / L of an attention's own work, but none of the MLP's.
         """
@@ -105,7 +106,7 @@ class Prefix:
         return call(jnp.pad(x, ((0, 0), (p, 0), (0, 0))), bias, **options)[:, p:]
 
     def _after(self, ids: Array) -> Array:
-        """Position ids of a text that comes after the prefix; padding has none to shift."""
+        """Position ids of a text that comes after the prefix; padding ids do not shift."""
         assert self.longest is not None
         check_length(self.name, self.length, ids.shape[-1], self.longest)
         return jnp.where(ids >= self.first, ids + self.length, ids)
@@ -114,29 +115,28 @@ class Prefix:
 def prefix(
     model: Model, *, length: int = 20, key: Array, name: str = "prefix", batch: Batch | None = None
 ) -> Model:
-    """``model`` with a prefix: in every attention, ``length`` trained keys and values (p, D) before its own.
+    """Returns ``model`` with a prefix: in every attention, ``length`` trained keys and values (p, D) before its own.
 
     Whatever the padding, every position attends to the whole prefix. In text encoders the prefix takes the first p
-    positions and the text those after it, as in PEFT. The prefix has no hidden states of its own: all
-    outputs keep their shapes, and taps too outside the attentions; CLS stays CLS.
+    positions and the text those after it, as in PEFT. The prefix has no hidden states of its own: all outputs keep
+    their shapes, as do taps outside the attentions, and CLS stays CLS.
 
-    A prefix changes what the model computes from the start; no start of it is an identity (one of zeros takes
-    attention away from the text). Insert it after adapters of keys and values: one that comes later would bypass
-    it, and the forward raises. It trains with the labels
-    ``jtl.finetune.train_only(model, ".*/prefix/.*|head/.*")``.
+    A prefix changes the model's outputs from the start; no initial value makes it an identity (even zeros take
+    attention away from the text). Insert it after adapters of keys and values: an adapter inserted later would bypass
+    it, and the forward raises. Train it with the labels ``jtl.finetune.train_only(model, ".*/prefix/.*|head/.*")``.
 
     Args:
-        model: a transformer of ``jtl.models``, or a Linen model of your own built of its ``Attention``.
+        model: a transformer of ``jtl.models``, or a Linen model of your own built with its ``Attention``.
         length: p.
-        key: for the start: normal of deviation 0.02 (PEFT draws with deviation 1).
+        key: for the initial values, normal with deviation 0.02 (PEFT uses 1).
         name: of the adapter and its leaves, ``encoder/layer_0/attention/key/prefix/vectors`` and so on.
-        batch: a smallest batch, for a model that is not of ``jtl.models``; positions move where they are embedded at
-            ``embeddings/position``, and nowhere else.
+        batch: a smallest batch, for a model that is not of ``jtl.models``. Positions shift only if they are embedded
+            at ``embeddings/position``.
 
     Raises:
         SiteError: the model has no such attention.
-        ValueError: ``length`` is under 1, or leaves no position for a text; the model has a prefix. Later, on a text
-            that is too long for the positions left.
+        ValueError: ``length`` is under 1 or leaves no position for a text; or the model has a prefix. The forward
+            raises it for a text too long for the remaining positions.
     """
     if not isinstance(model.base, Linen):
         raise SiteError(

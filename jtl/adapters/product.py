@@ -1,8 +1,11 @@
-"""Products of small factors beside W that are not low-rank sums: LoHa and LoKr.
+"""LoHa and LoKr: adapters that combine small factors by entrywise or Kronecker products instead of a low-rank sum.
 
-LoHa: Hyeon-Woo et al. 2022, "FedPara", https://arxiv.org/abs/2108.06098, proposition 2: W + s (A1·B1) * (A2·B2),
-a product entry by entry, of rank up to r^2. LoKr: Edalati et al. 2022, "KronA", https://arxiv.org/abs/2212.10650:
-W + s C (x) (A·B), a Kronecker product; its second factor is low-rank as in LyCORIS (https://arxiv.org/abs/2309.14859).
+LoHa: W + s (A1·B1) * (A2·B2), an entrywise product of rank up to r^2. Hyeon-Woo et al. 2022, "FedPara: Low-Rank
+Hadamard Product for Communication-Efficient Federated Learning", https://arxiv.org/abs/2108.06098, proposition 2.
+
+LoKr: W + s C (x) (A·B), a Kronecker product. Edalati et al. 2022, "KronA: Parameter Efficient Tuning with Kronecker
+Adapter", https://arxiv.org/abs/2212.10650; the second factor is low-rank as in LyCORIS (Yeh et al. 2023,
+https://arxiv.org/abs/2309.14859).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class LoHa(Method):
     alpha: float | Pattern = 16.0
 
     def init(self, site: Site, weight: Matrix, key: Array) -> Leaves:
-        """Normal factors but A2 = 0, with LyCORIS' deviations: A1 0.1, B1 and B2 1."""
+        """All factors normal with LyCORIS's deviations (A1 0.1, B1 and B2 1), except A2 = 0."""
         rank = check_rank(site, at(self.rank, site.path, "rank"))
         first, second, third = jax.random.split(key, 3)
         normal = lambda k, *shape: jax.random.normal(k, shape, weight.dtype)  # noqa: E731
@@ -41,7 +44,7 @@ class LoHa(Method):
         }
 
     def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
-        """W + s (A1·B1) * (A2·B2)."""
+        """Returns W + s (A1·B1) * (A2·B2)."""
         scale = at(self.alpha, site.path, "alpha") / leaves["a1"].shape[-1]
         return weight + scale * (leaves["a1"] @ leaves["b1"]) * (leaves["a2"] @ leaves["b2"])
 
@@ -64,13 +67,13 @@ class LoKr(Method):
         return {"c": uniform(first, m1, n1), "a": uniform(second, m2, rank), "b": zeros}
 
     def weight(self, site: Site, weight: Matrix, leaves: Leaves) -> Matrix:
-        """W + s C (x) (A·B)."""
+        """Returns W + s C (x) (A·B)."""
         scale = at(self.alpha, site.path, "alpha") / leaves["a"].shape[-1]
         return weight + scale * jnp.kron(leaves["c"], leaves["a"] @ leaves["b"])
 
 
 def split(size: int) -> tuple[int, int]:
-    """The two factors of ``size`` that are nearest each other, the smaller first.
+    """Returns the two factors of ``size`` that are closest to each other, the smaller first.
 
     >>> split(384), split(7)
     ((16, 24), (1, 7))
@@ -89,7 +92,7 @@ def loha(
     name: str = "loha",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with LoHa at the layers that ``where`` meets; arguments as those of ``jtl.adapters.lora``."""
+    """Returns ``model`` with LoHa at the layers that ``where`` matches; arguments as in ``jtl.adapters.lora``."""
     return insert(model, LoHa(*rules(rank, alpha)), where=where, key=key, name=name, batch=batch)
 
 
@@ -103,8 +106,11 @@ def lokr(
     name: str = "lokr",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with LoKr at the layers that ``where`` meets; arguments as those of ``jtl.adapters.lora``.
+    """Returns ``model`` with LoKr at the layers that ``where`` matches; arguments as in ``jtl.adapters.lora``.
 
-    A rank above what the second factor can have becomes the highest it can have; below 1, SiteError.
+    A rank above the highest that the second factor can have is lowered to it.
+
+    Raises:
+        SiteError: a rank is below 1; or as ``jtl.adapters.insert`` does.
     """
     return insert(model, LoKr(*rules(rank, alpha)), where=where, key=key, name=name, batch=batch)

@@ -1,7 +1,7 @@
 """Prompt tuning: trained vectors in front of a text's word embeddings; the model itself stays frozen.
 
-Lester, Al-Rfou, Constant 2021: "The Power of Scale for Parameter-Efficient Prompt Tuning",
-https://arxiv.org/abs/2104.08691. Numerically that of PEFT on BERT, RoBERTa and DistilBERT.
+Lester, Al-Rfou and Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning",
+https://arxiv.org/abs/2104.08691. Numerically equal to PEFT's on BERT, RoBERTa and DistilBERT.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Prompt:
     Attributes:
         name: under which its leaves lie.
         length: of the prompt, p.
-        pooled: whose first position the output ``pooled`` reads.
-        first: the first position of the model's table that a token takes; as a token id, it is not padding.
-        longest: tokens that the table has positions for.
+        pooled: the part whose first position the output ``pooled`` reads.
+        first: the first index of the position table that a token uses; as a token id, it is not padding.
+        longest: how many tokens the table has positions for.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Prompt:
     longest: int
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` on the text behind the prompt; its outputs are those of the text."""
+        """Returns ``forward`` on the text behind the prompt; its outputs are those of the text."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             met: set[str] = set()
@@ -64,7 +64,7 @@ class Prompt:
                 if path == ENCODER and self.pooled == "text":
                     return jnp.roll(
                         y, -self.length, axis=1
-                    )  # the text first: its first token is what is pooled
+                    )  # the text first, because its first token is pooled
                 return y
 
             with nn.intercept_methods(intercept):
@@ -75,11 +75,11 @@ class Prompt:
         return run
 
     def _behind(self, call: Callable[..., Any], fields: Mapping[str, Any]) -> Any:
-        """The model on fields made longer by the prompt's positions, which its outputs then lack."""
+        """Runs the model on fields lengthened by the prompt's positions, which the outputs then drop."""
         p, mask = self.length, fields.get("attention_mask")
         L = fields["input_ids"].shape[1]
         check_length(self.name, p, L, self.longest)
-        # What stands at the prompt: any token but padding, which RoBERTa gives no position; attended to; type 0.
+        # Placeholders at the prompt: any token but padding (RoBERTa gives padding no position); attended to; type 0.
         filler = {"input_ids": self.first, "attention_mask": 1, "token_type_ids": 0}
         longer = {
             name: jnp.pad(value, ((0, 0), (p, 0)), constant_values=filler[name])
@@ -101,31 +101,31 @@ def prompt(
     key: Array,
     name: str = "prompt",
 ) -> Model:
-    """``model`` with a prompt: ``length`` vectors (p, D) in front of the word embeddings of every text.
+    """Returns ``model`` with a prompt: ``length`` trained vectors (p, D) in front of the word embeddings of every text.
 
-    The prompt takes the first p positions and token type 0, and the text the positions after it. Whatever
-    the padding, every text attends to the whole prompt. ``sequence`` (B, L, D) has the text's positions alone and
-    ``features`` is their mean over the attention mask. ``pooled``, which the standard heads read, comes from
-    the first position of all, as in PEFT: that is the prompt's, not CLS. With ``pooled="text"`` it stays
-    CLS, and PEFT has no such model. Taps inside the model have p + L positions.
+    The prompt takes the first p positions and token type 0; the text takes the positions after it. Whatever the
+    padding, every text attends to the whole prompt. ``sequence`` (B, L, D) has only the text's positions, and
+    ``features`` is their mean over the attention mask. ``pooled``, which the standard heads read, comes from the very
+    first position, as in PEFT: that is the prompt's, not CLS. With ``pooled="text"`` it stays CLS, which PEFT cannot
+    do. Taps inside the model have p + L positions.
 
-    A prompt changes what the model computes from the start; no start of it is an identity. Insert it after
-    adapters of the word embeddings: one that comes later would bypass it, and the forward raises. It trains with
+    A prompt changes the model's outputs from the start; no initial value makes it an identity. Insert it after
+    adapters of the word embeddings: an adapter inserted later would bypass it, and the forward raises. Train it with
     the labels ``jtl.finetune.train_only(model, ".*/prompt/.*|head/.*")``.
 
     Args:
         model: a BERT, RoBERTa or DistilBERT of ``jtl.models``.
         length: p.
-        ids: tokens of a text whose embeddings the prompt starts with, cut or repeated to p as PEFT does; by
-            default p random entries of the vocabulary (the paper takes its 5,000 most common).
-        pooled: what ``pooled`` reads: the first position of the ``prompt``, or of the ``text``.
+        ids: tokens of a text whose embeddings initialise the prompt, cut or repeated to p as PEFT does; by default p
+            random entries of the vocabulary (the paper draws from its 5,000 most frequent).
+        pooled: what ``pooled`` reads: the first position of the ``prompt`` or of the ``text``.
         key: for the random entries.
         name: of the adapter and its leaf, ``embeddings/word/prompt/vectors``.
 
     Raises:
         SiteError: the model has no embeddings of words and positions, or is not of ``jtl.models``.
-        ValueError: ``length`` is under 1, or leaves no position for a text; ``ids`` is empty or beyond the vocabulary;
-            the model has a prompt. Later, on a text that is too long for the positions left.
+        ValueError: ``length`` is under 1 or leaves no position for a text; ``ids`` is empty or outside the vocabulary;
+            or the model has a prompt. The forward raises it for a text too long for the remaining positions.
     """
     params = tree.flatten(model.params)
     if not is_text(model):
@@ -148,7 +148,7 @@ def prompt(
 
 
 def put_first(y: Array, vectors: Array) -> Array:
-    """``y`` (B, K, D) with ``vectors`` (p, D) in its first p positions.
+    """Returns ``y`` (B, K, D) with ``vectors`` (p, D) in its first p positions.
 
     >>> put_first(jnp.zeros((1, 3, 1)), jnp.ones((2, 1))).ravel().tolist()
     [1.0, 1.0, 0.0]
@@ -163,7 +163,7 @@ def is_text(model: Model) -> bool:
 
 
 def first_position(model: Model) -> int:
-    """The position of a text's first token: RoBERTa counts from past its padding id."""
+    """The position of a text's first token: RoBERTa starts counting after its padding id."""
     return getattr(model.config, "pad_token_id", -1) + 1
 
 
@@ -173,7 +173,11 @@ def positions(model: Model) -> int:
 
 
 def check_new(model: Model, kind: type, length: int) -> None:
-    """Raise ValueError for a length under 1, and for a model that has a technique of this kind."""
+    """Checks the length, and that the model has no technique of this kind yet.
+
+    Raises:
+        ValueError: the length is under 1, or the model has such a technique.
+    """
     name = kind.__name__.lower()
     if length < 1:
         raise InputError(f"{name}: length must be at least 1, got {length}")
@@ -182,7 +186,11 @@ def check_new(model: Model, kind: type, length: int) -> None:
 
 
 def check_length(name: str, length: int, text: int, longest: int) -> None:
-    """Raise ValueError if prompt (or prefix) and text have more tokens than the model has positions."""
+    """Checks that prompt (or prefix) and text together fit the model's positions.
+
+    Raises:
+        ValueError: they have more tokens than the model has positions.
+    """
     if length + text > longest:
         raise InputError(
             f"{name} of length {length} and texts of length {text} need {length + text} positions; the model has "
@@ -191,7 +199,11 @@ def check_length(name: str, length: int, text: int, longest: int) -> None:
 
 
 def check_met(name: str, paths: Sequence[str], met: set[str]) -> None:
-    """Raise SiteError if a forward passed a module by, so that leaves there would train in silence."""
+    """Checks that a forward called every module of ``paths``, so that no leaf trains without being read.
+
+    Raises:
+        SiteError: the forward skipped a module.
+    """
     if missed := [path for path in paths if path not in met]:
         raise SiteError(
             f"nothing read the leaves of {name!r} at {', '.join(missed[:3])}: the forward does not call the module, or "
@@ -200,6 +212,6 @@ def check_met(name: str, paths: Sequence[str], met: set[str]) -> None:
 
 
 def probed(model: Model, batch: Batch) -> Model:
-    """``model``, once a trace has shown that it runs on ``batch``."""
+    """Returns ``model`` after a trace has shown that it runs on ``batch``."""
     jax.eval_shape(lambda model, batch: model.run(batch, Mode())[0], model, batch)
     return model

@@ -1,8 +1,8 @@
-"""Adapters outside Linen: the forward runs on W with the adapter in it, whatever module W belongs to.
+"""Adapters outside Linen: the forward runs with the adapter merged into W, whatever kind of module W belongs to.
 
 ``insert`` knows what a Linen layer does with its weight, and multiplies activations by the small factors. Of a plain
-function, an NNX or an Equinox module only the parameters are known, so here W + s A·B is made anew in every forward,
-and training takes the gradient of the whole of W: that is the fallback, not the default.
+function, an NNX or an Equinox module only the parameters are known. So every forward forms W + s A·B anew, and
+training computes a gradient as large as W. This is the fallback, not the default.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ IN_OUT, OUT_IN = 0, 1
 
 @dataclass(frozen=True)
 class Reparametrised(Adapter):
-    """The technique behind ``reparametrise``: an adapter that is merged in every forward.
+    """The technique behind ``reparametrise``: an adapter that every forward merges.
 
-    A site's ``path`` is that of its leaf. The new leaves lie apart, as two weights may lie in one dict:
-    ``lora/layers/0/weight/a``.
+    A site's ``path`` is that of its leaf. The new leaves lie in a tree of their own, because one dict may hold two
+    weights: ``lora/layers/0/weight/a``.
 
     Attributes:
         inputs: the axis of a weight's inputs.
@@ -39,26 +39,26 @@ class Reparametrised(Adapter):
     inputs: int = IN_OUT
 
     def place(self, site: Site, leaf: str) -> str:
-        """The path of one of its leaves."""
+        """Returns the path of one of its leaves."""
         return "/".join((self.name, site.path, leaf))
 
     def bias(self, site: Site) -> str:
-        """The leaf ``bias`` beside the weight."""
+        """Returns the path of the leaf ``bias`` beside the weight."""
         return "/".join((*site.path.split("/")[:-1], "bias"))
 
     def folded(self, params: Mapping[str, Any], shared: Leaves) -> dict[str, Any]:
-        """``params`` with the leaves folded into the weights and gone."""
+        """Returns ``params`` with the adapter's leaves folded into the weights and removed."""
         return self.turned(super().folded(self.turned(params), shared))
 
     def turned(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Stored weights (out, in) as (in, out), or back."""
+        """Transposes stored weights from (out, in) to (in, out), or back."""
         if self.inputs == IN_OUT:
             return dict(params)
         paths = {site.path for site in self.sites}
         return tree.map_with_path(lambda path, leaf: leaf.T if path in paths else leaf, params)
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` of the merged parameters."""
+        """Returns ``forward`` with the merged parameters."""
 
         def run(variables: Variables, batch: Any, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             params = self.folded(variables["params"], variables.get(self.name, {}))
@@ -76,26 +76,27 @@ def reparametrise(
     inputs: Literal[0, 1] | None = None,
     name: str = "lora",
 ) -> Model:
-    """``model``, of any kind, with an adapter at every weight that ``where`` meets; it computes what it did before.
+    """Returns ``model``, of any kind, with an adapter at every weight that ``where`` matches.
 
-    The adapter's leaves lie under ``params[name]``, so it trains by ``train_only(model, "lora/.*|head/.*")``, and
-    ``jtl.adapters.merge`` folds it in. Rules in ``method`` (ranks by layer, IA3's feed-forward) see the paths that
-    ``where`` sees. A bias is known by its name, ``bias``, beside the weight.
+    Its outputs do not change until it trains. The adapter's leaves lie under ``params[name]``, so it trains with
+    ``train_only(model, "lora/.*|head/.*")``, and ``jtl.adapters.merge`` folds it in. Rules in ``method`` (ranks by
+    layer, IA3's feed-forward) match the same paths as ``where``. A bias is recognised by its name, ``bias``, beside
+    the weight.
 
     Args:
-        model: of ``jtl.wrap``, or of Linen layers that ``insert`` cannot adapt.
+        model: from ``jtl.wrap``, or with Linen layers that ``insert`` cannot adapt.
         method: such as ``LoRA(rank=8, alpha=16)``, ``DoRA``, ``VeRA``, ``LoHa``, ``LoKr``, ``IA3``.
         where: a regular expression of *parameter* paths, which must be matrices: ``"layers/[0-9]+/weight"``.
-        key: for the new leaves; each draws by its own path.
-        inputs: the axis of the weights' inputs: 0 for (in, out), 1 for (out, in). By default 0 for NNX and Linen, 1 for
-            Equinox; a plain function must say. An embedding (entries, width) has 0 everywhere.
-        name: of the adapter, and of its leaves.
+        key: for the new leaves; each is drawn with a key folded with its own path.
+        inputs: the axis of the weights' inputs: 0 for (in, out), 1 for (out, in). By default 0 for NNX and Linen and 1
+            for Equinox; required for a plain function. An embedding (entries, width) has 0 everywhere.
+        name: of the adapter and of its leaves.
 
     Raises:
-        RuleError: ``where`` meets no parameter.
-        SiteError: it meets one that is no matrix; or the method cannot adapt it.
-        ValueError: ``inputs`` is not known; the method has dropout, which acts on inputs that are not seen here; the
-            parameters are no nested dicts; or a weight is adapted already.
+        RuleError: ``where`` matches no parameter.
+        SiteError: it matches one that is not a matrix; or the method cannot adapt it.
+        ValueError: ``inputs`` is unknown; the method has dropout, which acts on inputs that a weight does not see; the
+            parameters are not nested dicts; or a weight is adapted already.
 
     >>> import jax.numpy as jnp
     >>> from jtl import adapters, wrap
@@ -136,7 +137,7 @@ def _inputs(model: Model, inputs: int | None) -> int:
 
 
 def _sites(model: Model, where: str, inputs: int) -> tuple[Site, ...]:
-    """The matrices that ``where`` meets; those of heads and adapters are no part of the model."""
+    """The matrices that ``where`` matches, without those of heads and adapters."""
     apart = {t.name for t in model.techniques if isinstance(t, (heads.Head, Reparametrised))}
     known = {name: leaves for name, leaves in model.params.items() if name not in apart}
     mask, leaves = tree.flatten(tree.matches(where, known)), tree.flatten(known)
@@ -152,7 +153,7 @@ def _sites(model: Model, where: str, inputs: int) -> tuple[Site, ...]:
 
 
 def _check_biases(adapter: Reparametrised, model: Model) -> None:
-    """Raise SiteError if the method changes biases and one cannot be told to be that of one weight."""
+    """Raises SiteError if the method changes biases and a bias does not clearly belong to one weight."""
     if type(adapter.method).bias is Method.bias:
         return
     params, owner = tree.flatten(model.params), dict[str, str]()

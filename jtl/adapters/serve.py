@@ -1,7 +1,7 @@
-"""Many adapters in one forward: each row of a batch computes with an adapter, and a head, of its own.
+"""Many adapters in one forward: each row of a batch runs with its own adapter and head over a shared backbone.
 
-The leaves of N adapters lie stacked (N, ...) over one backbone. A row takes its own by index, and the model is mapped
-over rows: XLA makes one product of all rows by each shared W, and a batched one by the rows' own factors.
+The leaves of N adapters are stacked (N, ...). Each row selects its own by index, and the model is mapped over rows:
+XLA computes one product of all rows with each shared W, and a batched product with the rows' own factors.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class PerRow:
     """The technique behind ``serve``; the outermost of its model.
 
     Attributes:
-        own: a regular expression of the paths of the leaves that are stacked.
-        count: how many lie there, N.
+        own: a regular expression of the paths of the stacked leaves.
+        count: how many are stacked, N.
     """
 
     own: str
     count: int
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward``, mapped over rows that each have leaves of their own."""
+        """Returns ``forward`` mapped over rows that each have their own leaves."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             index, fields = self._index(batch)
@@ -60,7 +60,7 @@ class PerRow:
         return run
 
     def _index(self, batch: Batch) -> tuple[Array, dict[str, Any]]:
-        """Each row's adapter, and the other fields."""
+        """Each row's adapter index, and the other fields."""
         if INDEX not in batch:
             found = sorted(batch)
             raise MissingError(
@@ -87,25 +87,25 @@ class PerRow:
 
 
 def serve(models: Sequence[Model], *, own: str) -> Model:
-    """One model of N: row i of a batch computes what ``models[batch["adapter"][i]]`` does.
+    """Combines N models into one: row i of a batch computes what ``models[batch["adapter"][i]]`` does.
 
-    The backbone is held and run once. Low-rank methods (``lora``, ``dora``, ``vera``), small activation adapters,
-    prompts and heads cost their own few operations a row; a method that gives a whole weight (``loha``, ``lokr``,
-    ``ia3``, and all that are reparametrised) makes one for each row. The result is a model as any other: it trains on
-    batches of mixed rows too, with ``train_only(model, own)``.
+    The backbone is stored and run once. Low-rank methods (``lora``, ``dora``, ``vera``), small activation adapters,
+    prompts and heads cost a few operations of their own per row. A method that makes a whole weight (``loha``,
+    ``lokr``, ``ia3``, and everything reparametrised) makes one for each row. The result is a model like any other: it
+    also trains on batches of mixed rows, with ``train_only(model, own)``.
 
-    ``batch["adapter"]`` holds integers (B,). One outside 0 to N - 1 raises outside of ``jit``; inside, where it is not
-    known, its row's outputs are NaN.
+    ``batch["adapter"]`` holds integers (B,). An index outside 0 to N - 1 raises outside of ``jit``; inside, where its
+    value is unknown, the row's outputs are NaN.
 
     Args:
-        models: of the same function, such as adapters of equal rank and heads of equal classes that were inserted
-            into one model, or ``jtl.train.run_of`` a sweep.
-        own: a regular expression of the leaves that each has for itself, say ``".*/lora/.*|head/.*"``.
+        models: models with the same function, such as adapters of equal rank and heads with equally many classes
+            inserted into one model, or ``jtl.train.run_of`` a sweep.
+        own: a regular expression of the leaves that each model has for itself, for example ``".*/lora/.*|head/.*"``.
 
     Raises:
-        RuleError: ``own`` meets no leaf.
-        ValueError: no model; or one computes another function, has leaves of other shapes, or differs in a leaf that
-            ``own`` does not meet.
+        RuleError: ``own`` matches no leaf.
+        ValueError: there is no model; or a model computes another function, has leaves of other shapes, or differs in
+            a leaf that ``own`` does not match.
     """
     if not models:
         raise InputError("serve needs at least one model")
@@ -122,7 +122,7 @@ def serve(models: Sequence[Model], *, own: str) -> Model:
 
 
 def pick(model: Model, index: int) -> Model:
-    """The model that rows of ``index`` compute with, alone: the inverse of ``serve``."""
+    """Returns one model, the one that rows with this ``index`` compute with: the inverse of ``serve``."""
     technique = _served(model, index)
     mask = tree.matches(technique.own, model.params)
     params = jax.tree.map(lambda leaf, own: leaf[index] if own else leaf, model.params, mask)
@@ -131,9 +131,9 @@ def pick(model: Model, index: int) -> Model:
 
 
 def swap(model: Model, index: int, new: Model) -> Model:
-    """``model`` with ``new`` in the place of adapter ``index``.
+    """Returns ``model`` with ``new`` in place of adapter ``index``; raises as ``serve`` does.
 
-    Shapes and static parts stay, so that a compiled forward of the one is that of the other. Raises as ``serve`` does.
+    Shapes and static parts do not change, so a compiled forward can be reused.
     """
     technique = _served(model, index)
     _check_alike(pick(model, index), new, technique.own, "the new model")
@@ -158,7 +158,7 @@ def _served(model: Model, index: int) -> PerRow:
 
 
 def _check_alike(first: Model, other: Model, own: str, name: str) -> None:
-    """Raise ValueError unless the two are one function of leaves that differ at ``own`` alone."""
+    """Raises ValueError unless the two are one function and differ only in leaves that ``own`` matches."""
     if other.replace(variables={}) != first.replace(variables={}):
         raise InputError(
             f"{name} computes another function than the first: base, techniques and config must be equal"
@@ -179,7 +179,7 @@ def _check_alike(first: Model, other: Model, own: str, name: str) -> None:
 
 
 def _rows_of(leaf: Array, index: Array) -> Array:
-    """``leaf[index]``; NaN for an index outside, which JAX would make a neighbour's where it cannot raise."""
+    """``leaf[index]``, with NaN for an index out of range, where JAX would otherwise return a neighbour's leaf."""
     return leaf.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 

@@ -1,4 +1,4 @@
-"""Where adapters go: the layers of a model that own one weight, found by tracing it."""
+"""Where adapters go: finds the layers of a model that own exactly one weight, by tracing its forward."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from jtl.models import ARCHITECTURES
 
 Kind = Literal["dense", "conv", "embed"]
 QUERIES_AND_VALUES = (
-    ".*/(query|value|query_key_value)"  # of every attention; GPT-2 has one layer for all three
+    ".*/(query|value|query_key_value)"  # in every attention; GPT-2 has one layer for all three
 )
 
 
 class SiteError(InputError):
-    """A rule meets a layer that a method cannot adapt."""
+    """A rule matches a layer that a method cannot adapt."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A layer whose weight every method sees as one matrix W (m, n): m inputs, n outputs.
+    """A layer whose weight every method treats as one matrix W (m, n): m inputs, n outputs.
 
-    A convolution's rows are its kernel positions times its inputs, an embedding's are its entries.
+    The rows of a convolution are its kernel positions times its input channels; those of an embedding are its entries.
 
     Attributes:
         path: of the module.
         kind: ``dense`` (Dense and DenseGeneral), ``conv`` or ``embed``.
-        weight: the name of the leaf.
+        weight: the name of the weight's leaf.
         shape: of the leaf in one layer.
         rows: m.
         stack: the leading axes of the leaf that scanned layers add.
-        groups: of a convolution.
+        groups: feature groups of a convolution; 1 elsewhere.
     """
 
     path: str
@@ -54,27 +54,27 @@ class Site:
 
     @property
     def columns(self) -> int:
-        """n."""
+        """n, the number of outputs."""
         return math.prod(self.shape) // self.rows
 
     def matrix(self, weight: Array) -> Float[Array, "m n"]:
-        """The leaf of one layer as W."""
+        """Returns the leaf of one layer as W (m, n)."""
         return weight.reshape(self.rows, self.columns)
 
 
 def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ...]:
-    """The layers whose whole module path matches ``where``, in order of the forward.
+    """Returns the layers whose whole module path matches ``where``, in the order of the forward.
 
     Args:
-        model: a Linen model, of ``jtl.models`` or your own (``jtl.model.linen``).
-        where: a regular expression, such as ``".*/(query|value)"``. Containers and layers without
-            parameters that it meets are passed over.
+        model: a Linen model, from ``jtl.models`` or your own (``jtl.model.linen``).
+        where: a regular expression, such as ``".*/(query|value)"``. Containers and layers without parameters that
+            match are skipped.
         batch: a smallest batch to trace your own model with; jtl's own architectures need none.
 
     Raises:
-        RuleError: ``where`` meets no layer; near misses are listed.
-        SiteError: it meets a layer with parameters of another kind, or containers alone.
-        ValueError: a model of unknown architecture and no batch; or a model outside Linen.
+        RuleError: ``where`` matches no layer; near misses are listed.
+        SiteError: it matches a layer with parameters of another kind, or only containers.
+        ValueError: the model has an unknown architecture and there is no batch, or it is not a Linen model.
     """
     if not isinstance(model.base, Linen):
         raise InputError(
@@ -102,7 +102,11 @@ def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ..
 
 
 def example(model: Model) -> Batch:
-    """A smallest batch for a model of ``jtl.models``; ValueError for any other."""
+    """Returns a smallest batch for a model of ``jtl.models``.
+
+    Raises:
+        ValueError: the model is not of ``jtl.models``.
+    """
     name = getattr(model.config, "model_type", None)
     if name not in ARCHITECTURES:
         raise InputError("this model is not of jtl.models: pass batch=, a smallest batch to trace it with")
@@ -110,7 +114,7 @@ def example(model: Model) -> Batch:
 
 
 def _probe(model: Model, batch: Batch) -> tuple[dict[str, Site], dict[str, str]]:
-    """Sites by path; and what the other modules are, empty for those without parameters of their own."""
+    """Sites by path, and the type of the other modules, empty for those without parameters of their own."""
     sites: dict[str, Site] = {}
     others: dict[str, str] = {}
 

@@ -1,6 +1,6 @@
-"""VeRA: one frozen random pair A, B for all layers, and two trained vectors in each.
+"""VeRA: one frozen random pair A, B shared by all layers, and two trained vectors in each layer.
 
-Kopiczko et al. 2024: "VeRA: Vector-based Random Matrix Adaptation", https://arxiv.org/abs/2310.11454, equation 2.
+Kopiczko et al. 2024, "VeRA: Vector-based Random Matrix Adaptation", https://arxiv.org/abs/2310.11454, equation 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class VeRA(LowRank):
     dropout: float = 0.0
 
     def shared(self, sites: tuple[Site, ...], key: Array) -> Leaves:
-        """A (largest m, r) and B (r, largest n), uniform in ±sqrt(6 / fan-in) (He et al. 2015), as PEFT draws them.
+        """Draws A (largest m, r) and B (r, largest n) uniformly in ±sqrt(6 / fan-in) (He et al. 2015), as PEFT does.
 
         The fan-in is the largest m for A, and r for B.
         """
@@ -47,7 +47,7 @@ class VeRA(LowRank):
         }
 
     def factors(self, site: Site, leaves: Leaves) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
-        """A diag(d), and B diag(b)."""
+        """Returns A diag(d) and B diag(b)."""
         a, b = leaves["shared_a"][: site.rows], leaves["shared_b"][:, : site.columns]
         return a * leaves["d"][None], b * leaves["b"][None]
 
@@ -63,19 +63,22 @@ def vera(
     name: str = "vera",
     batch: Batch | None = None,
 ) -> Model:
-    """``model`` with VeRA at the layers that ``where`` meets.
+    """Returns ``model`` with VeRA at the layers that ``where`` matches.
 
     The shared pair is the collection ``variables[name]``, which no label can train.
 
     Args:
         model: a Linen model.
-        rank: r, of the pair: far above LoRA's, for it costs no parameters.
-        initial: what d starts with.
+        rank: r of the pair; far above LoRA's, because it costs few parameters.
+        initial: the start value of d.
         where: see ``jtl.adapters.lora``.
         key: for the pair.
-        dropout: of the input of A, while training.
+        dropout: rate on the input of A, while training.
         name: of the adapter, its leaves and its collection.
         batch: see ``jtl.adapters.insert``.
+
+    Raises:
+        ValueError: ``rank`` is below 1; or as ``jtl.adapters.insert`` does.
     """
     if rank < 1:
         raise InputError(f"rank must be at least 1, got {rank}")

@@ -1,4 +1,7 @@
-"""Continual learning: one network for a sequence of tasks. EWC and SI are regularisers of ``jtl.finetune``."""
+"""Continual learning: one network for a sequence of tasks, learned without forgetting the earlier ones.
+
+Replay, A-GEM, PackNet and task-specific heads; the penalties EWC and SI are in ``jtl.finetune``.
+"""
 
 from jtl.continual import packnet
 from jtl.continual.agem import agem

@@ -1,4 +1,4 @@
-"""A-GEM: updates that do not raise the loss on what is remembered.
+"""A-GEM: projects updates so that they do not increase the loss on remembered examples.
 
 Chaudhry, Ranzato, Rohrbach and Elhoseiny 2019, "Efficient Lifelong Learning with A-GEM",
 https://arxiv.org/abs/1812.00420, equations 10 and 11.
@@ -21,10 +21,19 @@ from jtl.model import Batch
 def agem(
     loss: Callable[..., Any], trained: PyTree, batch: Batch, key: Array
 ) -> tuple[tuple[Array, Aux], PyTree]:
-    """The gradient slot: g, or ``g - (g·r / r·r) r`` where it points against r, the gradient on remembered examples.
+    """The A-GEM gradient, for ``make_step(..., gradient=agem)``: g, or ``g - (g·r / r·r) r`` where g·r is negative.
 
-    A batch is ``{"current": ..., "memory": ...}``, as ``Rehearse(..., apart=True)`` makes it. Value, metrics and
-    updated state are those of the current rows; ``projected`` says whether g was changed.
+    g is the gradient on the current rows, r that on remembered examples.
+
+    Args:
+        loss: ``(params, batch, key) -> (value, aux)``.
+        trained: the trained parameters.
+        batch: ``{"current": ..., "memory": ...}``, as ``Rehearse(..., apart=True)`` makes it.
+        key: for both forwards.
+
+    Returns:
+        Value, metrics and updated state of the current rows, and the gradient. The metric ``projected`` is 1 where g
+        was changed.
     """
     here, there = jax.random.split(key)
     graded = jax.value_and_grad(loss, has_aux=True)

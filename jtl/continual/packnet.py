@@ -1,8 +1,8 @@
-"""PackNet: one network whose weights are dealt out to tasks, by pruning and retraining.
+"""PackNet: one network whose weights are divided among tasks by pruning and retraining.
 
-Mallya and Lazebnik 2018, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning",
-https://arxiv.org/abs/1711.05769. A task trains the weights that are free; then the smallest of them are pruned, and
-the rest, trained on without these, are its own and never change again.
+Each task trains the weights that are still free. Then the smallest of them are pruned, and the rest train on without
+them; they belong to the task and never change again. Mallya and Lazebnik 2018, "PackNet: Adding Multiple Tasks to a
+Single Network by Iterative Pruning", https://arxiv.org/abs/1711.05769.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LEAVES = "packnet"
 
 @dataclass(frozen=True)
 class Packed:
-    """The technique: weights of this task, and as constants those of the tasks before; all others count as 0.
+    """The technique: uses the weights of this task and, as constants, those of earlier tasks; all others count as 0.
 
-    ``variables["packnet"]`` holds the number of the task, and the ``owner`` of each entry, 0 for none.
+    ``variables["packnet"]`` holds the number of the ``task`` and the ``owner`` of each entry, 0 for none.
     """
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the weights of the task."""
+        """Returns ``forward`` with the weights of the task."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             task, owners = variables[LEAVES]["task"], tree.flatten(variables[LEAVES]["owner"])
@@ -48,12 +48,13 @@ class Packed:
 
 
 def pack(model: Model, where: str) -> Model:
-    """``model`` whose weights at the paths that match ``where`` all belong to task 1.
+    """Returns ``model`` whose weights at the paths that match ``where`` all belong to task 1.
 
-    Train it by an optimiser without weight decay, which would move the weights of other tasks too. What ``where``
-    leaves out (heads aside) should train with task 1 alone: the paper fixes biases and norms after it.
+    Train it with an optimiser without weight decay, which would also change the weights of other tasks. What ``where``
+    leaves out (except heads) should only train with task 1: the paper freezes biases and norms after it.
 
-    Raises RuleError if no path matches.
+    Raises:
+        RuleError: no path matches.
     """
     chosen, _ = tree.partition(model.params, tree.matches(where, model.params))
     owner = tree.nest({path: jnp.ones(leaf.shape, jnp.int32) for path, leaf in tree.flatten(chosen).items()})
@@ -62,9 +63,12 @@ def pack(model: Model, where: str) -> Model:
 
 
 def prune(model: Model, keep: float) -> Model:
-    """The smallest weights of the current task become free and 0; in each leaf the share ``keep`` of them stays.
+    """Frees the smallest weights of the current task and sets them to 0; in each leaf it keeps the share ``keep``.
 
-    Train on after it, then call ``next_task``. Raises ValueError unless ``keep`` is in (0, 1].
+    Train on after this, then call ``next_task``.
+
+    Raises:
+        ValueError: ``keep`` is not in (0, 1].
     """
     if not 0 < keep <= 1:
         raise InputError(f"keep is the share of a task's weights that stays, in (0, 1]; got {keep}")
@@ -82,16 +86,17 @@ def prune(model: Model, keep: float) -> Model:
 
 
 def next_task(model: Model) -> Model:
-    """The free weights belong to one more task, which trains them from 0."""
+    """Gives the free weights to one more task, which trains them from 0."""
     task = model.variables[LEAVES]["task"] + 1
     owner = jax.tree.map(lambda own: jnp.where(own == 0, task, own), model.variables[LEAVES]["owner"])
     return _with(model, task, owner)
 
 
 def select(model: Model, task: int) -> Model:
-    """The model of one task, from 1: it computes the same to the bit whatever later tasks have trained.
+    """Returns the model of one task, counted from 1; its outputs are bitwise the same whatever later tasks train.
 
-    Raises ValueError if there is no such task yet.
+    Raises:
+        ValueError: there is no such task yet.
     """
     last = max(int(own.max()) for own in jax.tree.leaves(model.variables[LEAVES]["owner"]))
     if not 1 <= task <= last:

@@ -1,6 +1,6 @@
-"""Batches with remembered examples in them: experience replay, and the batches of A-GEM.
+"""Batches that include remembered examples: experience replay, and the batches of A-GEM.
 
-Replay of a few stored examples of earlier tasks beside each batch: Chaudhry et al. 2019, "On Tiny Episodic Memories in
+Replaying a few stored examples of earlier tasks with each batch: Chaudhry et al. 2019, "On Tiny Episodic Memories in
 Continual Learning", https://arxiv.org/abs/1902.10486.
 """
 
@@ -19,14 +19,14 @@ from jtl.errors import InputError
 
 @dataclass(frozen=True)
 class Rehearse:
-    """``batches`` with ``rows`` examples of ``memory`` beside each batch, drawn anew for every step.
+    """``batches`` with ``rows`` examples of ``memory`` added to each batch, resampled at every step.
 
     Attributes:
         batches: of the current task.
-        memory: the remembered examples, of the same fields and of one padded length.
-        rows: how many go with a batch; drawn without replacement where there are as many.
+        memory: the remembered examples, with the same fields and one padded length.
+        rows: how many are added to a batch; drawn without replacement if the memory has that many.
         seed: of the draws.
-        apart: give ``{"current": ..., "memory": ...}`` for ``agem``, and not one batch of all rows.
+        apart: return ``{"current": ..., "memory": ...}`` for ``agem`` instead of one batch of all rows.
     """
 
     batches: Steps

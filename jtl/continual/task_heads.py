@@ -1,4 +1,4 @@
-"""A head for each task on one body, the row's task choosing its own."""
+"""One head per task on a shared body; each row's task selects its head."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 @dataclass(frozen=True)
 class TaskHeads:
-    """The technique: of ``logits`` (B, T · C), the heads of all tasks side by side, those of ``batch["task"]`` (B,).
+    """The technique: selects, from ``logits`` (B, T · C) of all tasks' heads, those of ``batch["task"]`` (B,).
 
-    All of them remain in ``outputs["task_logits"]`` (B, T, C).
+    The logits of all heads remain in ``outputs["task_logits"]`` (B, T, C).
     """
 
     tasks: int
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the logits of each row's task."""
+        """Returns ``forward`` with the logits of each row's task."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if "task" not in batch:
@@ -38,9 +38,17 @@ class TaskHeads:
 
 
 def task_heads(model: Model, tasks: int, classes: int, *, key: Array, on: str, width: int) -> Model:
-    """``model`` with a linear head of C classes for each of T tasks on its output ``on`` (B, ``width``).
+    """Returns ``model`` with a linear head of C classes for each of T tasks on its output ``on`` (B, ``width``).
 
-    A row's loss and gradient meet the head of its own task alone. The leaves are those of one head of T · C classes.
+    A row's loss and gradient reach only the head of its own task. The leaves are those of one head of T · C classes.
+
+    Args:
+        model: the body.
+        tasks: T.
+        classes: C of each task.
+        key: for the new leaves.
+        on: the output that the heads read.
+        width: its size.
     """
     wide = heads.classifier(model, tasks * classes, key=key, on=on, width=width)
     return wide.with_technique(TaskHeads(tasks), {})

@@ -1,7 +1,7 @@
-"""Knowledge distillation: what a student learns from a teacher, and students cut out of their teachers.
+"""Knowledge distillation: losses by which a student learns from a teacher, and students cut out of their teachers.
 
-Losses are pure functions on arrays (``soft_targets``), and ``Loss`` classes of the same names on top of them
-(``SoftTargets``), which read the teacher's outputs from the batch: ``Distill(teacher, loss)`` puts them there.
+Each loss is a pure function on arrays (``soft_targets``) with a ``Loss`` class of the same name on top
+(``SoftTargets``). The class reads the teacher's outputs from the batch; ``Distill(teacher, loss)`` puts them there.
 """
 
 from jtl.distill.attention import AttentionTransfer, attention_map, attention_transfer

@@ -1,4 +1,8 @@
-"""Attention transfer: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", arXiv:1612.03928."""
+"""Attention transfer: matches the spatial maps of activation energy of student and teacher.
+
+Zagoruyko and Komodakis 2017, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
+Networks via Attention Transfer", https://arxiv.org/abs/1612.03928.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from jtl.model import Batch, Model, Outputs
 
 
 def attention_map(activation: Float[Array, "B ... C"], power: float = 2.0) -> Float[Array, "B N"]:
-    """``Σ_c |activation|^power`` at each of the N positions, each row of Euclidean norm 1."""
+    """Returns ``Σ_c |activation|^power`` at each of the N positions, each row scaled to Euclidean norm 1."""
     energy = jnp.sum(jnp.abs(activation.astype(jnp.float32)) ** power, -1)
     return rows.unit(rows.vectors(energy))
 
@@ -29,17 +33,17 @@ def attention_transfer(
     power: float = 2.0,
     squared: bool = False,
 ) -> Float[Array, ""]:
-    """``½ ||Q_s / ||Q_s|| - Q_t / ||Q_t|| ||``, the mean over rows, Q the map of activation (equation 2).
+    """The mean over rows of ``½ ||Q_s / ||Q_s|| - Q_t / ||Q_t|| ||``, Q the map of activation (equation 2).
 
     Args:
         student: (B, H, W, C), (B, L, D), any positions between the first and the last axis.
-        teacher: of the same positions; its last axis may be another.
+        teacher: with the same positions; its last axis may differ.
         weight: of the rows.
         power: p of the map, ``Σ|A|^p``.
-        squared: the authors' published code instead: the mean over positions of the squared difference, without ½.
+        squared: as in the authors' published code, the mean over positions of the squared difference, without ½.
 
     Raises:
-        ValueError: other rows or positions, or none at all.
+        ValueError: rows or positions differ, or there are no positions.
     """
     if student.ndim < 3 or student.shape[:-1] != teacher.shape[:-1]:
         raise InputError(
@@ -55,8 +59,8 @@ def attention_transfer(
 class AttentionTransfer(Layers):
     """``attention_transfer`` summed over pairs of layers.
 
-    Right after a layer norm all positions have nearly one energy, and there is nothing to transfer: in transformers
-    tap before it, ``encoder/layer_3/mlp``.
+    Right after a layer norm all positions have nearly the same energy, so there is nothing to transfer. In
+    transformers, tap before it: ``encoder/layer_3/mlp``.
 
     Attributes:
         squared: see ``attention_transfer``.
@@ -67,7 +71,7 @@ class AttentionTransfer(Layers):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         weight, total = row_weight(batch), jnp.zeros(())
         for own, taught in self.pairs(outputs, batch):
             total += attention_transfer(own, taught, weight, squared=self.squared)

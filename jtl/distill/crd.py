@@ -1,8 +1,9 @@
-"""Contrastive representation distillation: Tian, Krishnan and Isola 2020, ICLR 2020, arXiv:1910.10699.
+"""CRD (contrastive representation distillation): contrasts student and teacher embeddings of the same example.
 
 Student and teacher embeddings of one example attract, those of different examples repel. Negatives come from memories
-of the embeddings of *all* examples, a collection of the model's variables, ``crd``, that each step updates. So a
-batch needs ``index``, the example's place in the data set (batches of ``jtl.data`` have it).
+that hold the embeddings of *all* examples: ``crd``, a collection of the model's variables that each step updates. So a
+batch needs ``index``, the example's place in the data set (batches of ``jtl.data`` have it). Tian, Krishnan and Isola
+2020, "Contrastive Representation Distillation", ICLR 2020, https://arxiv.org/abs/1910.10699.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def crd(
     temperature: Any = 0.1,
     weight: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """``-log h(positive) - Σ log(1 - h(negative))``, the mean over rows, with ``h(s) = e^(s/τ) / (e^(s/τ) + N/M)``.
+    """The mean over rows of ``-log h(positive) - Σ log(1 - h(negative))``, ``h(s) = e^(s/τ) / (e^(s/τ) + N/M)``.
 
     Args:
         positive: inner products of the two unit embeddings of each example.
-        negative: those with the embeddings of N other examples.
+        negative: inner products with the embeddings of N other examples.
         examples: M, the size of the data set.
         temperature: τ.
         weight: of the rows.
@@ -53,14 +54,14 @@ def crd(
 
 
 def others(index: Int[Array, " B"], examples: int, count: int, key: Array) -> Int[Array, "B N"]:
-    """``count`` examples for each of ``index``, drawn evenly from all but itself, with replacement."""
+    """Draws ``count`` examples for each of ``index``, uniformly from all but itself, with replacement."""
     drawn = jax.random.randint(key, (len(index), count), 0, examples - 1)
     return drawn + (drawn >= index[:, None])
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The technique behind ``memory``: the tap ``crd`` is the embeddings by side, and the memories move to them."""
+    """The technique behind ``memory``: the tap ``crd`` holds both embeddings, and the memories move towards them."""
 
     student: str
     teacher: str
@@ -68,7 +69,7 @@ class Memory:
     name: ClassVar[str] = NAME
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the embeddings, and the updated memories in its state, when the loss asks for them."""
+        """Returns ``forward`` with the embeddings and the updated memories, where the loss asks for them."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             below = {name: leaves for name, leaves in variables.items() if name != NAME}
@@ -99,7 +100,7 @@ class Memory:
     def _updated(self, memory: Any, embeddings: Any, batch: Any) -> dict[str, Array]:
         index, weight = jnp.asarray(batch["index"]), row_weight(batch)
         examples = len(memory["student"])
-        # Rows that only fill up would write to the last example: sent past the end, they are dropped.
+        # Padding rows would overwrite the last example: an index past the end drops them.
         index = jnp.where(index < 0, examples, index)
         index = index if weight is None else jnp.where(weight > 0, index, examples)
 
@@ -127,18 +128,19 @@ def memory(
     width: int = 128,
     momentum: float = 0.5,
 ) -> Model:
-    """``model`` with what ``CRD`` needs: linear embeddings of both models' layers, which train, and two memories.
+    """Returns ``model`` with what ``CRD`` needs: trained linear embeddings of a layer of both models, and two memories.
 
-    The leaves are ``crd/student`` and ``crd/teacher`` in ``params``, the memories (M, width) the collection ``crd``.
+    The leaves are ``crd/student`` and ``crd/teacher`` in ``params``; the memories (M, width) are the collection
+    ``crd``.
 
     Args:
         model: the student.
         teacher: only its shapes are read.
         examples: M, the rows of the data set.
-        batch: any batch, to see shapes.
-        key: for the embeddings and the memories, which start on random directions.
+        batch: any batch, to read shapes from.
+        key: for the embeddings and the memories, which start as random directions.
         on: the student's layer: an output or a path.
-        teacher_on: the teacher's.
+        teacher_on: the teacher's layer.
         width: of the embeddings.
         momentum: how much of its old entry a memory keeps.
     """
@@ -180,17 +182,21 @@ class CRD(Term):
     teacher: str = struct.field(pytree_node=False, default="features")
 
     def student_names(self) -> tuple[str, ...]:
-        """The embeddings."""
+        """Returns the name of the embeddings."""
         return (NAME,)
 
     def teacher_names(self) -> tuple[str, ...]:
-        """The layer that is embedded."""
+        """Returns the layer that is embedded."""
         return (self.teacher,)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises ValueError without a key."""
+        """Returns the loss.
+
+        Raises:
+            ValueError: there is no key.
+        """
         if key is None:
             raise InputError("CRD draws negatives: pass a key")
         embeddings, memories = read(outputs, NAME), model.variables[NAME]

@@ -1,4 +1,7 @@
-"""DIST: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv:2205.10536."""
+"""DIST: matches the correlations of predicted probabilities instead of their values, for strong teachers.
+
+Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, https://arxiv.org/abs/2205.10536.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,21 @@ def dist(
     beta: Any = 1.0,
     gamma: Any = 1.0,
 ) -> Float[Array, ""]:
-    """``T² · (beta · inter + gamma · intra)``, one minus the mean Pearson correlation of probabilities each.
+    """Computes ``T² · (beta · inter + gamma · intra)``, parts that are one minus the mean Pearson correlation.
 
-    ``inter`` correlates the classes of a row, ``intra`` the rows of a class. T² is that of the authors' published
-    code. With two classes every ``inter`` correlation is 1 or -1 and pulls nowhere.
+    ``inter`` correlates the probabilities of the classes of a row, ``intra`` those of the rows of a class. T² is that
+    of the authors' published code. With two classes every ``inter`` correlation is 1 or -1 and has no gradient.
 
-    Raises ValueError for other rows or classes.
+    Args:
+        student_logits: of B rows over C classes.
+        teacher_logits: likewise.
+        temperature: T.
+        weight: of the rows.
+        beta: weight of ``inter``.
+        gamma: weight of ``intra``.
+
+    Raises:
+        ValueError: rows or classes differ.
     """
     term.same_classes(student_logits, teacher_logits)
     student, teacher = (
@@ -68,6 +80,6 @@ class DIST(Term):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         logits, taught = read(outputs, "logits"), self.taught(batch, "logits")
         return dist(logits, taught, self.temperature, row_weight(batch), beta=self.beta, gamma=self.gamma), {}

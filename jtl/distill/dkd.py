@@ -1,4 +1,7 @@
-"""Decoupled knowledge distillation: Zhao et al. 2022, CVPR 2022, arXiv:2203.08679."""
+"""DKD (decoupled knowledge distillation): soft targets split into a target-class and a non-target-class part.
+
+Zhao et al. 2022, "Decoupled Knowledge Distillation", CVPR 2022, https://arxiv.org/abs/2203.08679.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,20 @@ def dkd_parts(
     label: Int[Array, " B"],
     temperature: Any = 4.0,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """``(TCKD, NCKD)`` of each row, in nats.
+    """Returns ``(TCKD, NCKD)`` of each row, in nats.
 
-    TCKD is the KL divergence of (target, not target), NCKD that among the other classes given that it is one of
-    them; both at ``temperature``. ``KL = TCKD + (1 - p_t(label)) · NCKD`` (the paper's equation 7).
-    NCKD of two classes is 0. Rows of a label outside the classes are NaN.
+    TCKD is the KL divergence between the binary distributions (target, not target). NCKD is the KL divergence over the
+    other classes, given that it is one of them. Both are at ``temperature``. ``KL = TCKD + (1 - p_t(label)) · NCKD``
+    (the paper's equation 7). With two classes NCKD is 0. Rows with a label outside the classes are NaN.
 
-    Raises ValueError for other rows or classes.
+    Args:
+        student_logits: of B rows over C classes.
+        teacher_logits: likewise.
+        label: the class of each row.
+        temperature: T.
+
+    Raises:
+        ValueError: rows or classes differ.
     """
     term.same_classes(student_logits, teacher_logits)
     classes = student_logits.shape[-1]
@@ -54,9 +64,22 @@ def dkd(
     alpha: Any = 1.0,
     beta: Any = 8.0,
 ) -> Float[Array, ""]:
-    """``T² · (alpha · TCKD + beta · NCKD)``, the mean over rows: see ``dkd_parts``.
+    """The mean over rows of ``T² · (alpha · TCKD + beta · NCKD)``: see ``dkd_parts`` for both and the other arguments.
 
-    T² is that of soft targets. The paper also warms the weight up over the first 20 epochs, which is a schedule.
+    T² is that of soft targets. The paper also warms the weight of this loss up over the first 20 epochs, for which a
+    schedule can be used.
+
+    Args:
+        student_logits: of B rows over C classes.
+        teacher_logits: likewise.
+        label: the class of each row.
+        temperature: T.
+        weight: of the rows.
+        alpha: weight of TCKD.
+        beta: weight of NCKD.
+
+    Raises:
+        ValueError: rows or classes differ.
     """
     target, others = dkd_parts(student_logits, teacher_logits, label, temperature)
     return jnp.square(temperature) * rows.mean(alpha * target + beta * others, weight)
@@ -67,8 +90,8 @@ class DKD(Term):
 
     Attributes:
         temperature: T.
-        alpha: weight of the target part.
-        beta: weight of the other classes' part.
+        alpha: weight of the target-class part.
+        beta: weight of the non-target-class part.
     """
 
     temperature: Any = 4.0
@@ -78,7 +101,7 @@ class DKD(Term):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         logits, taught, label = read(outputs, "logits"), self.taught(batch, "logits"), batch["label"]
         return dkd(
             logits, taught, label, self.temperature, row_weight(batch), alpha=self.alpha, beta=self.beta

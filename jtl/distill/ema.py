@@ -1,4 +1,8 @@
-"""A teacher that is the student's own moving average: Tarvainen and Valpola 2017, "Mean teachers", arXiv:1703.01780."""
+"""Self-distillation from the student's own moving average.
+
+Tarvainen and Valpola 2017, "Mean teachers are better role models: Weight-averaged consistency targets improve
+semi-supervised deep learning results", https://arxiv.org/abs/1703.01780.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from jtl.model import Model
 
 
 class EMATeacher(Distill, kw_only=True):
-    """``Distill`` from the moving average of the student itself, made by ``with_average``.
+    """``Distill`` from the moving average of the student itself, which ``jtl.ema.with_average`` adds.
 
-    ``EMATeacher(Classify() + 0.5 * SoftTargets())``. Student and teacher see one batch; the teacher has no dropout.
+    ``EMATeacher(Classify() + 0.5 * SoftTargets())``. Student and teacher see the same batch; the teacher has no
+    dropout.
     """
 
     teacher: None = None
 
     def find(self, model: Model) -> Model:
-        """The average."""
+        """Returns the averaged model."""
         return average_model(model)

@@ -1,4 +1,8 @@
-"""Flow of solution procedure: Yim, Joo, Bae and Kim 2017, "A Gift from Knowledge Distillation", CVPR 2017."""
+"""FSP (flow of solution procedure): matches the Gram matrices between two layers of student and teacher.
+
+Yim, Joo, Bae and Kim 2017, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
+Learning", CVPR 2017.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from jtl.model import Batch, Model, Outputs
 
 
 def fsp_matrix(first: Float[Array, "B ... C"], second: Float[Array, "B ... E"]) -> Float[Array, "B C E"]:
-    """``Σ_positions first_c · second_e / positions``: how features flow from one layer to a later one.
+    """Returns ``Σ_positions first_c · second_e / positions``: how features flow from one layer to a later one.
 
-    Raises ValueError unless both have the same rows and positions.
+    Raises:
+        ValueError: rows or positions differ.
     """
     if first.ndim < 3 or first.shape[:-1] != second.shape[:-1]:
         raise InputError(
@@ -31,9 +36,15 @@ def fsp(
     teacher: tuple[term.Teacher, term.Teacher],
     weight: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """``||G_t - G_s||²`` (Frobenius) of the FSP matrices of a pair of layers each, the mean over rows.
+    """The mean over rows of ``||G_t - G_s||²`` (Frobenius), G the FSP matrix of a pair of layers.
 
-    Raises ValueError if widths or rows differ; a regressor can map the student's layers to the teacher's widths.
+    Args:
+        student: its two layers.
+        teacher: its two layers; a regressor can map the student's to these widths.
+        weight: of the rows.
+
+    Raises:
+        ValueError: widths or rows differ.
     """
     own, other = fsp_matrix(*student), fsp_matrix(*teacher)
     term.same("FSP matrix", own, other, "put regressors to the teacher's widths on the student's layers")
@@ -46,7 +57,11 @@ class FSP(Layers):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises ValueError unless ``student`` and ``teacher`` name two layers each."""
+        """Returns the loss.
+
+        Raises:
+            ValueError: ``student`` and ``teacher`` do not name two layers each.
+        """
         pairs = self.pairs(outputs, batch)
         if len(pairs) != 2:
             raise InputError(

@@ -1,4 +1,7 @@
-"""Hints: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, equation 3."""
+"""Hints (FitNets): the student regresses activations of the teacher's hidden layers.
+
+Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", https://arxiv.org/abs/1412.6550, equation 3.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,17 @@ def hint(
     *,
     over_units: Literal["sum", "mean"] = "sum",
 ) -> Float[Array, ""]:
-    """``½ ||teacher - student||²``, the mean over rows.
+    """The mean over rows of ``½ ||teacher - student||²``.
 
     Args:
-        student: its guided layer, behind a regressor where its width is another: see ``regressor``.
+        student: its guided layer, behind a ``regressor`` where its width differs.
         teacher: its hint layer, of the same shape.
         weight: (B,), or (B, L) for sequences (B, L, D), whose tokens then count as rows.
-        over_units: ``"sum"`` is the paper's norm, and large for large layers; ``"mean"`` divides it by the number of
-            units of a row.
+        over_units: ``"sum"`` is the paper's norm, which is large for large layers; ``"mean"`` divides it by the number
+            of units of a row.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the shapes differ.
 
     >>> float(hint(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 5.0]])))
     4.5
@@ -46,8 +49,9 @@ def hint(
 class Hint(Layers):
     """``hint`` between layers of the student (or their regressors) and of the teacher, summed over pairs.
 
-    The paper trains the layers below alone by it, then all by soft targets: two runs, the first with the labels of
-    ``train_only``. Token sequences with an ``attention_mask`` count each real token as a row.
+    The paper first trains only the layers below the hint with it, then all layers with soft targets: two runs, the
+    first with the labels of ``train_only``. In token sequences with an ``attention_mask`` each real token counts as a
+    row.
 
     Attributes:
         over_units: ``"sum"`` (the paper's) or ``"mean"``.
@@ -58,7 +62,7 @@ class Hint(Layers):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         total = jnp.zeros(())
         for guided, taught in self.pairs(outputs, batch):
             tokens = token_mask(batch, guided.shape)

@@ -1,4 +1,7 @@
-"""Deep mutual learning: Zhang, Xiang, Hospedales and Lu 2018, CVPR 2018, arXiv:1706.00384."""
+"""Deep mutual learning: several models train together, each also on the predictions of the others.
+
+Zhang, Xiang, Hospedales and Lu 2018, "Deep Mutual Learning", CVPR 2018, https://arxiv.org/abs/1706.00384.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Peers:
     def __call__(
         self, variables: Variables, batch: Batch, mode: Mode, key: Array | None
     ) -> tuple[Outputs, State]:
-        """Run each with a key of its own."""
+        """Runs each model with its own key."""
         outputs: Outputs = {}
         state: State = {}
         for i, (base, techniques, config) in enumerate(self.statics):
@@ -46,7 +49,11 @@ def _of(variables: Variables, name: str) -> dict[str, Any]:
 
 
 def peers(models: Sequence[Model]) -> Model:
-    """Several models as one, which ``Mutual`` trains together; its leaves are ``peer_0/...``, ``peer_1/...``."""
+    """Combines models into one, which ``Mutual`` trains; its leaves are ``peer_0/...``, ``peer_1/...``.
+
+    Raises:
+        ValueError: fewer than two models.
+    """
     if len(models) < 2:
         raise InputError(f"mutual learning takes at least two models, got {len(models)}")
     variables: dict[str, Any] = {}
@@ -57,7 +64,11 @@ def peers(models: Sequence[Model]) -> Model:
 
 
 def peer(model: Model, number: int) -> Model:
-    """One of the ``peers``, as a model of its own. Raises ValueError if there is none of that number."""
+    """Returns one of the ``peers`` as a model of its own.
+
+    Raises:
+        ValueError: there is no peer of that number.
+    """
     if not isinstance(model.base, Peers) or not 0 <= number < len(model.base.statics):
         raise InputError(f"no peer {number}: the model is not of peers(...), or of fewer")
     base, techniques, config = model.base.statics[number]
@@ -76,13 +87,17 @@ class Mutual(Loss):
     stats: Literal["running", "batch"] = struct.field(pytree_node=False, default="running")
 
     def mode(self) -> Mode:
-        """Dropout on, normalisation as ``stats`` says."""
+        """Returns the mode with dropout on and the chosen normalisation."""
         return Mode(train=True, stats=self.stats)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and each peer's accuracy as ``accuracy_0``, ..."""
+        """Returns the loss, and each peer's accuracy as ``accuracy_0``, ...
+
+        Raises:
+            ValueError: the model is not from ``peers``.
+        """
         names = [name for name in outputs if name.startswith("peer_")]
         if len(names) < 2:
             raise InputError("Mutual trains a model of jtl.distill.peers((first, second, ...))")

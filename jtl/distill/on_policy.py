@@ -1,8 +1,9 @@
-"""On-policy distillation: the student's own continuations of prompts, which its teacher then marks.
+"""On-policy distillation: the student continues prompts itself, and the teacher scores these continuations.
 
 Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes" (GKD),
-arXiv:2306.13649, algorithm 1. Continuations of the *teacher* make it sequence-level distillation: Kim and Rush 2016,
-arXiv:1606.07947, section 3.2.
+https://arxiv.org/abs/2306.13649, algorithm 1. With continuations sampled from the *teacher* it is sequence-level
+distillation: Kim and Rush 2016, "Sequence-Level Knowledge Distillation", https://arxiv.org/abs/1606.07947, section
+3.2.
 """
 
 from __future__ import annotations
@@ -29,30 +30,30 @@ def sample_continuations(
     key: Array | None = None,
     eos_id: int | None = None,
 ) -> dict[str, Any]:
-    """``batch`` with the texts after their first ``prompt`` tokens written by ``model``, to the length that they had.
+    """Returns ``batch`` with each text after its first ``prompt`` tokens replaced by what ``model`` generates.
 
-    No gradient flows through the sampling, as in the paper. The field ``continuation`` (B, L) is 1 at positions that
-    predict a written token, the paper's y given x: ``SequenceKD("jsd", mask="continuation")``. A teacher's stored
-    columns no longer hold and are left out. With probability λ train on such a batch of the student, else on
-    ``mask_continuations(batch, prompt=prompt)``; with λ = 1 and ``reverse_kl`` the teacher marks what the student
-    would write.
+    The length L stays the same. No gradient flows through the sampling, as in the paper. The field ``continuation``
+    (B, L) is 1 at positions that predict a generated token, the paper's y given x:
+    ``SequenceKD("jsd", mask="continuation")``. Stored teacher columns no longer apply and are dropped. With
+    probability λ train on such a batch of the student, otherwise on ``mask_continuations(batch, prompt=prompt)``. With
+    λ = 1 and ``reverse_kl`` the teacher scores what the student would generate.
 
     Args:
-        model: one that ``jtl.tasks.generate`` takes.
-        batch: ``input_ids`` and ``attention_mask`` (B, L); padding may stand on either side.
-        prompt: tokens that are kept, padding included.
-        temperature: of the sampling; 0 takes the likeliest tokens and needs no key.
-        key: for drawing.
+        model: one that ``jtl.tasks.generate`` accepts.
+        batch: ``input_ids`` and ``attention_mask`` (B, L); padding may be on either side.
+        prompt: tokens that are kept, including padding.
+        temperature: of the sampling; 0 is greedy decoding and needs no key.
+        key: for sampling.
         eos_id: the token after which a text has ended.
 
     Raises:
-        ValueError: ``prompt`` leaves nothing to write or to start from.
+        ValueError: ``prompt`` leaves nothing to generate or to start from.
     """
     ids, mask = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask"))
     length = ids.shape[1]
     if not 0 < prompt < length:
         raise InputError(f"a prompt has at least 1 and at most {length - 1} of {length} tokens, got {prompt}")
-    # Padding to the left: what is written follows the last real token.
+    # Padding moves to the left, so that generated tokens follow the last real token.
     left = jnp.argsort(mask[:, :prompt] != 0, axis=1, stable=True)
     ids, mask = (jnp.take_along_axis(x[:, :prompt], left, 1) for x in (ids, mask))
     new = generate(
@@ -71,7 +72,12 @@ def sample_continuations(
 
 
 def mask_continuations(batch: Mapping[str, Any], *, prompt: int) -> dict[str, Any]:
-    """``batch`` with the field ``continuation``: 1 where a real token after the first ``prompt`` is predicted."""
+    """Returns ``batch`` with the field ``continuation``: 1 where a real token after the prompt is predicted.
+
+    Args:
+        batch: with an ``attention_mask`` (B, L).
+        prompt: tokens of the prompt, including padding.
+    """
     real = jnp.asarray(batch["attention_mask"]) != 0
     predicts = real & jnp.pad(real[:, 1:], ((0, 0), (0, 1)))
     after = jnp.arange(real.shape[1])[None] >= prompt - 1

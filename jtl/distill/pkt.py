@@ -1,4 +1,8 @@
-"""Probabilistic knowledge transfer: Passalis and Tefas 2018, ECCV 2018, arXiv:1803.10837."""
+"""PKT (probabilistic knowledge transfer): matches the distributions of similarity between the examples of a batch.
+
+Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
+https://arxiv.org/abs/1803.10837.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,13 @@ from jtl.model import Batch, Model, Outputs
 def pkt(
     student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
-    """``Σ_j p_t(j|i) log(p_t(j|i) / p_s(j|i))``, j ≠ i, the mean over rows i (the paper sums).
+    """The mean over rows i (the paper sums) of ``Σ_j p_t(j|i) log(p_t(j|i) / p_s(j|i))``, j ≠ i.
 
-    ``p(j|i)`` is the affinity ``(cos(x_i, x_j) + 1) / 2`` over its sum over the other rows. Widths may differ.
-    The authors' published code also counts j = i and averages over all pairs.
+    ``p(j|i)`` is the affinity ``(cos(x_i, x_j) + 1) / 2`` over its sum over the other rows. Widths may differ. The
+    authors' published code also counts j = i and averages over all pairs.
 
-    Raises ValueError for other rows.
+    Raises:
+        ValueError: the numbers of rows differ.
     """
     term.same_rows("PKT", student, teacher)
     held = rows.pairs(weight, len(student)) > 0
@@ -39,11 +44,11 @@ EPSILON = 1e-7  # opposite rows have affinity 0
 
 
 class PKT(Layers):
-    """``pkt`` summed over pairs of layers. It compares rows of a batch with each other, so batches should be large."""
+    """``pkt`` summed over pairs of layers; batches should be large, because it compares their rows with each other."""
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         parts = [pkt(own, taught, row_weight(batch)) for own, taught in self.pairs(outputs, batch)]
         return sum(parts, jnp.zeros(())), {}

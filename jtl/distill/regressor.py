@@ -1,7 +1,7 @@
-"""Regressors: small modules from a student's layers to the shape of a teacher's, which train with the student.
+"""Regressors: small modules that map a student's layers to the shape of a teacher's and train with the student.
 
-Their leaves lie under ``params[NAME]``, and a loss reads what they give as the tap NAME. Without a loss that asks
-for it a regressor does not run, so a trained student costs what it did before.
+Their leaves lie under ``params[NAME]``, and a loss reads their output as the tap NAME. A regressor only runs when a
+loss asks for it, so it does not make the trained student slower.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 
 @dataclass(frozen=True)
 class Regressor:
-    """The technique behind ``regressor``: the tap ``name`` is ``module`` of the outputs or taps ``on``."""
+    """The technique behind ``regressor``: the tap ``name`` is ``module`` applied to the outputs or taps ``on``."""
 
     name: str
     module: nn.Module
     on: tuple[str, ...]
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with one more tap."""
+        """Returns ``forward`` with one more tap."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if self.name not in mode.taps:
@@ -51,19 +51,19 @@ def regressor(
     batch: Batch,
     key: Array,
 ) -> Model:
-    """``model`` with the tap ``name``, which is ``module`` of its layers ``on``.
+    """Returns ``model`` with the tap ``name``, which is ``module`` applied to its layers ``on``.
 
     Args:
         model: the student.
-        module: a Linen module with parameters alone; a number is a linear map of the last axis to that width (for a
-            map (B, H, W, C) a 1 x 1 convolution).
+        module: a Linen module with parameters only; a number is a linear map of the last axis to that width (for a map
+            (B, H, W, C), a 1 x 1 convolution).
         on: names of the layers it takes, in order: outputs such as ``"features"`` or paths of modules.
         name: of the tap, and of the leaves in ``params``.
-        batch: any batch, to see shapes.
+        batch: any batch, to read shapes from.
         key: for its initialisation.
 
     Raises:
-        KeyError: no such layer; near misses are listed.
+        KeyError: there is no such layer; near misses are listed.
         ValueError: the name is taken, or the module has other collections than parameters.
     """
     names = (on,) if isinstance(on, str) else tuple(on)

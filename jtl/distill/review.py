@@ -1,7 +1,8 @@
-"""ReviewKD: Chen, Liu, Zhao and Jia 2021, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044.
+"""ReviewKD: each level of the teacher teaches the student's level of that depth *and* all deeper ones.
 
-Each of the teacher's levels teaches the student's level of that depth *and* all deeper ones: from the deepest level
-up, the student's maps are fused by attention, and each fusion meets the teacher's map of its level.
+From the deepest level up, attention fuses the student's maps, and each fused map is compared with the teacher's map of
+its level. Chen, Liu, Zhao and Jia 2021, "Distilling Knowledge via Knowledge Review", CVPR 2021,
+https://arxiv.org/abs/2104.09044.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ def hierarchical_context(
 ) -> Float[Array, ""]:
     """The hierarchical context loss: mean squared differences of the maps and of their averages over coarse grids.
 
-    The grids are 4 x 4, 2 x 2 and 1 x 1, as far as they are smaller than H; each weighs half of the one before,
-    the whole map 1, and the sum is over the sum of these weights (the authors' published code; the paper names
-    the pyramid alone).
+    The grids are 4 x 4, 2 x 2 and 1 x 1, where smaller than H. The whole map has weight 1 and each grid half the
+    weight before it; the sum is divided by the sum of the weights (as in the authors' published code; the paper only
+    names the pyramid).
 
-    Raises ValueError for maps of other shapes.
+    Args:
+        student: fused maps.
+        teacher: its maps, of the same shape.
+        weight: of the rows.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     term.same(
         "ReviewKD", student, teacher, "build the review module with the teacher's shapes, level by level"
@@ -41,7 +48,7 @@ def hierarchical_context(
     def squares(difference: Array) -> Array:
         return jnp.mean(jnp.square(difference), (1, 2, 3))
 
-    # Averaging is linear, so the averages' difference is the average difference.
+    # Averaging is linear, so the difference of averages is the average difference.
     difference = student - teacher
     total, factor, factors = squares(difference), 1.0, 1.0
     for grid in POOLED:
@@ -70,11 +77,11 @@ def _cells(size: int, grid: int) -> np.ndarray:
 class Review(nn.Module):
     """Attention-based fusion of a student's maps, shallowest first, into maps of the teacher's shapes.
 
-    Put it into a student by ``regressor(student, Review(shapes), on=(...), name="review", ...)``. The authors'
-    modules have batch normalisation after each convolution; here there is none, as a regressor has parameters alone.
+    Add it to a student by ``regressor(student, Review(shapes), on=(...), name="review", ...)``. The authors' modules
+    have batch normalisation after each convolution; here there is none, because a regressor has only parameters.
 
     Attributes:
-        shapes: (H, W, C) of the teacher's map at each level, shallowest first; H and W are those of the student.
+        shapes: (H, W, C) of the teacher's map at each level, shallowest first; H and W must be those of the student.
         width: channels in which levels are fused.
     """
 
@@ -83,7 +90,7 @@ class Review(nn.Module):
 
     @nn.compact
     def __call__(self, *levels: Float[Array, "B _H _W _C"]) -> tuple[Float[Array, "B _H _W _C"], ...]:
-        """The fused map of each level."""
+        """Returns the fused map of each level."""
         if len(levels) != len(self.shapes):
             raise InputError(f"Review: {len(levels)} student levels, {len(self.shapes)} teacher shapes")
         fused: list[Array] = []
@@ -107,7 +114,7 @@ class Review(nn.Module):
 
 
 class ReviewKD(Term):
-    """``hierarchical_context`` summed over the levels of a ``Review`` in the student and of the teacher.
+    """``hierarchical_context`` between a ``Review`` in the student and the teacher, summed over levels.
 
     Attributes:
         teacher: names of the teacher's maps, shallowest first.
@@ -118,17 +125,21 @@ class ReviewKD(Term):
     student: str = struct.field(pytree_node=False, default="review")
 
     def student_names(self) -> tuple[str, ...]:
-        """The fused maps."""
+        """Returns the name of the fused maps."""
         return (self.student,)
 
     def teacher_names(self) -> tuple[str, ...]:
-        """Its maps."""
+        """Returns the names of the teacher's maps."""
         return self.teacher
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises ValueError for other numbers of levels."""
+        """Returns the loss.
+
+        Raises:
+            ValueError: student and teacher have different numbers of levels.
+        """
         fused = read(outputs, self.student)
         if len(fused) != len(self.teacher):
             raise InputError(f"ReviewKD: {len(fused)} fused levels, {len(self.teacher)} teacher layers")

@@ -1,4 +1,7 @@
-"""Relational knowledge distillation: Park, Kim, Lu and Cho 2019, CVPR 2019, arXiv:1904.05068."""
+"""RKD (relational knowledge distillation): matches distances and angles between the examples of a batch.
+
+Park, Kim, Lu and Cho 2019, "Relational Knowledge Distillation", CVPR 2019, https://arxiv.org/abs/1904.05068.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ from jtl.model import Batch, Model, Outputs
 def rkd_distance(
     student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
-    """The Huber loss between distances of rows, each over the mean distance of its batch; the mean over pairs i ≠ j.
+    """The Huber loss between distances of rows, each relative to the mean distance of its batch; mean over pairs i ≠ j.
 
-    The paper sums over the pairs; the authors' published code averages over all B², i = j included.
-    Raises ValueError for other rows.
+    The paper sums over the pairs; the authors' published code averages over all B², including i = j.
+
+    Raises:
+        ValueError: the numbers of rows differ.
     """
     term.same_rows("RKD", student, teacher)
     pairs = rows.pairs(weight, len(student))
@@ -35,16 +40,18 @@ def rkd_distance(
 def rkd_angle(
     student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
-    """The Huber loss between cosines of the angles at j of rows i, j, k, all distinct; the mean over triples.
+    """The Huber loss between cosines of the angles at j of distinct rows i, j, k; the mean over triples.
 
     The paper sums over the triples; the authors' published code averages over all B³. Memory grows with B³.
-    Raises ValueError for other rows.
+
+    Raises:
+        ValueError: the numbers of rows differ.
     """
     term.same_rows("RKD", student, teacher)
     count = len(student)
     pairs = rows.pairs(weight, count)
     ones = jnp.ones(count) if weight is None else weight
-    # w_i w_j w_k at [j, i, k], distinct.
+    # w_i w_j w_k at [j, i, k], where all are distinct.
     triples = ones[:, None, None] * ((pairs > 0)[:, :, None] & (pairs > 0)[:, None]) * pairs[None]
 
     def cosine(x: Array) -> Array:
@@ -64,7 +71,7 @@ class RKD(Layers):
 
     Attributes:
         distance: weight of the distances, 25 in the paper's metric learning.
-        angle: weight of the angles, 50.
+        angle: weight of the angles, 50 there.
     """
 
     distance: Any = 25.0
@@ -73,7 +80,7 @@ class RKD(Layers):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and its two parts."""
+        """Returns the loss, and its two parts as metrics."""
         weight, parts = row_weight(batch), {"rkd_distance": jnp.zeros(()), "rkd_angle": jnp.zeros(())}
         for own, taught in self.pairs(outputs, batch):
             parts["rkd_distance"] += rkd_distance(own, taught, weight)

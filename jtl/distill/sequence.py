@@ -1,10 +1,13 @@
-"""Distillation of sequences, token by token: forward and reverse KL, generalised JSD, cached top-k teachers.
+"""Distillation of sequence models, token by token: forward and reverse KL, generalised JSD, cached top-k teachers.
 
-Word-level distillation: Kim and Rush 2016, arXiv:1606.07947. Reverse KL: Gu et al. 2023, "MiniLLM",
-arXiv:2306.08543. Generalised Jensen-Shannon divergence: Agarwal et al. 2023, "GKD", arXiv:2306.13649.
+Word-level distillation: Kim and Rush 2016, "Sequence-Level Knowledge Distillation", https://arxiv.org/abs/1606.07947.
+Reverse KL: Gu et al. 2023, "MiniLLM: Knowledge Distillation of Large Language Models",
+https://arxiv.org/abs/2306.08543. Generalised Jensen-Shannon divergence: Agarwal et al. 2023, "On-Policy Distillation
+of Language Models: Learning from Self-Generated Mistakes" (GKD), https://arxiv.org/abs/2306.13649.
 
-Logits (B, L, V) and a mask (B, L) of the positions whose *predictions* count: for a language model those that
-predict a real token, one to the left of that token. Values are means over these positions, in nats.
+Inputs are logits (B, L, V) and a mask (B, L) of the positions whose *predictions* count. For a language model these
+are the positions that predict a real token, one to the left of that token. Values are means over these positions, in
+nats.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from jtl.distill.term import Term, read, row_weight
 from jtl.errors import InputError, MissingError
 from jtl.model import Batch, Model, Outputs
 
-Mask = Float[Array, "..."] | Int[Array, "..."] | None  # (B, L), which `_weight` checks
+Mask = Float[Array, "..."] | Int[Array, "..."] | None  # (B, L), which ``_weight`` checks
 TOKENS = "token_logits"
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 
@@ -33,7 +36,17 @@ def forward_kl(
     mask: Mask = None,
     temperature: Any = 1.0,
 ) -> Float[Array, ""]:
-    """Word-level distillation: ``T² · KL(teacher || student)``. Raises ValueError for other lengths or vocabularies."""
+    """Word-level distillation: the mean over positions of ``T² · KL(teacher || student)``.
+
+    Args:
+        student_logits: (B, L, V).
+        teacher_logits: (B, L, V).
+        mask: of the positions that count; by default all.
+        temperature: T.
+
+    Raises:
+        ValueError: lengths or vocabularies differ.
+    """
     student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
     return jnp.square(temperature) * rows.mean(rows.kl(teacher, student), _weight(mask, student))
 
@@ -44,10 +57,13 @@ def reverse_kl(
     mask: Mask = None,
     temperature: Any = 1.0,
 ) -> Float[Array, ""]:
-    """``T² · KL(student || teacher)`` at each position: it seeks a mode of the teacher where ``forward_kl`` covers all.
+    """The mean over positions of ``T² · KL(student || teacher)``; arguments as in ``forward_kl``.
 
-    MiniLLM minimises it over sequences that the student samples; on given sequences this is its one-step part.
-    Raises ValueError for other lengths or vocabularies.
+    It seeks a mode of the teacher where ``forward_kl`` covers all of them. MiniLLM minimises it over sequences that
+    the student samples; on given sequences this is its one-step part.
+
+    Raises:
+        ValueError: lengths or vocabularies differ.
     """
     student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
     return jnp.square(temperature) * rows.mean(rows.kl(student, teacher), _weight(mask, student))
@@ -61,12 +77,13 @@ def generalised_jsd(
     *,
     beta: float = 0.5,
 ) -> Float[Array, ""]:
-    """``T² · (β KL(p_t || m) + (1 - β) KL(p_s || m))`` with ``m = β p_t + (1 - β) p_s`` (GKD's JSD(β)).
+    """The mean over positions of ``T² · (β KL(p_t || m) + (1 - β) KL(p_s || m))``, ``m = β p_t + (1 - β) p_s``.
 
-    It is 0 for every pair at β = 0 and 1; over β it tends to ``forward_kl`` as β → 0, over 1 - β to ``reverse_kl``
-    as β → 1.
+    This is GKD's JSD(β); arguments as in ``forward_kl``. It is 0 for every pair at β = 0 and 1. Divided by β it tends
+    to ``forward_kl`` as β → 0; divided by 1 - β it tends to ``reverse_kl`` as β → 1.
 
-    Raises ValueError for β outside (0, 1), other lengths or vocabularies.
+    Raises:
+        ValueError: β is not inside (0, 1), or lengths or vocabularies differ.
     """
     if not 0 < beta < 1:
         raise InputError(f"beta lies between 0 and 1, got {beta}; its limits are forward_kl and reverse_kl")
@@ -79,9 +96,10 @@ def generalised_jsd(
 def top_k(
     teacher_logits: Float[Array, "... V"], k: int, temperature: float = 1.0
 ) -> tuple[Float[Array, "... k"], Int[Array, "... k"]]:
-    """The k largest log-probabilities of the teacher at ``temperature``, and their places: what a cache stores.
+    """Returns the k largest log-probabilities of the teacher at ``temperature``, and their token ids, to be cached.
 
-    Raises ValueError unless 1 <= k <= V.
+    Raises:
+        ValueError: k is not in 1 ... V.
     """
     if not 1 <= k <= teacher_logits.shape[-1]:
         raise InputError(f"top_k keeps 1 to {teacher_logits.shape[-1]} of the vocabulary, got k={k}")
@@ -97,12 +115,20 @@ def forward_kl_top_k(
     mask: Mask = None,
     temperature: Any = 1.0,
 ) -> Float[Array, ""]:
-    """``forward_kl`` to a cached teacher of which ``top_k`` kept the k largest.
+    """``forward_kl`` to a cached teacher of which ``top_k`` kept the k largest log-probabilities.
 
-    All other tokens count as one event, with the probability that is left: a divergence that is never above
-    ``forward_kl``, and equal to it at k = V. ``temperature`` must be that of the cache.
+    All other tokens count as one event, with the remaining probability. This divergence never exceeds ``forward_kl``
+    and equals it at k = V.
 
-    Raises ValueError for other lengths, or a k above the vocabulary.
+    Args:
+        student_logits: (B, L, V).
+        log_probabilities: (B, L, k), from ``top_k``.
+        places: (B, L, k), their token ids. An id outside the vocabulary makes the loss NaN.
+        mask: of the positions that count; by default all.
+        temperature: T; must be that of the cache.
+
+    Raises:
+        ValueError: rows or lengths differ, or k is above the vocabulary.
     """
     if log_probabilities.shape[:2] != student_logits.shape[:2]:
         raise InputError(
@@ -114,7 +140,7 @@ def forward_kl_top_k(
         raise InputError(f"cached top-k: k={k} is above the student's vocabulary of {vocabulary}")
     student = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
     teacher = log_probabilities.astype(jnp.float32)
-    # A place outside the vocabulary (another tokenizer) makes the loss NaN, where JAX would take the last token.
+    # An id outside the vocabulary (another tokenizer) makes the loss NaN; JAX would use the last token.
     kept = jnp.take_along_axis(student, places, -1, mode="fill", fill_value=jnp.nan)
     if k < vocabulary:
         batch, length = (jnp.arange(n) for n in student.shape[:2])
@@ -141,25 +167,30 @@ def _weight(mask: Mask, logits: Array) -> Array | None:
 
 
 class _Sequence(Term, kw_only=True):
-    """Base of the losses here: they read ``token_logits`` (B, L, V), as language models give them.
+    """Base of the losses here, which read ``token_logits`` (B, L, V) as language models return them.
 
     Attributes:
-        mask: the batch's field (B, L) of positions that count. None: those that predict a real token from a real one,
-            by ``attention_mask``, as ``jtl.tasks.CausalLM`` counts; all but the last without that field.
+        mask: the batch field (B, L) of positions that count. None: those that predict a real token from a real one, by
+            ``attention_mask``, as in ``jtl.tasks.CausalLM``; all but the last if there is no such field.
     """
 
     mask: str | None = struct.field(pytree_node=False, default=None)
 
     def student_names(self) -> tuple[str, ...]:
-        """The logits of each token."""
+        """Returns the logits of each token."""
         return (TOKENS,)
 
     def teacher_names(self) -> tuple[str, ...]:
-        """The logits of each token."""
+        """Returns the logits of each token."""
         return (TOKENS,)
 
     def positions(self, batch: Batch, logits: Array) -> Float[Array, "B L"]:
-        """The weight of each position, 0 in rows of weight 0. Raises KeyError if the batch lacks ``mask``."""
+        """Returns the weight of each position, 0 in rows of weight 0.
+
+        Raises:
+            KeyError: the batch lacks ``mask``.
+            ValueError: the logits are not (B, L, V).
+        """
         if logits.ndim != 3:
             raise InputError(
                 f"{type(self).__name__} takes token_logits (B, L, V), the student gives {logits.shape}"
@@ -193,7 +224,7 @@ class SequenceKD(_Sequence):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         logits, taught = read(outputs, TOKENS), self.taught(batch, TOKENS)
         mask = self.positions(batch, logits)
         if self.divergence == "jsd":
@@ -203,7 +234,7 @@ class SequenceKD(_Sequence):
 
 
 class TopKSequenceKD(_Sequence):
-    """``forward_kl_top_k`` to the columns ``teacher_top_log_probabilities`` and ``teacher_top_places`` of the batch.
+    """``forward_kl_top_k`` to the batch columns ``teacher_top_log_probabilities`` and ``teacher_top_places``.
 
     Attributes:
         temperature: T, that of the cache.
@@ -212,13 +243,17 @@ class TopKSequenceKD(_Sequence):
     temperature: Any = 1.0
 
     def teacher_names(self) -> tuple[str, ...]:
-        """None: it has no live teacher."""
+        """Returns nothing, because there is no live teacher."""
         return ()
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError if the batch lacks the columns."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the batch lacks the columns.
+        """
         names = ("teacher_top_log_probabilities", "teacher_top_places")
         if missing := [name for name in names if name not in batch]:
             raise MissingError(

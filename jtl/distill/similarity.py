@@ -1,4 +1,7 @@
-"""Similarity-preserving distillation: Tung and Mori 2019, ICCV 2019, arXiv:1907.09682."""
+"""Similarity-preserving distillation: matches the pairwise similarities of the examples of a batch.
+
+Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation", ICCV 2019, https://arxiv.org/abs/1907.09682.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ from jtl.model import Batch, Model, Outputs
 def similarity(
     student: Float[Array, "B ..."], teacher: term.Teacher, weight: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
-    """``||G_t - G_s||² / B²`` (Frobenius), G the B x B products of rows, each row of G of norm 1.
+    """Computes ``||G_t - G_s||² / B²`` (Frobenius), G the B x B inner products of rows, each row of G scaled to norm 1.
 
-    Rows of weight 0 are left out of G. Widths may differ. Raises ValueError for other rows.
+    Rows of weight 0 are left out of G. Widths may differ.
+
+    Raises:
+        ValueError: the numbers of rows differ.
     """
     term.same_rows("similarity", student, teacher)
     weight = jnp.ones(len(student)) if weight is None else weight
@@ -31,11 +37,11 @@ def similarity(
 
 
 class Similarity(Layers):
-    """``similarity`` summed over pairs of layers. It compares rows of a batch with each other."""
+    """``similarity`` summed over pairs of layers. It compares the rows of a batch with each other."""
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         parts = [similarity(own, taught, row_weight(batch)) for own, taught in self.pairs(outputs, batch)]
         return sum(parts, jnp.zeros(())), {}

@@ -1,4 +1,7 @@
-"""Soft targets: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531."""
+"""Soft targets: the student matches the teacher's class probabilities at a raised temperature.
+
+Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", https://arxiv.org/abs/1503.02531.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ def soft_targets(
     temperature: Any = 4.0,
     weight: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """``T² · KL(softmax(teacher / T) || softmax(student / T))``, the mean over rows, in nats.
+    """The mean over rows of ``T² · KL(softmax(teacher / T) || softmax(student / T))``, in nats.
 
     The paper minimises the cross-entropy, which differs from the KL divergence by the teacher's entropy, a constant.
-    T² keeps the gradient's size as T changes (section 2).
+    T² keeps the size of the gradient as T changes (section 2).
 
     Args:
         student_logits: of B rows over C classes.
@@ -32,7 +35,7 @@ def soft_targets(
         weight: of the rows; 0 for padding.
 
     Raises:
-        ValueError: other rows or classes.
+        ValueError: rows or classes differ.
 
     >>> round(float(soft_targets(jnp.array([[0.0, 0.0]]), jnp.array([[0.0, 2.0]]), temperature=2.0)), 4)
     0.4438
@@ -57,6 +60,6 @@ class SoftTargets(Term):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         logits, taught = read(outputs, "logits"), self.taught(batch, "logits")
         return soft_targets(logits, taught, self.temperature, row_weight(batch)), {}

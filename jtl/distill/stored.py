@@ -1,8 +1,8 @@
-"""Teachers computed once: their outputs stored beside the rows of a split, for views of the rows that match.
+"""Distillation from stored teacher outputs: computed once, and attached to the rows of a split.
 
-``Taught(split, columns(jtl.outputs.outputs(teacher, Batches(split, 64, train=False), ("logits",))))``: losses
-on its batches need no ``Distill``, and a step costs what a step of the student alone costs. For a large vocabulary
-store ``top_k`` of the logits (``TopKSequenceKD``).
+``Taught(split, columns(jtl.outputs.outputs(teacher, Batches(split, 64, train=False), ("logits",))))``: losses on its
+batches need no ``Distill``, and a step costs as much as a step of the student alone. For a large vocabulary store
+``top_k`` of the logits (``TopKSequenceKD``).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from jtl.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """``count`` fixed views of each example: row ``v · N + i`` is example i as view v draws it.
+    """``count`` fixed augmented views of each example: row ``v · N + i`` is view v of example i.
 
-    The augmentation of a row depends on ``seed`` and the row alone, so a teacher's outputs on it can be stored: each
-    epoch over ``Views`` shows a student every view once, as the teacher saw it (Beyer et al. 2022, arXiv:2106.05237,
-    find that it must). Without augmentation, as with texts, all views are alike.
+    The augmentation of a row depends only on ``seed`` and the row, so a teacher's outputs on it can be stored. Each
+    epoch over ``Views`` shows a student every view once, exactly as the teacher saw it, which Beyer et al. 2022,
+    "Knowledge distillation: A good teacher is patient and consistent", https://arxiv.org/abs/2106.05237, find
+    necessary. Without augmentation, as with texts, all views are the same.
 
     Attributes:
         split: of N examples, with its augmentation.
@@ -41,16 +42,16 @@ class Views:
 
     @property
     def lengths(self) -> Int[np.ndarray, " M"]:
-        """Those of the examples, view by view."""
+        """The lengths of the examples, view by view."""
         return np.tile(self.split.lengths, self.count)
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Those of the split."""
+        """The buckets of the split."""
         return self.split.buckets
 
     def batch(self, indices: Int[np.ndarray, " B"], length: int, draws: Any = None) -> dict[str, np.ndarray]:
-        """The rows at ``indices``; the loader's own ``draws`` change nothing."""
+        """Returns the rows at ``indices``; the loader's own ``draws`` are ignored."""
         drawn: Float[np.ndarray, "B 3"] = np.stack(
             [np.random.default_rng((self.seed, int(row))).random(3) for row in indices]
         )
@@ -59,13 +60,14 @@ class Views:
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """A split whose batches bring the teacher's outputs with them: fields that the losses read without a teacher.
+    """A split whose batches include the teacher's outputs, as fields that the losses read without a teacher.
+
+    Raises:
+        ValueError: an array has another number of rows.
 
     Attributes:
-        split: of N examples; one that augments needs ``Views``, or the teacher would have seen something else.
+        split: of N examples; if it augments, wrap it in ``Views``, or the teacher would have seen other inputs.
         arrays: N rows each, by the field's name: ``teacher_logits``, ``teacher/NAME``.
-
-    Raises ValueError if an array has another number of rows.
     """
 
     split: Encoded
@@ -84,15 +86,15 @@ class Taught:
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
-        """Those of the split."""
+        """The lengths of the split."""
         return self.split.lengths
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Those of the split."""
+        """The buckets of the split."""
         return self.split.buckets
 
     def batch(self, indices: Int[np.ndarray, " B"], length: int, draws: Any = None) -> dict[str, np.ndarray]:
-        """The rows at ``indices`` with the teacher's."""
+        """Returns the rows at ``indices`` with the teacher's outputs."""
         stored = {name: array[indices] for name, array in self.arrays.items()}
         return {**self.split.batch(indices, length, draws), **stored}

@@ -1,4 +1,8 @@
-"""A student out of its teacher: some of its layers (Sanh et al. 2019, "DistilBERT", arXiv:1910.01108, section 3)."""
+"""Makes a shallower student from its teacher by keeping some of its layers, as DistilBERT does.
+
+Sanh et al. 2019, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
+https://arxiv.org/abs/1910.01108, section 3.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +20,31 @@ DEPTHS = (
     "n_layers",
     "n_layer",
     "num_layers",
-)  # what configurations call the number of layers
+)  # names of the number of layers in configurations
 
 
 def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encoder/layer_") -> Model:
-    """The teacher with ``layers`` of its stack alone, renumbered in order; all else, heads too, is kept.
+    """Returns the teacher with only ``layers`` of its stack, renumbered in order; everything else, heads too, is kept.
 
     DistilBERT takes every other layer: ``choose_layers(teacher, range(0, 12, 2))``. The leaves are the teacher's own
-    arrays, embeddings among them; nothing is copied.
+    arrays, including embeddings; nothing is copied.
 
     Args:
         teacher: a model of ``jtl.models`` whose layers are all alike, such as BERT, RoBERTa, DistilBERT, ViT, DINOv2.
         layers: numbers of the layers to keep, ascending from 0.
-        stack: what the paths of layers start with, before the number; ``"decoder/layer_"`` for Llama and GPT-2 and, to
-            make a Distil-Whisper (https://arxiv.org/abs/2311.00430), for Whisper and T5.
+        stack: the start of the layers' paths, before the number. ``"decoder/layer_"`` for Llama and GPT-2 and, to make
+            a Distil-Whisper (https://arxiv.org/abs/2311.00430), for Whisper and T5.
 
     Raises:
-        ValueError: no such layers, a model that cannot be rebuilt with fewer, or techniques that name layers.
+        ValueError: there are no such layers, the model cannot be rebuilt with fewer, or it has techniques that name
+            layers.
     """
     side = stack.split("/")[0]
     names = (
         f"{side}_layers",
         f"num_{side}_layers",
         *DEPTHS,
-    )  # an encoder and a decoder have depths of their own
+    )  # encoder and decoder each have their own depth
     field = next((name for name in names if hasattr(teacher.config, name)), None)
     if field is None or not isinstance(teacher.base, Linen):
         raise InputError(
@@ -63,7 +68,11 @@ def choose_layers(teacher: Model, layers: Sequence[int], *, stack: str = "encode
 
 
 def check_bare(model: Model) -> None:
-    """Raise ValueError if ``model`` has techniques other than heads and casts: their paths or shapes would be stale."""
+    """Checks that ``model`` has only heads and casts as techniques; paths or shapes of others would be stale.
+
+    Raises:
+        ValueError: it has other techniques.
+    """
     rest = [
         type(technique).__name__ for technique in model.techniques if not isinstance(technique, Head | Cast)
     ]
@@ -74,5 +83,5 @@ def check_bare(model: Model) -> None:
 
 
 def rebuild(model: Model, params: dict[str, Any], **dimensions: int) -> Model:
-    """``model`` of other ``params``, its configuration changed in ``dimensions``."""
+    """Returns ``model`` with ``params`` and its configuration changed in ``dimensions``."""
     return with_config(model.with_params(params), **dimensions)

@@ -1,4 +1,4 @@
-"""What a student learns from: a live teacher, whose outputs become columns of the batch."""
+"""``Distill``: runs a teacher on each batch and adds its outputs as columns of the batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from jtl.model import Batch, Mode, Model, Outputs
 
 
 class Distill(Loss):
-    """``loss``, with the teacher's outputs in the batch: one forward of the teacher for all terms of the loss.
+    """``loss`` with the teacher's outputs in the batch: one forward of the teacher serves all terms of the loss.
 
-    The teacher runs without dropout and with running statistics, gets no gradient and no optimiser state, and
-    computes in bfloat16 if it is ``jtl.model.cast`` so. ``Classify() + 0.5 * Distill(teacher, SoftTargets())`` and
-    ``Distill(teacher, Classify() + 0.5 * SoftTargets())`` are one loss; a ``crd`` memory needs the second form,
-    since its student's forward reads the teacher. Several teachers are a sum of several ``Distill``.
+    The teacher runs without dropout and with running statistics, has no gradient and no optimiser state, and computes
+    in bfloat16 if ``jtl.model.cast`` made it so. ``Classify() + 0.5 * Distill(teacher, SoftTargets())`` and
+    ``Distill(teacher, Classify() + 0.5 * SoftTargets())`` are the same loss. A ``crd`` memory needs the second form,
+    because its student's forward reads the teacher. For several teachers, add several ``Distill``.
 
-    Raises KeyError, with near misses, if the teacher lacks what a term reads.
+    Attributes:
+        teacher: any model.
+        loss: a distillation loss, or a sum in which some are.
 
     >>> import jax.numpy as jnp
     >>> from jtl.wrap import function
@@ -32,25 +34,26 @@ class Distill(Loss):
     >>> loss = Distill(large, SoftTargets(temperature=2.0))
     >>> round(float(loss(small, {"x": jnp.eye(2)}, None)[0]), 4)
     0.361
-
-    Attributes:
-        teacher: any model.
-        loss: a distillation loss, or a sum in which some are.
     """
 
     teacher: Any  # a Model, or None in subclasses that find it elsewhere
     loss: Loss
 
     def mode(self) -> Mode | None:
-        """That of the inner loss."""
+        """Returns the mode of the inner loss."""
         return self.loss.mode()
 
     def find(self, model: Model) -> Model:
-        """The teacher of the student ``model``."""
+        """Returns the teacher of the student ``model``."""
         return self.teacher
 
     def fill(self, model: Model, batch: Batch) -> dict[str, Any]:
-        """``batch`` with the columns that the terms read."""
+        """Returns ``batch`` with the columns that the terms read.
+
+        Raises:
+            ValueError: the batch is not a mapping, or no term reads a teacher.
+            KeyError: the teacher lacks an output that a term reads; near misses are listed.
+        """
         if not isinstance(batch, Mapping):
             raise InputError("distillation needs a batch of named fields, a dict")
         terms = self.loss.terms if isinstance(self.loss, Sum) else (self.loss,)
@@ -64,11 +67,11 @@ class Distill(Loss):
         return {**batch, **jax.lax.stop_gradient(columns(found))}
 
     def __call__(self, model: Model, batch: Batch, key: Array | None) -> tuple[Float[Array, ""], Aux]:
-        """The inner loss on the batch with the teacher's columns."""
+        """Returns the inner loss on the batch with the teacher's columns; raises as ``fill`` does."""
         return self.loss(model, self.fill(model, batch), key)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The inner loss, and its metrics."""
+        """Returns the inner loss and its metrics; raises as ``fill`` does."""
         return self.loss.value(model, outputs, self.fill(model, batch), key)

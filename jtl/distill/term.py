@@ -1,8 +1,8 @@
-"""``Term``: a distillation loss, and the names by which it reads the outputs of student and teacher.
+"""``Term``: the base of distillation losses, and the names by which they read outputs of student and teacher.
 
-A term reads the student's outputs from the step's one forward and the teacher's from the
-batch: ``teacher_logits``, and ``teacher/NAME`` for any other. ``Distill`` fills these columns by a forward of the
-teacher; a loader may as well bring them from a file, and then there is no teacher.
+A term reads the student's outputs from the step's one forward and the teacher's from the batch: ``teacher_logits``,
+and ``teacher/NAME`` for any other output. ``Distill`` fills these columns with a forward of the teacher. A loader may
+also read them from a file; then no teacher is needed.
 
 A NAME is ``features``, ``pooled``, ``sequence``, ``map``, ``logits`` or ``token_logits`` (an output of the model),
 ``outputs/x`` (its output ``x``), or else the path of a module: a tap.
@@ -27,17 +27,21 @@ OUTPUTS = ("logits", "token_logits", "features", "pooled", "sequence", "map")
 
 
 def is_tap(name: str) -> bool:
-    """Whether ``name`` is the path of a module, and no output of the model."""
+    """Whether ``name`` is the path of a module rather than an output of the model."""
     return name not in OUTPUTS and not name.startswith("outputs/")
 
 
 def taps(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``names`` that are paths of modules, once each."""
+    """Returns those of ``names`` that are paths of modules, once each."""
     return tuple(dict.fromkeys(name for name in names if is_tap(name)))
 
 
 def read(outputs: Outputs, name: str) -> Any:
-    """The output or tap called ``name``. Raises KeyError with near misses if there is none."""
+    """Returns the output or tap called ``name``.
+
+    Raises:
+        KeyError: there is none; near misses are listed.
+    """
     place = outputs.get("taps", {}) if is_tap(name) else outputs
     name = name.removeprefix("outputs/")
     if name not in place:
@@ -47,7 +51,7 @@ def read(outputs: Outputs, name: str) -> Any:
 
 
 def column(name: str) -> str:
-    """The field of a batch that holds the teacher's output or tap ``name``.
+    """Returns the batch field that holds the teacher's output or tap ``name``.
 
     >>> column("logits"), column("encoder/layer_3")
     ('teacher_logits', 'teacher/encoder/layer_3')
@@ -56,36 +60,41 @@ def column(name: str) -> str:
 
 
 def columns(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays by name (say of ``jtl.outputs.outputs(teacher, batches, names)``) as columns of a batch."""
+    """Renames arrays (for example from ``jtl.outputs.outputs(teacher, batches, names)``) to the columns of a batch."""
     return {column(name): value for name, value in arrays.items()}
 
 
 class Term(Loss, kw_only=True):
-    """Base of the distillation losses: one that reads the teacher from the batch.
+    """Base of the distillation losses, which read the teacher from the batch.
 
-    Rows of ``batch["weight"]`` 0 (padding of a last batch) do not count. In activations (B, L, D) of a batch with an
-    ``attention_mask`` (B, L), padding tokens are 0, for student and teacher.
+    Rows of ``batch["weight"]`` 0 (padding of a last batch) do not count. If the batch has an ``attention_mask`` (B,
+    L), activations (B, L, D) of student and teacher are set to 0 at padding tokens.
 
     Attributes:
-        stats: normalise the student by ``"running"`` or ``"batch"`` statistics, as the task loss beside it does.
+        stats: normalise the student by ``"running"`` or ``"batch"`` statistics, like the task loss that it is added
+            to.
     """
 
     stats: Literal["running", "batch"] = struct.field(pytree_node=False, default="running")
 
     def student_names(self) -> tuple[str, ...]:
-        """What it reads of the student."""
+        """Returns the names it reads from the student."""
         return ("logits",)
 
     def teacher_names(self) -> tuple[str, ...]:
-        """What it reads of the teacher."""
+        """Returns the names it reads from the teacher."""
         return ("logits",)
 
     def mode(self) -> Mode:
-        """Dropout on, normalisation as ``stats`` says, and the student's taps."""
+        """Returns the mode with dropout on, the chosen normalisation, and the student's taps."""
         return Mode(train=True, stats=self.stats, taps=taps(self.student_names()))
 
     def taught(self, batch: Batch, name: str) -> Any:
-        """The teacher's ``name``, from the batch. Raises KeyError if the batch lacks it."""
+        """Returns the teacher's ``name``, from the batch.
+
+        Raises:
+            KeyError: the batch lacks it.
+        """
         if column(name) not in batch:
             raise MissingError(
                 f"{type(self).__name__} reads batch[{column(name)!r}]; the batch has {sorted(batch)}: wrap the loss, "
@@ -95,7 +104,7 @@ class Term(Loss, kw_only=True):
 
 
 class Layers(Term):
-    """Base of the losses between layers: ``student`` and ``teacher`` name one each, or as many each.
+    """Base of the losses between layers: ``student`` and ``teacher`` name one layer each, or equally many.
 
     Attributes:
         student: name of the student's layer (or of its regressor), or names.
@@ -106,15 +115,19 @@ class Layers(Term):
     teacher: str | tuple[str, ...] = struct.field(pytree_node=False, default="features")
 
     def student_names(self) -> tuple[str, ...]:
-        """Its layers."""
+        """Returns its layers."""
         return (self.student,) if isinstance(self.student, str) else self.student
 
     def teacher_names(self) -> tuple[str, ...]:
-        """Its layers."""
+        """Returns its layers."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
     def pairs(self, outputs: Outputs, batch: Batch) -> list[tuple[Array, Array]]:
-        """The activations of student and teacher, layer by layer. Raises ValueError for other numbers of them."""
+        """Returns the activations of student and teacher, layer by layer.
+
+        Raises:
+            ValueError: the numbers of layers differ.
+        """
         own, other = self.student_names(), self.teacher_names()
         if len(own) != len(other):
             raise InputError(f"{type(self).__name__}: {len(own)} student layers, {len(other)} teacher layers")
@@ -125,19 +138,19 @@ class Layers(Term):
 
 
 def student_output(outputs: Outputs, batch: Batch, name: str) -> Any:
-    """The student's ``name``, its padding tokens set to 0."""
+    """Returns the student's ``name``, with padding tokens set to 0."""
     return _without_padding(read(outputs, name), batch)
 
 
 def row_weight(batch: Batch) -> Float[Array, " B"] | None:
-    """The weights of the rows, or None: all alike."""
+    """Returns the weights of the rows, or None if all count alike."""
     return jnp.asarray(batch["weight"], jnp.float32) if "weight" in batch else None
 
 
 def token_mask(
     batch: Batch, shape: tuple[int, ...], name: str = "attention_mask"
 ) -> Float[Array, "B L"] | None:
-    """1 at real tokens of rows that count, if ``shape`` (B, L, ...) is that of the batch's mask ``name``."""
+    """Returns 1 at real tokens of rows that count, or None unless ``shape`` (B, L, ...) fits the mask ``name``."""
     mask = batch.get(name)
     if mask is None or len(shape) != 3 or jnp.shape(mask) != shape[:2]:
         return None
@@ -157,17 +170,25 @@ def _without_padding(value: Any, batch: Batch) -> Any:
     return jax.tree.map(zeroed, value)
 
 
-Teacher = Float[Array, "..."]  # any shape: it is checked by `same`, whose errors say what to do
+Teacher = Float[Array, "..."]  # any shape: ``same`` checks it, and its errors say what to do
 
 
 def same(what: str, student: Array, teacher: Array, advice: str) -> None:
-    """Raise ValueError unless both have one shape."""
+    """Checks that both have the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if student.shape != teacher.shape:
         raise InputError(f"{what}: the student gives {student.shape}, the teacher {teacher.shape}; {advice}")
 
 
 def same_classes(student: Array, teacher: Array) -> None:
-    """Raise ValueError unless both logits have one shape: rows, positions of a sequence, and classes."""
+    """Checks that both logits have the same shape: rows, positions of a sequence, and classes.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if student.ndim == 3 and student.shape[1] != teacher.shape[1]:
         advice = "tokenise both alike: one tokenizer and one padded length"
     else:
@@ -176,7 +197,11 @@ def same_classes(student: Array, teacher: Array) -> None:
 
 
 def same_rows(what: str, student: Array, teacher: Array) -> None:
-    """Raise ValueError unless both have one number of rows."""
+    """Checks that both have the same number of rows.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
     if student.shape[0] != teacher.shape[0]:
         raise InputError(
             f"{what}: the student gives {student.shape[0]} rows, the teacher {teacher.shape[0]}; one batch for both"

@@ -1,8 +1,8 @@
-"""A narrower student out of its teacher: the channels of largest weight.
+"""Makes a narrower student from its teacher by structured magnitude pruning: it keeps the channels of largest weight.
 
-Structured magnitude pruning: a channel's importance is the Euclidean norm of all weights that read or write it (Li
-et al. 2017, arXiv:1608.08710, ranks filters so, by their L1 norm). The student computes something else than its teacher
-and needs training: by distillation.
+A channel's importance is the Euclidean norm of all weights that read or write it. (Li et al. 2017, "Pruning Filters
+for Efficient ConvNets", https://arxiv.org/abs/1608.08710, rank filters in this way by their L1 norm.) The student does
+not compute what its teacher does; train it by distillation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jtl.distill.student import check_bare, rebuild
 from jtl.errors import InputError
 from jtl.model import Linen, Model
 
-# What each axis of a leaf of BERT counts: "keys" are the inner channels of query and key, "values" those of value and
-# output, both H · E with head h at h·E ... (h+1)·E.
+# The meaning of each axis of BERT's leaves: "keys" are the inner channels of query and key, "values" those of value
+# and output, both H · E with head h at h·E ... (h+1)·E.
 AXES = (
     (r"embeddings/(word|position|token_type)/embedding", "- hidden"),
     (r".*norm/(scale|bias)", "hidden"),
@@ -41,11 +41,11 @@ AXES = (
 def choose_widths(
     teacher: Model, *, hidden: int | None = None, heads: int | None = None, intermediate: int | None = None
 ) -> Model:
-    """The teacher with its most important channels alone; None keeps all.
+    """Returns the teacher with only its most important channels; None keeps all.
 
-    Hidden channels are chosen once for the whole model, since residual sums tie them; heads, the channels of each
-    head and intermediate channels in each layer by itself. Queries are rescaled so that attention logits stay the
-    teacher's, over fewer channels.
+    Hidden channels are chosen once for the whole model, because residual sums tie them. Heads, the channels of each
+    head and intermediate channels are chosen separately in each layer. Queries are rescaled so that attention logits,
+    over fewer channels, keep the teacher's scale.
 
     Args:
         teacher: a BERT or RoBERTa of ``jtl.models``, with or without its standard head.
@@ -54,8 +54,8 @@ def choose_widths(
         intermediate: channels of its MLPs.
 
     Raises:
-        ValueError: a size above the teacher's, heads that do not divide ``hidden`` or get wider than the teacher's,
-            or another architecture.
+        ValueError: a size is above the teacher's, ``heads`` does not divide ``hidden`` or makes heads wider than the
+            teacher's, or the architecture is another.
     """
     config = teacher.config
     if not isinstance(teacher.base, Linen) or getattr(config, "model_type", "") not in ("bert", "roberta"):
@@ -107,7 +107,7 @@ def choose_widths(
 
 
 def _axes(model: Model) -> dict[str, list[str]]:
-    """What each axis of each leaf counts. Raises RuleError for a leaf that no rule covers."""
+    """The meaning of each axis of each leaf; raises RuleError for a leaf that no rule covers."""
     paths = tree.flatten(model.params)
     met = [rule for rule in AXES if any(re.fullmatch(rule[0], path) for path in paths)]
     return {path: axes.split() for path, axes in tree.flatten(tree.assign(met, model.params)).items()}
@@ -131,5 +131,5 @@ def _energy(leaves: dict[str, np.ndarray], axes: dict[str, list[str]]) -> dict[t
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """The places of the ``count`` largest, ascending; the first of equals."""
+    """The indices of the ``count`` largest, ascending; of equal values, the first."""
     return np.sort(np.argsort(-values, kind="stable")[:count])

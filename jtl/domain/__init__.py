@@ -1,4 +1,9 @@
-"""Domain adaptation and generalisation: source and target differ, and labels exist for the source alone."""
+"""Domain adaptation and generalisation: source and target data differ, and only source rows have labels.
+
+Discrepancy losses, adversarial training, self-training and test-time adaptation for an unlabelled target; losses for
+several labelled domains; and ``protocol``, which selects models without target labels. Each loss is a term to add to
+the supervised loss.
+"""
 
 from jtl.domain import protocol
 from jtl.domain.adabn import adabn

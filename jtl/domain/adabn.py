@@ -1,4 +1,4 @@
-"""AdaBN: the running statistics of batch normalisation, estimated anew on the target.
+"""AdaBN: adapts a model by re-estimating the running statistics of batch normalisation on target rows.
 
 Li et al. 2016, "Revisiting Batch Normalization For Practical Domain Adaptation", https://arxiv.org/abs/1603.04779.
 """
@@ -19,16 +19,17 @@ from jtl.model import Batch, Mode, Model
 
 
 def adabn(model: Model, batches: Iterable[Mapping[str, Any]]) -> Model:
-    """``model`` whose ``batch_stats`` are the means and variances over all rows of ``batches``, target rows.
+    """Returns ``model`` with ``batch_stats`` that are the means and variances over all rows of ``batches``.
 
-    Each layer's statistics are pooled over batches, Σ n (v + m²) / Σ n - mean², so they do not depend on the layer's
-    momentum, and within a batch each layer is normalised by that batch. One batch of everything is exact.
+    Statistics are pooled over batches, Σ n (v + m²) / Σ n - mean², so they do not depend on a layer's momentum. Within
+    a batch, each layer is normalised by that batch. A single batch of all rows is exact.
 
     Args:
         model: with normalisation layers that keep ``mean`` and ``var`` (``flax.linen.BatchNorm``).
-        batches: dicts of arrays; rows of ``weight`` 0 are dropped. Each size of batch compiles once.
+        batches: mappings of arrays, of target rows; rows of ``weight`` 0 are dropped. Each batch size compiles once.
 
-    Raises ValueError for a model without such statistics, a layer that never updates them, or no rows.
+    Raises:
+        ValueError: the model has no such statistics, a layer never updates them, or there are no rows.
     """
     stats = model.variables.get("batch_stats")
     paths = tree.flatten(stats or {})
@@ -71,7 +72,7 @@ def _counted(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 @jax.jit
 def _own(model: Model, batch: Batch) -> PyTree:
-    """The statistics of one batch alone. An update is m·old + (1 - m)·new: from old = 0 and 1 follow m and new."""
+    """One batch's statistics: an update is m·old + (1 - m)·new, so old = 0 and old = 1 determine m and new."""
 
     def updated(old: float) -> PyTree:
         filled = jax.tree.map(lambda leaf: jnp.full_like(leaf, old), model.variables["batch_stats"])

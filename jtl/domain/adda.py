@@ -1,4 +1,4 @@
-"""ADDA: a target encoder that learns to look like a fixed source encoder.
+"""ADDA: a target encoder trained adversarially to produce features like those of a fixed source encoder.
 
 Tzeng et al. 2017, "Adversarial Discriminative Domain Adaptation", https://arxiv.org/abs/1702.05464. Two stages:
 
@@ -32,7 +32,18 @@ def discriminator(
     width: int | None = None,
     hidden: tuple[int, ...] = (1024, 1024),
 ) -> Model:
-    """``model`` with a head ``discriminator`` on ``on``, giving ``domain_logits``, and no reversal."""
+    """Returns ``model`` with a discriminator head on ``on``, with output ``domain_logits`` and no gradient reversal.
+
+    Args:
+        model: any model that returns ``on``.
+        key: for the new leaves.
+        on: the features.
+        width: their size; by default that of the model's architecture.
+        hidden: widths of the hidden layers.
+
+    Raises:
+        ValueError: the width is unknown.
+    """
     module = Discriminator(tuple(hidden))
     return heads.attach(
         model,
@@ -46,11 +57,11 @@ def discriminator(
 
 
 class ADDA(DomainLoss):
-    """The discriminator's loss plus the target encoder's, which has the label flipped.
+    """The discriminator's loss plus the target encoder's, which uses flipped domain labels.
 
-    The discriminator tells ``source``'s features of source rows from the model's of target rows; the model minimises
-    ``mean_target -log(1 - d)``, as if target were source. Neither draws a gradient into the other's leaves. Both take
-    one update at a time from the same parameters, where the paper takes them in turn.
+    The discriminator separates ``source``'s features of source rows from the model's features of target rows. The
+    model minimises ``mean_target -log(1 - d)``, as if target rows were source rows. Neither loss sends a gradient into
+    the other's leaves. Both are updated at once from the same parameters; the paper alternates.
 
     Attributes:
         source: the model after stage 1; it never trains.
@@ -61,9 +72,11 @@ class ADDA(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The sum, and the parts as metrics.
+        """Returns the sum, and the parts as metrics.
 
-        Raises ValueError without a discriminator, KeyError without ``batch["domain"]``.
+        Raises:
+            ValueError: the model has no discriminator.
+            KeyError: there is no ``batch["domain"]``.
         """
         head = heads.find(model, "discriminator")
         if head is None:

@@ -1,7 +1,7 @@
-"""AFN: features whose norms grow step by step, in both domains.
+"""AFN (adaptive feature norm): features whose norms grow step by step, in both domains.
 
-Xu et al. 2019, "Larger Norm More Transferable: An Adaptive Feature Norm Approach for Unsupervised Domain
-Adaptation", https://arxiv.org/abs/1811.07456.
+Xu et al. 2019, "Larger Norm More Transferable: An Adaptive Feature Norm Approach for Unsupervised Domain Adaptation",
+https://arxiv.org/abs/1811.07456.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jtl.rows import mean
 def afn(
     features: Float[Array, "N D"], weight: Float[Array, " N"] | None = None, *, step: float = 1.0
 ) -> Float[Array, ""]:
-    """``mean (||f|| - stopgrad(||f||) - Δ)²``, the stepwise form (SAFN).
+    """The stepwise loss (SAFN) ``mean (||f|| - stopgrad(||f||) - Δ)²``.
 
-    Its value is Δ² always; its gradient, -2 Δ d||f||, is the point. That of a zero vector is taken as 0.
+    Its value is always Δ²; only its gradient, -2 Δ d||f||, matters. The gradient of a zero vector is taken as 0.
 
     Args:
         features: rows of both domains.
@@ -46,13 +46,17 @@ class AFN(DomainLoss):
     step: float = struct.field(pytree_node=False, default=1.0)
 
     def layers(self) -> tuple[str, ...]:
-        """That of ``on``."""
+        """Returns ``on``."""
         return (self.on,)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without the layer or without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the layer or ``batch["domain"]`` is missing.
+        """
         features, both = layer(outputs, self.on), sum(domains(batch), jnp.zeros(()))
         norms = jax.lax.stop_gradient(jnp.linalg.norm(features, axis=1))
         return afn(features, both, step=self.step), {"norm": mean(norms, both)}

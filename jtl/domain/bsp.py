@@ -1,4 +1,4 @@
-"""BSP: batch spectral penalisation, added to an adversarial loss.
+"""BSP (batch spectral penalisation): penalises the largest singular values of features; add it to an adversarial loss.
 
 Chen, Wang, Long and Wang 2019, "Transferability vs. Discriminability: Batch Spectral Penalization for Adversarial
 Domain Adaptation", ICML 2019.
@@ -32,14 +32,15 @@ def bsp(
         target_weight: of each target row.
         count: k; 1 in the paper, at a loss weight of 1e-4.
 
-    Raises ValueError for other feature sizes, or a count that is not between 1 and the number of singular values.
+    Raises:
+        ValueError: feature sizes differ, or ``count`` is not between 1 and the number of singular values.
     """
     x, y, a, b = pair(source, target, source_weight, target_weight)
     most = min(*x.shape, *y.shape)
     if not 1 <= count <= most:
         raise InputError(f"count must lie between 1 and {most}, the number of singular values; got {count}")
     scaled = [rows * jnp.sqrt(w)[:, None] for rows, w in ((x, a), (y, b))]
-    # Singular values alone: their gradient is finite where some are equal, that of the vectors is not.
+    # Only singular values: their gradient is finite where some are equal, that of the vectors is not.
     values = [jnp.linalg.svd(rows, compute_uv=False)[:count] for rows in scaled]
     return sum((jnp.sum(jnp.square(s)) for s in values), jnp.zeros(()))
 
@@ -56,11 +57,15 @@ class BSP(DomainLoss):
     count: int = struct.field(pytree_node=False, default=1)
 
     def layers(self) -> tuple[str, ...]:
-        """That of ``on``."""
+        """Returns ``on``."""
         return (self.on,)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without the layer or without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the layer or ``batch["domain"]`` is missing.
+        """
         return bsp(*source_and_target(batch, layer(outputs, self.on)), count=self.count), {}

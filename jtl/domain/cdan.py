@@ -1,4 +1,4 @@
-"""CDAN: a discriminator that sees features together with the classifier's predictions.
+"""CDAN: adversarial adaptation whose discriminator sees features together with the classifier's predictions.
 
 Long et al. 2018, "Conditional Adversarial Domain Adaptation", https://arxiv.org/abs/1705.10667.
 """
@@ -20,7 +20,7 @@ from jtl.rows import entropy
 
 
 def conditioned(features: Float[Array, "B D"], logits: Float[Array, "B C"]) -> Float[Array, "B D*C"]:
-    """The outer product of features and softmax predictions, flattened; no gradient flows into the predictions."""
+    """The outer product of features and softmax predictions, flattened; the predictions get no gradient."""
     p = jax.lax.stop_gradient(jax.nn.softmax(logits))
     return (features[:, :, None] * p[:, None, :]).reshape(len(features), -1)
 
@@ -31,13 +31,13 @@ def projected(
     feature_map: Float[Array, "D P"],
     class_map: Float[Array, "C P"],
 ) -> Float[Array, "B P"]:
-    """``(f R_f) ⊙ (p R_p) / √P``, the randomised map whose inner products estimate those of ``conditioned``."""
+    """The randomised map ``(f R_f) ⊙ (p R_p) / √P``, whose inner products estimate those of ``conditioned``."""
     p = jax.lax.stop_gradient(jax.nn.softmax(logits))
     return (features @ feature_map) * (p @ class_map) / class_map.shape[1] ** 0.5
 
 
 def entropy_weight(logits: Float[Array, "B C"]) -> Float[Array, " B"]:
-    """``1 + exp(-H(p))``, from 1 + 1/C for a flat prediction to 2 for a sure one; no gradient flows into it."""
+    """``1 + exp(-H(p))``, from 1 + 1/C for a uniform prediction to 2 for a certain one; it gets no gradient."""
     return jax.lax.stop_gradient(1.0 + jnp.exp(-entropy(logits)))
 
 
@@ -49,7 +49,7 @@ class Conditioned:
     on: str
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the joint output added."""
+        """Returns ``forward`` with the joint output added."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             outputs, state = forward(variables, batch, mode, key)
@@ -79,19 +79,22 @@ def conditional_adversary(
     hidden: tuple[int, ...] = (1024, 1024),
     projection: int | None = None,
 ) -> Model:
-    """``model`` with CDAN's adversary, which gives ``domain_logits``; see ``adversary`` for the other arguments.
+    """Returns ``model`` with CDAN's adversary, which adds the output ``domain_logits``.
 
     Args:
-        model: gives ``on`` (B, D) and ``logits`` (B, C): put the classifier on it first.
+        model: returns ``on`` (B, D) and ``logits`` (B, C): attach the classifier first.
         classes: C.
-        horizon: the updates of this run.
+        horizon: the updates of this run: see ``adversary``.
         key: for the new leaves and the random maps.
         on: the features.
         width: D.
         peak: the largest λ.
         hidden: widths of the discriminator.
-        projection: size P of the randomised map; the paper uses it where D·C is over 4096. The Gaussian maps
-            lie in the collection ``multilinear`` and never train.
+        projection: size P of the randomised map; the paper uses it where D·C is above 4096. The Gaussian maps lie in
+            the collection ``multilinear`` and never train.
+
+    Raises:
+        ValueError: as ``adversary`` does.
     """
     width = width_of(model, on, width)
     below, above = jax.random.split(key)
@@ -110,11 +113,11 @@ def conditional_adversary(
 class CDAN(DomainLoss):
     """DANN's loss over a ``conditional_adversary``; with ``entropy``, CDAN+E: rows weighted by ``entropy_weight``.
 
-    The weights are normalised over the rows of each domain in the batch. They are constants to the gradient, as the
-    predictions that condition are; the authors' code lets a reversed gradient through them.
+    The weights are normalised over the rows of each domain in the batch. They get no gradient, like the predictions
+    that condition; the authors' code lets a reversed gradient through them. Metrics are those of ``DANN``.
 
     Attributes:
-        entropy: whether sure predictions count more.
+        entropy: whether confident predictions count more.
     """
 
     entropy: bool = struct.field(pytree_node=False, default=False)
@@ -122,7 +125,11 @@ class CDAN(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without an adversary or without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the model has no adversary, or the batch no ``domain``.
+        """
         z, _, source, target = source_and_target(batch, domain_logits(outputs))
         sure = entropy_weight(layer(outputs, "logits")) if self.entropy else jnp.ones(len(z))
         return dann(z, z, source * sure, target * sure), told(outputs, z, source, target)

@@ -1,4 +1,4 @@
-"""Deep CORAL: the distance of the domains' covariances.
+"""Deep CORAL: the distance between the domains' feature covariances.
 
 Sun and Saenko 2016, "Deep CORAL: Correlation Alignment for Deep Domain Adaptation", https://arxiv.org/abs/1607.01719.
 """
@@ -18,7 +18,7 @@ from jtl.rows import mean
 
 
 def covariance(x: Float[Array, "N D"], weight: Float[Array, " N"]) -> Float[Array, "D D"]:
-    """``Σ w (x - m)(x - m)ᵀ / (Σ w - 1)``, m the weighted mean; zero unless the weights sum to more than 1."""
+    """Computes ``Σ w (x - m)(x - m)ᵀ / (Σ w - 1)``, m the weighted mean; zero unless the weights sum to more than 1."""
     total = jnp.sum(weight)
     centred = x - mean(x, weight)[None]
     products = jnp.matmul((weight[:, None] * centred).T, centred, precision="highest")
@@ -31,9 +31,9 @@ def coral(
     source_weight: Float[Array, " N"] | None = None,
     target_weight: Float[Array, " M"] | None = None,
 ) -> Float[Array, ""]:
-    """``||C_s - C_t||²_F / (4 D²)`` with unbiased covariances (equations 1 to 3 of the paper).
+    """Computes ``||C_s - C_t||²_F / (4 D²)`` with unbiased covariances (equations 1 to 3 of the paper).
 
-    Some libraries compute a mean of squares plus a term of the means under this name, four times as large.
+    Some libraries use this name for a mean of squares plus a term of the means, which is four times as large.
 
     Args:
         source: features (N, D).
@@ -41,9 +41,11 @@ def coral(
         source_weight: of each source row; 0 leaves it out, 2 counts it twice.
         target_weight: of each target row.
 
-    Returns 0 where fewer than two rows of a domain have weight, which have no covariance.
+    Returns:
+        The distance, or 0 where fewer than two rows of a domain have weight, because they have no covariance.
 
-    Raises ValueError for other feature sizes, or arrays of fewer than two rows.
+    Raises:
+        ValueError: feature sizes differ, or an array has fewer than two rows.
 
     >>> float(coral(jnp.array([[0.0], [2.0]]), jnp.array([[1.0], [1.0]])))  # (2 - 0)² / 4
     1.0
@@ -60,20 +62,24 @@ class CORAL(DomainLoss):
 
     Attributes:
         on: the output to compare; the paper takes the classifier's.
-        domains: K; rows of domain 0 ... K - 1 are compared.
+        domains: K; rows of domains 0 ... K - 1 are compared.
     """
 
     on: str = struct.field(pytree_node=False, default="features")
     domains: int = struct.field(pytree_node=False, default=2)
 
     def layers(self) -> tuple[str, ...]:
-        """That of ``on``."""
+        """Returns ``on``."""
         return (self.on,)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without the layer or without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the layer or ``batch["domain"]`` is missing.
+        """
         x = layer(outputs, self.on)
         values = [coral(x, x, a, b) for a, b in combinations(domains(batch, self.domains), 2)]
         return sum(values, jnp.zeros(())) / len(values), {}

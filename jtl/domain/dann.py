@@ -1,4 +1,4 @@
-"""DANN: a discriminator of domains behind a gradient reversal.
+"""DANN: a domain discriminator behind a gradient reversal, so that features become the same in both domains.
 
 Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks", https://arxiv.org/abs/1505.07818.
 """
@@ -23,7 +23,7 @@ class Discriminator(nn.Module):
 
     Attributes:
         hidden: width of each hidden layer.
-        outputs: size of the output: 1 for the logit of *target*, C for an adversary that names classes.
+        outputs: size of the output: 1 for the logit of *target*, C for an adversary that predicts classes.
     """
 
     hidden: tuple[int, ...] = (1024, 1024)
@@ -31,7 +31,7 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], *, train: bool = False) -> Float[Array, "B O"]:
-        """Logits."""
+        """Returns logits."""
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
         return nn.Dense(self.outputs, name="out")(x)
@@ -50,16 +50,16 @@ def adversary(
     name: str = "discriminator",
     output: str = "domain_logits",
 ) -> Model:
-    """``model`` with a discriminator behind a gradient reversal: ``outputs[output]`` (B, outputs).
+    """Returns ``model`` with a discriminator behind a gradient reversal: ``outputs[output]`` (B, outputs).
 
-    Its leaves lie in ``params[name]`` and train as any head's; its count of steps in ``variables[name]``. λ is
+    Its leaves lie in ``params[name]`` and train like those of any head; its step count is in ``variables[name]``. λ is
     ``peak · (2 / (1 + exp(-10 p)) - 1)`` with p = step / horizon.
 
     Args:
-        model: any model that gives ``on``.
+        model: any model that returns ``on``.
         horizon: the updates of this run; None holds λ at ``peak``.
         key: for the new leaves.
-        on: the output that is to become the same in both domains, (B, D).
+        on: the output that should become the same in both domains, (B, D).
         width: D; by default that of the model's architecture.
         peak: the largest λ.
         hidden: widths of the hidden layers.
@@ -67,7 +67,8 @@ def adversary(
         name: of the head and its collection.
         output: the name of its logits.
 
-    Raises ValueError if the model has leaves of that name, a horizon below 1, or an unknown width.
+    Raises:
+        ValueError: the model has leaves of that name, the horizon is below 1, or the width is unknown.
     """
     if name in model.variables or name in model.params:
         raise InputError(f"the model has {name!r} already: give this adversary another name")
@@ -88,7 +89,11 @@ def adversary(
 
 
 def width_of(model: Model, on: str, width: int | None) -> int:
-    """``width``, or that of output ``on`` in the model's architecture; ValueError if neither is known."""
+    """Returns ``width``, or by default that of output ``on`` in the model's architecture.
+
+    Raises:
+        ValueError: neither is known.
+    """
     if width is not None:
         return width
     if not hasattr(model.config, "width"):
@@ -104,9 +109,15 @@ def dann(
 ) -> Float[Array, ""]:
     """The discriminator's loss, ``mean_source -log(1 - d) + mean_target -log d`` with d = sigmoid(logit), in nats.
 
-    Each domain has a mean of its own, as in the paper's objective, so a batch of unequal shares weighs them alike.
-    2 ln 2 is a discriminator that tells nothing. (Averaging over all rows together, as many implementations do, gives
-    half of it for equal shares.)
+    Each domain has its own mean, as in the paper's objective, so domains with unequal numbers of rows weigh the same.
+    A discriminator that cannot distinguish the domains has 2 ln 2. (Many implementations average over all rows
+    together, which is half of this for equal numbers.)
+
+    Args:
+        source_logits: the logit of *target* of each source row.
+        target_logits: that of each target row.
+        source_weight: of each source row.
+        target_weight: of each target row.
 
     >>> round(float(dann(jnp.zeros(3), jnp.zeros(2))), 4)
     1.3863
@@ -116,24 +127,35 @@ def dann(
 
 
 class DANN(DomainLoss):
-    """``dann`` on ``outputs["domain_logits"]``, from a model with an ``adversary``. Metrics: its accuracy, and λ."""
+    """``dann`` on ``outputs["domain_logits"]``, from a model with an ``adversary``.
+
+    Metrics: the discriminator's accuracy ``domain_accuracy``, and λ as ``reversal``.
+    """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without an adversary or without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the model has no adversary, or the batch no ``domain``.
+        """
         z, _, source, target = source_and_target(batch, domain_logits(outputs))
         return dann(z, z, source, target), told(outputs, z, source, target)
 
 
 def domain_logits(outputs: Outputs) -> Float[Array, " B"]:
-    """The logit of *target* of each row; KeyError if the model has no adversary."""
+    """Returns the logit of *target* of each row.
+
+    Raises:
+        KeyError: the model has no adversary.
+    """
     if "domain_logits" not in outputs:
         raise MissingError("the model gives no 'domain_logits': put jtl.domain.adversary on it")
     return layer(outputs, "domain_logits")[:, 0]
 
 
 def told(outputs: Outputs, z: Array, source: Array, target: Array) -> dict[str, Array]:
-    """Metrics: the discriminator's accuracy over both domains, and λ if there is a reversal."""
+    """Returns the metrics: the discriminator's accuracy over both domains, and λ if there is a reversal."""
     hits = mean(jnp.where(source > 0, z <= 0, z > 0).astype(jnp.float32), source + target)
     return {"domain_accuracy": hits} | ({"reversal": outputs["reversal"]} if "reversal" in outputs else {})

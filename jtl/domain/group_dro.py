@@ -1,7 +1,8 @@
-"""GroupDRO: train for the worst domain.
+"""GroupDRO: training for the worst of several labelled domains.
 
-Sagawa et al. 2020, "Distributionally Robust Neural Networks for Group Shifts", https://arxiv.org/abs/1911.08731,
-algorithm 1: domain weights q follow exponentiated gradient ascent, parameters descend ``Σ q_g · risk_g``.
+Sagawa et al. 2020, "Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for
+Worst-Case Generalization", https://arxiv.org/abs/1911.08731, algorithm 1: domain weights q follow exponentiated
+gradient ascent, parameters descend ``Σ q_g · risk_g``.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
 def reweighted(
     q: Float[Array, " K"], risk: Float[Array, " K"], present: Float[Array, " K"], step_size: float
 ) -> Float[Array, " K"]:
-    """``q_g exp(η · risk_g)`` over its sum; a domain without rows in the batch counts as risk 0."""
+    """Returns ``q_g exp(η · risk_g)`` over its sum; a domain without rows in the batch counts as risk 0."""
     logits = jnp.log(q) + step_size * jnp.where(present > 0, risk, 0.0)
     return jax.lax.stop_gradient(jax.nn.softmax(logits))
 
 
 @dataclass(frozen=True)
 class GroupWeights:
-    """A technique: ``variables["group_weights"]`` holds q, which each training forward moves by the batch's risks.
+    """A technique: ``variables["group_weights"]`` holds q, which each training forward updates by the batch's risks.
 
     Attributes:
         domains: K.
@@ -38,7 +39,7 @@ class GroupWeights:
     step_size: float
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with ``outputs["group_weights"]``."""
+        """Returns ``forward`` with ``outputs["group_weights"]``."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             outputs, state = forward(variables, batch, mode, key)
@@ -52,14 +53,15 @@ class GroupWeights:
 
 
 def group_weights(model: Model, *, domains: int, step_size: float = 0.01) -> Model:
-    """``model`` with GroupDRO's weights of ``domains`` domains, uniform at first. Attach it after the head.
+    """Returns ``model`` with GroupDRO's domain weights, uniform at first; attach it after the head.
 
     Args:
-        model: gives ``logits``.
+        model: returns ``logits``.
         domains: K; a batch's ``domain`` is 0 ... K - 1.
         step_size: η.
 
-    Raises ValueError for fewer than two domains.
+    Raises:
+        ValueError: fewer than two domains.
     """
     if domains < 2:
         raise InputError(f"GroupDRO needs two domains or more, got {domains}")
@@ -69,12 +71,19 @@ def group_weights(model: Model, *, domains: int, step_size: float = 0.01) -> Mod
 
 
 class GroupDRO(DomainLoss):
-    """``Σ_g q_g · risk_g`` with the weights just moved; it is the supervised term. Metric: the worst domain's risk."""
+    """The GroupDRO loss ``Σ_g q_g · risk_g`` with the weights just updated; it replaces the supervised term.
+
+    The metric ``worst_risk`` is the risk of the worst domain.
+    """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without ``group_weights``, ``batch["domain"]`` or ``batch["label"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: ``group_weights``, ``batch["domain"]`` or ``batch["label"]`` is missing.
+        """
         if "group_weights" not in outputs:
             raise MissingError("GroupDRO needs jtl.domain.group_weights(model, domains=K)")
         q = outputs["group_weights"]

@@ -1,6 +1,6 @@
-"""Importance weights of source examples: by a classifier of domains, or by the shift of labels.
+"""Importance weights of source examples, from a domain classifier or from label shift.
 
-They go into a batch's ``weight``. NumPy in float64, over whole sets of stored features or predictions.
+Use them as a batch's ``weight``. Computed in float64 with NumPy, over whole sets of stored features or predictions.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ Classes = Int[np.ndarray, " _"] | Int[Array, " _"]
 
 
 def density_ratio(source: Rows, target: Rows, at: Rows, *, penalty: float = 1e-3) -> Float[np.ndarray, " K"]:
-    """An estimate of p_target(x) / p_source(x) at each row of ``at``: the odds of a domain classifier, rescaled.
+    """Estimates p_target(x) / p_source(x) at each row of ``at``: the odds of a domain classifier, rescaled.
 
-    ``N_s / N_t · p(target | x) / p(source | x)``, by logistic regression on standardised features (Bickel et al.
-    2009, "Discriminative Learning Under Covariate Shift", JMLR 10).
+    ``N_s / N_t · p(target | x) / p(source | x)``, by logistic regression on standardised features (Bickel et al. 2009,
+    "Discriminative Learning Under Covariate Shift", JMLR 10).
 
     Args:
         source: features (N_s, D).
         target: features (N_t, D).
         at: features (K, D), usually held-out source rows.
-        penalty: of the squared weights, beside the mean log loss (halved).
+        penalty: factor of half the squared weights, added to the mean log loss.
 
-    Raises ValueError for empty or non-finite arrays, or feature sizes that differ.
+    Raises:
+        ValueError: an array is empty or not finite, or feature sizes differ.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -48,20 +49,21 @@ def density_ratio(source: Rows, target: Rows, at: Rows, *, penalty: float = 1e-3
 def label_shift(
     source_predictions: Classes, source_labels: Classes, target_predictions: Classes, classes: int
 ) -> Float[np.ndarray, " C"]:
-    """An estimate of p_target(y) / p_source(y) for each class, by a black-box classifier's confusion (BBSE).
+    """Estimates p_target(y) / p_source(y) for each class from a classifier's confusion matrix (BBSE).
 
-    Solves ``Σ_j P_source(ŷ = i, y = j) w_j = P_target(ŷ = i)``, and sets what comes out below 0 to 0. It assumes that
-    p(x | y) is the same in both domains. Lipton, Wang and Smola 2018, "Detecting and Correcting for Label Shift with
-    Black Box Predictors", https://arxiv.org/abs/1802.03916.
+    Solves ``Σ_j P_source(ŷ = i, y = j) w_j = P_target(ŷ = i)`` and sets negative results to 0. It assumes that p(x |
+    y) is the same in both domains. Lipton, Wang and Smola 2018, "Detecting and Correcting for Label Shift with Black
+    Box Predictors", https://arxiv.org/abs/1802.03916.
 
     Args:
-        source_predictions: (N,) what the classifier says of *held-out* source rows.
-        source_labels: (N,) what they are.
-        target_predictions: (M,) what it says of target rows.
+        source_predictions: (N,) the classifier's predictions for *held-out* source rows.
+        source_labels: (N,) their labels.
+        target_predictions: (M,) its predictions for target rows.
         classes: C.
 
-    Raises ValueError for empty or mismatched input, labels outside the classes, or a confusion that is singular
-    (a class that never occurs, or that is never told from others).
+    Raises:
+        ValueError: the input is empty or mismatched, labels are outside the classes, or the confusion matrix is
+            singular (a class never occurs, or is never distinguished from others).
     """
     told, label, seen = (
         np.asarray(values) for values in (source_predictions, source_labels, target_predictions)

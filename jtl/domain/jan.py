@@ -1,4 +1,4 @@
-"""JAN: the MMD of the joint distribution of several layers, under the product of their kernels.
+"""JAN: the MMD between the joint distributions of several layers, under the product of their kernels.
 
 Long et al. 2017, "Deep Transfer Learning with Joint Adaptation Networks", https://arxiv.org/abs/1605.06636.
 """
@@ -32,15 +32,18 @@ def jmmd(
         source_weight: of each source row.
         target_weight: of each target row.
         estimator: ``"biased"``, ``"unbiased"`` or ``"linear"`` (the paper's).
+
+    Raises:
+        ValueError: as ``mmd`` does.
     """
     return joint_mmd(sources, targets, source_weight, target_weight, estimator=estimator)
 
 
 class JAN(DomainLoss):
-    """``jmmd`` of the layers ``on`` and the softmax predictions.
+    """The JAN loss: ``jmmd`` of the layers ``on`` and the softmax predictions.
 
     Attributes:
-        on: the layers beside the predictions.
+        on: the layers, in addition to the predictions.
         estimator: see ``jmmd``.
     """
 
@@ -48,12 +51,16 @@ class JAN(DomainLoss):
     estimator: Estimator = struct.field(pytree_node=False, default="biased")
 
     def layers(self) -> tuple[str, ...]:
-        """Those of ``on``."""
+        """Returns ``on``."""
         return self.on
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without a layer or without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: a layer or ``batch["domain"]`` is missing.
+        """
         layers = [layer(outputs, name) for name in self.on] + [jax.nn.softmax(layer(outputs, "logits"))]
         return jmmd(layers, layers, *domains(batch), estimator=self.estimator), {}

@@ -1,8 +1,9 @@
-"""DeepJDOT: optimal transport of features and labels together.
+"""DeepJDOT: optimal transport of features and labels together, between source and target rows of a batch.
 
 Damodaran et al. 2018, "DeepJDOT: Deep Joint Distribution Optimal Transport for Unsupervised Domain Adaptation",
-https://arxiv.org/abs/1803.10081. The plan comes from a Sinkhorn iteration of our own (Cuturi 2013,
-https://arxiv.org/abs/1306.0895): a batch's plan needs these few lines, and no dependency.
+https://arxiv.org/abs/1803.10081. The transport plan comes from Sinkhorn iterations (Cuturi 2013, "Sinkhorn Distances:
+Lightspeed Computation of Optimal Transportation Distances", https://arxiv.org/abs/1306.0895), which take only a few
+lines and no dependency.
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ def sinkhorn(
     epsilon: Float[Array, ""] | float,
     steps: int = 100,
 ) -> Float[Array, "N M"]:
-    """The plan P of row sums a and column sums b that minimises ``Σ P·cost + ε Σ P log P``, in the log domain.
+    """The transport plan P with row sums a and column sums b that minimises ``Σ P·cost + ε Σ P log P``.
 
-    After the last of ``steps`` rounds the column sums are exact and the row sums nearly so. Entries of a and b may be
-    0; each must sum to the same, over 0.
+    Computed in the log domain. After ``steps`` rounds the column sums are exact and the row sums nearly so.
+
+    Args:
+        cost: (N, M).
+        a: row sums; entries may be 0.
+        b: column sums; entries may be 0. a and b must have the same positive total.
+        epsilon: ε.
+        steps: rounds.
     """
     log_a, log_b, scaled = jnp.log(a), jnp.log(b), -cost / epsilon
 
@@ -57,11 +64,11 @@ def jdot(
     epsilon: float = 0.05,
     steps: int = 100,
 ) -> Float[Array, ""]:
-    """``Σ_ij P_ij (α ||x_i - x_j||² + β CE(y_i, f(x_j)))`` over source rows i and target rows j.
+    """Computes ``Σ_ij P_ij (α ||x_i - x_j||² + β CE(y_i, f(x_j)))`` over source rows i and target rows j.
 
-    P is the transport plan between both batches for that very cost, uniform over the rows that count, and gets no
-    gradient. The paper's plan is exact; this one is entropic, so that it compiles for any device, with ε relative to
-    the mean cost. 0 where no row of a domain has weight.
+    P is the transport plan between the rows of both domains for this same cost, uniform over the rows that count; it
+    gets no gradient. The paper's plan is exact; this one is entropic, so that it compiles on any device, with ε
+    relative to the mean cost.
 
     Args:
         source: features of source rows.
@@ -70,10 +77,13 @@ def jdot(
         target_logits: the classifier's logits on target rows.
         source_weight: of each source row.
         target_weight: of each target row.
-        alpha: α, of the features; 0.001 in the paper.
-        beta: λ_t of the paper, of the labels; 0.0001.
-        epsilon: ε over the mean cost.
+        alpha: α, the weight of the features; 0.001 in the paper.
+        beta: β, the weight of the labels; the paper's λ_t, 0.0001.
+        epsilon: ε, relative to the mean cost.
         steps: Sinkhorn rounds.
+
+    Returns:
+        The loss; 0 where no row of a domain has weight, NaN where a source row that counts has an unknown label.
     """
     x, y, a, b = pair(source, target, source_weight, target_weight)
     C = target_logits.shape[-1]
@@ -98,7 +108,7 @@ class JDOT(DomainLoss):
         on: the features.
         alpha: α.
         beta: λ_t.
-        epsilon: ε over the mean cost.
+        epsilon: ε, relative to the mean cost.
         steps: Sinkhorn rounds.
     """
 
@@ -109,13 +119,17 @@ class JDOT(DomainLoss):
     steps: int = struct.field(pytree_node=False, default=100)
 
     def layers(self) -> tuple[str, ...]:
-        """That of ``on``."""
+        """Returns ``on``."""
         return (self.on,)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without the layer, ``batch["domain"]`` or ``batch["label"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the layer, ``batch["domain"]`` or ``batch["label"]`` is missing.
+        """
         x, _, source, target = source_and_target(batch, layer(outputs, self.on))
         label = column(batch, "label", "the class of each source row")
         value = jdot(

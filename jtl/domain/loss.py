@@ -1,8 +1,8 @@
-"""Rows of several domains in one batch: who is who, means over some of them, and what a loss reads.
+"""What the domain losses share: batches that mix rows of several domains, and means over the rows of one domain.
 
-A batch mixes domains in any order. Its column ``domain`` (B,) is 0 for source and 1 for target rows (or the number
-of the domain, where there are more), ``label`` is ignored where a row is not source, and ``weight`` (B,), if there,
-is 0 for padding. So one forward serves every term of a loss, and each term takes its mean over the rows it is about.
+A batch mixes domains in any order. Its column ``domain`` (B,) is 0 for source and 1 for target rows (or the number of
+the domain, where there are more). ``label`` is ignored where a row is not source, and ``weight`` (B,), if present, is
+0 for padding. So one forward serves every term of a loss, and each term averages over the rows it applies to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TAP = "taps/"
 
 
 class DomainLoss(Loss, kw_only=True):
-    """Base of the losses here: they train, and normalise as ``stats`` says.
+    """Base of the losses of ``jtl.domain``: dropout is on, and normalisation follows ``stats``.
 
     Attributes:
         stats: normalise by ``"running"`` or ``"batch"`` statistics; the terms of a sum must agree.
@@ -33,11 +33,11 @@ class DomainLoss(Loss, kw_only=True):
     stats: Literal["running", "batch"] = struct.field(pytree_node=False, default="running")
 
     def layers(self) -> tuple[str, ...]:
-        """The outputs that the loss compares; ``"taps/encoder/layer_3"`` is the tap at ``encoder/layer_3``."""
+        """Returns the outputs that the loss compares; ``"taps/encoder/layer_3"`` is the tap at ``encoder/layer_3``."""
         return ()
 
     def mode(self) -> Mode:
-        """Dropout on, normalisation as ``stats`` says, and the taps among ``layers``."""
+        """Returns the mode with dropout on, the chosen normalisation, and the taps among ``layers``."""
         taps = tuple(name.removeprefix(TAP) for name in self.layers() if name.startswith(TAP))
         return Mode(train=True, stats=self.stats, taps=taps)
 
@@ -46,7 +46,11 @@ class DomainLoss(Loss, kw_only=True):
 
 
 def column(batch: Batch, name: str, why: str) -> Array:
-    """The batch's field ``name``; KeyError says ``why`` it must have one."""
+    """Returns the batch's field ``name``.
+
+    Raises:
+        KeyError: it is missing; the message says ``why`` it is needed.
+    """
     if name not in batch:
         found = sorted(batch)
         raise MissingError(f"the batch needs a column {name!r}: {why}; it has {found}")
@@ -54,9 +58,14 @@ def column(batch: Batch, name: str, why: str) -> Array:
 
 
 def domains(batch: Batch, count: int = 2) -> tuple[Float[Array, " B"], ...]:
-    """The weights of each domain's rows: the batch's ``weight`` where ``domain`` is 0, where it is 1, ...
+    """Returns the weights of each domain's rows: the batch's ``weight`` where ``domain`` is 0, where it is 1, ...
 
-    Raises KeyError if the batch has no ``domain``.
+    Args:
+        batch: with a column ``domain``.
+        count: the number of domains.
+
+    Raises:
+        KeyError: the batch has no ``domain``.
 
     >>> source, target = domains({"domain": jnp.array([0, 1, 1]), "weight": jnp.array([1.0, 1.0, 0.0])})
     >>> target.tolist()
@@ -68,10 +77,14 @@ def domains(batch: Batch, count: int = 2) -> tuple[Float[Array, " B"], ...]:
 
 
 def check(batch: Batch, count: int = 2) -> None:
-    """Raise KeyError or ValueError if ``batch`` does not hold two rows or more of each of ``count`` domains.
+    """Checks that ``batch`` holds at least two rows of each of ``count`` domains.
 
-    For batches of NumPy, before training: within a compiled step the counts are not known, and a loss of a
-    domain that is missing is 0.
+    Use it on NumPy batches, before training. Inside a compiled step the counts are unknown, and the loss of a missing
+    domain is 0.
+
+    Raises:
+        KeyError: the batch has no ``domain``.
+        ValueError: a domain has fewer than two rows, or ``domain`` holds another number.
     """
     domain = np.asarray(column(batch, "domain", "0 for source and 1 for target rows"))
     counts = [int(np.sum(np.asarray(w) > 0)) for w in domains(batch, count)]
@@ -87,7 +100,12 @@ def check(batch: Batch, count: int = 2) -> None:
 
 
 def layer(outputs: Outputs, name: str) -> Float[Array, "B D"]:
-    """The output ``name`` (or the tap ``taps/...``) in float32; it must have one vector a row."""
+    """Returns the output ``name`` (or the tap ``taps/...``) in float32.
+
+    Raises:
+        KeyError: there is no such output; near misses are listed.
+        ValueError: it does not have one vector per row.
+    """
     known = {**outputs, **{TAP + path: value for path, value in outputs.get("taps", {}).items()}}
     if name not in known:
         near = tree.near_misses(name, known)
@@ -102,9 +120,10 @@ def layer(outputs: Outputs, name: str) -> Float[Array, "B D"]:
 def pair(
     source: Array, target: Array, source_weight: Array | None, target_weight: Array | None
 ) -> tuple[Array, Array, Array, Array]:
-    """Source, target and their weights in float32, 1 by default.
+    """Returns source, target and their weights (by default 1) in float32.
 
-    Raises ValueError if rows differ in size, or there are none.
+    Raises:
+        ValueError: rows differ in size, or there are none.
     """
     if source.shape[1:] != target.shape[1:]:
         raise InputError(
@@ -118,7 +137,7 @@ def pair(
 
 
 def risks(outputs: Outputs, batch: Batch, count: int) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
-    """Mean cross-entropy in each of ``count`` domains (0 where it has no rows), and whether it has rows."""
+    """Returns the mean cross-entropy in each of ``count`` domains (0 where it has no rows), and whether it has rows."""
     label = column(batch, "label", "the class of each row")
     losses = cross_entropy(outputs["logits"], label)
     each = domains(batch, count)
@@ -127,6 +146,6 @@ def risks(outputs: Outputs, batch: Batch, count: int) -> tuple[Float[Array, " K"
 
 
 def source_and_target(batch: Batch, x: Any) -> tuple[Any, Any, Array, Array]:
-    """``(x, x, source weights, target weights)``: the arguments of a discrepancy between all rows of a batch."""
+    """Returns ``(x, x, source weights, target weights)``: the arguments of a discrepancy over all rows of a batch."""
     source, target = domains(batch)
     return x, x, source, target

@@ -1,4 +1,4 @@
-"""MCC: minimum class confusion on target rows.
+"""MCC: minimises the confusion between classes in the predictions on target rows.
 
 Jin et al. 2020, "Minimum Class Confusion for Versatile Domain Adaptation", https://arxiv.org/abs/1912.03699.
 """
@@ -20,9 +20,10 @@ def mcc(
 ) -> Float[Array, ""]:
     """The mean over classes of the off-diagonal mass of the normalised class correlation, in [0, 1].
 
-    With Y = softmax(logits / T) and row weights u_i ∝ 1 + exp(-H(y_i)), which get no gradient, the correlation is
-    Yᵀ diag(u) Y, each of its rows divided by its sum. As the rows of Y sum to 1, what lies off its diagonal is
-    ``Σ_i r_ij (1 - y_ij)`` with r_ij = u_i y_ij / Σ_i u_i y_ij, which is how it is computed: no class underflows.
+    With Y = softmax(logits / T) and row weights u_i ∝ 1 + exp(-H(y_i)), which get no gradient, the correlation is Yᵀ
+    diag(u) Y, each of its rows divided by its sum. Because the rows of Y sum to 1, the mass off the diagonal is
+    ``Σ_i r_ij (1 - y_ij)`` with r_ij = u_i y_ij / Σ_i u_i y_ij. It is computed in this form, so that no class
+    underflows.
 
     Args:
         logits: of target rows.
@@ -54,5 +55,9 @@ class MCC(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: there is no ``batch["domain"]``.
+        """
         return mcc(layer(outputs, "logits"), domains(batch)[1], temperature=self.temperature), {}

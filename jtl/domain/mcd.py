@@ -1,19 +1,19 @@
-"""MCD: two classifiers that disagree as much as they can, and features that make them agree.
+"""MCD: two classifiers trained to disagree on target rows, and features trained to make them agree.
 
 Saito et al. 2018, "Maximum Classifier Discrepancy for Unsupervised Domain Adaptation",
-https://arxiv.org/abs/1712.02560: updates go round through three phases,
+https://arxiv.org/abs/1712.02560. Updates cycle through three phases:
 
     0  all leaves minimise the source loss of both heads;
-    1  the heads minimise it less the discrepancy on the target;
+    1  the heads minimise it minus the discrepancy on the target;
     2  the other leaves minimise the discrepancy (n updates in a row).
 
-One compiled step serves them all: the count in ``variables["mcd"]`` says which phase it is, leaves that a phase
-holds get no gradient in it, and the rates of ``alternate`` keep an optimiser's momentum from moving them. (The authors
-use two optimisers; here a held leaf's moments see gradients of zero meanwhile.)
+One compiled step serves all phases. The count in ``variables["mcd"]`` determines the phase, leaves that a phase holds
+get no gradient in it, and the rates of ``alternate`` keep an optimiser's momentum from moving them. (The authors use
+two optimisers; here the moments of a held leaf see zero gradients in the meantime.)
 
     model = jtl.domain.two_heads(model, key=key)
     labels = jtl.domain.alternate(model)
-    step = jtl.train.make_step(jtl.domain.MCD(), optimizer, labels)  # 2 + n updates a round
+    step = jtl.train.make_step(jtl.domain.MCD(), optimizer, labels)  # 2 + n updates per cycle
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ def discrepancy(
 
 @dataclass(frozen=True)
 class Phases:
-    """A technique: gradients reach the leaves of the present phase alone; ``outputs["phase"]`` is 0, 1 or 2.
+    """A technique: gradients reach only the leaves of the present phase; ``outputs["phase"]`` is 0, 1 or 2.
 
     Attributes:
         heads: names of the two heads.
-        repeats: n, how often phase 2 is repeated in a round.
+        repeats: n, how often phase 2 is repeated in a cycle.
     """
 
     heads: tuple[str, str]
     repeats: int
 
     def phase(self, step: Int[Array, ""] | int) -> Int[Array, ""]:
-        """The phase of update number ``step``, counted from 0."""
+        """Returns the phase of update number ``step``, counted from 0."""
         return jnp.minimum(jnp.asarray(step) % (2 + self.repeats), 2)
 
     def open(self, path: str, phase: Int[Array, ""]) -> Array:
-        """1 where the leaf at ``path`` trains in ``phase``, else 0."""
+        """Returns 1 where the leaf at ``path`` trains in ``phase``, else 0."""
         held = 2 if path.split("/")[0] in self.heads else 1
         return jnp.where(phase == held, 0.0, 1.0)
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the gradients of held leaves cut off."""
+        """Returns ``forward`` with the gradients of held leaves cut off."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             step = variables["mcd"]["step"]
@@ -92,7 +92,7 @@ class Rate:
     rate: Any
 
     def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The rate at ``step``."""
+        """Returns the rate at ``step``."""
         rate = self.rate(step) if callable(self.rate) else self.rate
         return rate * self.phases.open(self.path, self.phases.phase(step))
 
@@ -100,7 +100,7 @@ class Rate:
 def two_heads(
     model: Model, *, key: Array, repeats: int = 4, width: int | None = None, name: str = "head_2"
 ) -> Model:
-    """``model`` with a second head like its first, giving ``logits_2``, and MCD's phases. Attach it last.
+    """Returns ``model`` with a second head like its first, with output ``logits_2``, and MCD's phases; attach it last.
 
     Args:
         model: a model with a head named ``head``.
@@ -109,7 +109,8 @@ def two_heads(
         width: size of the head's input; by default that of the model's architecture.
         name: of the second head.
 
-    Raises ValueError if there is no first head, or repeats is below 1.
+    Raises:
+        ValueError: there is no first head, ``repeats`` is below 1, or the width is unknown.
     """
     first = heads.find(model)
     if first is None:
@@ -123,9 +124,14 @@ def two_heads(
 
 
 def alternate(model: Model, rates: PyTree | None = None) -> PyTree:
-    """Labels for a model of ``two_heads``: each leaf at its rate (by default 1) in its phases, and at 0 else.
+    """Labels for a model of ``two_heads``: each leaf has its rate in the phases in which it trains, and 0 otherwise.
 
-    Leaves whose rate is 0 stay frozen.
+    Args:
+        model: from ``two_heads``.
+        rates: of each leaf, by default 1; leaves whose rate is 0 stay frozen.
+
+    Raises:
+        ValueError: the model has no phases.
     """
     phases = next((t for t in model.techniques if isinstance(t, Phases)), None)
     if phases is None:
@@ -140,15 +146,20 @@ def alternate(model: Model, rates: PyTree | None = None) -> PyTree:
 
 
 class MCD(DomainLoss):
-    """What the present phase minimises: both heads' source cross-entropy, that less the discrepancy, or the latter.
+    """The MCD loss of the present phase, from both heads' source cross-entropy and their target discrepancy.
 
-    It holds the supervised term, so add none. Metrics: both parts, and the phase.
+    Phase 0 minimises the cross-entropy, phase 1 the cross-entropy minus the discrepancy, phase 2 the discrepancy. It
+    includes the supervised term, so do not add one. Metrics: both parts, and the phase.
     """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without ``two_heads``, ``batch["domain"]`` or ``batch["label"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: ``batch["domain"]`` or ``batch["label"]`` is missing, or the model is not from ``two_heads``.
+        """
         source, target = domains(batch)
         label = column(batch, "label", "the class of each source row")
         first, second = layer(outputs, "logits"), layer(outputs, "logits_2")

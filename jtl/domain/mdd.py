@@ -28,19 +28,20 @@ def mdd(
 ) -> Float[Array, ""]:
     """The margin disparity discrepancy, ``-γ mean_source CE(f'(x), ŷ) + mean_target log(1 - p'(ŷ | x))``.
 
-    ŷ = argmax f(x) are the classifier's own labels, f' and p' the adversary's logits and softmax. The adversary
-    maximises it; γ is e to the margin.
+    ŷ = argmax f(x) are the classifier's own predictions; f' and p' are the adversary's logits and softmax. The
+    adversary maximises it. γ is the exponential of the margin.
 
     Args:
-        source: logits of the classifier on source rows; no gradient flows into them.
-        target: those on target rows.
+        source: logits of the classifier on source rows; they get no gradient.
+        target: logits of the classifier on target rows.
         source_adversary: logits of the adversary on source rows.
-        target_adversary: those on target rows.
+        target_adversary: logits of the adversary on target rows.
         source_weight: of each source row.
         target_weight: of each target row.
         gamma: γ.
 
-    Raises ValueError for fewer than two classes.
+    Raises:
+        ValueError: fewer than two classes, or as for any two domains: sizes differ or a domain has no rows.
     """
     if source.shape[-1] < 2:
         raise InputError(f"MDD needs two classes or more, found {source.shape[-1]}")
@@ -51,10 +52,10 @@ def mdd(
 
 
 class MDD(DomainLoss):
-    """Minus ``mdd``: the adversary's loss, of which the reversal shows the features the opposite.
+    """Minus ``mdd``: the loss that the adversary minimises; the gradient reversal gives the features the opposite.
 
     The model has ``logits`` and ``jtl.domain.adversary(model, outputs=C, hidden=(1024,), name="adversary",
-    output="adversary_logits", peak=0.1, ...)``: the paper lets the trade-off grow to 0.1.
+    output="adversary_logits", peak=0.1, ...)``; the paper increases the trade-off to 0.1.
 
     Attributes:
         gamma: γ.
@@ -65,7 +66,11 @@ class MDD(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without ``adversary_logits`` or ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: ``adversary_logits`` or ``batch["domain"]`` is missing.
+        """
         z, _, source, target = source_and_target(batch, layer(outputs, "logits"))
         other = layer(outputs, "adversary_logits")
         return -mdd(z, z, other, other, source, target, gamma=self.gamma), {}

@@ -1,4 +1,4 @@
-"""Mixup: train on lines between examples.
+"""Mixup: trains on convex combinations of pairs of examples.
 
 Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", https://arxiv.org/abs/1710.09412.
 """
@@ -21,9 +21,9 @@ from jtl.rows import cross_entropy, mean, weights
 
 @dataclass(frozen=True)
 class MixedRows:
-    """A technique: while training, ``batch[field]`` is ``λ x_i + (1 - λ) x_π(i)``; ``outputs["mixup"]`` has λ and π.
+    """A technique: in training, ``batch[field]`` is ``λ x_i + (1 - λ) x_π(i)``; ``outputs["mixup"]`` has λ and π.
 
-    λ ~ Beta(α, α), one a batch, and π a permutation of its rows, whatever their domains.
+    λ ~ Beta(α, α), one per batch, and π is a permutation of its rows, whatever their domains.
 
     Attributes:
         field: the model's input, of real numbers.
@@ -35,7 +35,7 @@ class MixedRows:
     name: ClassVar[str] = "mixup"
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` of mixed rows."""
+        """Returns ``forward`` on mixed rows."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if not mode.train:
@@ -56,19 +56,32 @@ class MixedRows:
 
 
 def with_mixup(model: Model, *, field: str = "image", alpha: float = 0.2) -> Model:
-    """``model`` that trains on mixed rows. The paper takes α in 0.1 ... 0.4 on ImageNet and 1 on CIFAR."""
+    """Returns ``model`` that trains on mixed rows.
+
+    Args:
+        model: any model.
+        field: its input, of real numbers.
+        alpha: α; the paper uses 0.1 ... 0.4 on ImageNet and 1 on CIFAR.
+
+    Raises:
+        ValueError: ``alpha`` is not above 0.
+    """
     if alpha <= 0:
         raise InputError(f"alpha must be over 0, got {alpha}")
     return model.with_technique(MixedRows(field, alpha), {})
 
 
 class Mixup(DomainLoss):
-    """``λ CE(y_i) + (1 - λ) CE(y_π(i))``, the mean over rows; it is the supervised term of a ``with_mixup`` model."""
+    """The mean over rows of ``λ CE(y_i) + (1 - λ) CE(y_π(i))``: the supervised term of a ``with_mixup`` model."""
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError unless the model is ``with_mixup`` and the batch has ``label``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the model is not ``with_mixup``, or the batch has no ``label``.
+        """
         if "mixup" not in outputs:
             raise MissingError("Mixup needs jtl.domain.with_mixup(model, field=...)")
         share, partner = outputs["mixup"]["share"], outputs["mixup"]["partner"]
@@ -78,5 +91,5 @@ class Mixup(DomainLoss):
 
 
 def _mean(losses: Array, weight: Array, partner: Array) -> Float[Array, ""]:
-    """The mean over rows that count and whose partner does: a mixture with padding has a padding's label."""
+    """The mean over rows that count and whose partner does, because padding has no valid label to mix in."""
     return mean(losses, weight * weight[partner])

@@ -1,7 +1,7 @@
-"""MK-MMD and DAN: the distance of two domains' mean embeddings under several Gaussian kernels.
+"""MK-MMD and DAN: the distance between two domains' mean embeddings under several Gaussian kernels.
 
-Long et al. 2015, "Learning Transferable Features with Deep Adaptation Networks", https://arxiv.org/abs/1502.02791;
-the estimators are those of Gretton et al. 2012, "A Kernel Two-Sample Test", JMLR 13.
+Long et al. 2015, "Learning Transferable Features with Deep Adaptation Networks", https://arxiv.org/abs/1502.02791; the
+estimators are those of Gretton et al. 2012, "A Kernel Two-Sample Test", JMLR 13.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def mmd(
     *,
     estimator: Estimator = "biased",
 ) -> Float[Array, ""]:
-    """The squared MMD under ``Σ_k exp(-||x - y||² / (2 · 2^k · v))``, k = -3 ... 1.
+    """The squared MMD under the kernel ``Σ_k exp(-||x - y||² / (2 · 2^k · v))``, k = -3 ... 1.
 
-    v is the mean of ||x - y||² over all pairs of different rows of both domains together; no gradient flows into it.
-    Estimators: ``"biased"``, means over all pairs, never below 0; ``"unbiased"``, a row is no pair with itself;
-    ``"linear"``, rows taken two by two, in the order given, O(N) (DAN's).
+    v is the mean of ||x - y||² over all pairs of different rows of both domains together; it gets no gradient.
+    Estimators: ``"biased"``, means over all pairs, never below 0; ``"unbiased"``, without pairs of a row with itself;
+    ``"linear"``, over consecutive disjoint pairs of rows, O(N) (DAN's).
 
     Args:
         source: features (N, D).
@@ -44,9 +44,11 @@ def mmd(
         target_weight: of each target row.
         estimator: one of the three.
 
-    Returns 0 where the estimator is undefined: no row of a domain has weight, or, unless ``"biased"``, only one.
+    Returns:
+        The estimate, or 0 where it is undefined: no row of a domain has weight, or, unless ``"biased"``, only one.
 
-    Raises ValueError for other feature sizes, and for arrays of less than two rows unless ``"biased"``.
+    Raises:
+        ValueError: feature sizes differ, or an array has fewer than two rows (unless ``"biased"``).
     """
     return joint_mmd((source,), (target,), source_weight, target_weight, estimator=estimator)
 
@@ -59,7 +61,7 @@ def joint_mmd(
     *,
     estimator: Estimator = "biased",
 ) -> Float[Array, ""]:
-    """The squared MMD under the product of the layers' kernels, each with a bandwidth of its own: see ``mmd``."""
+    """The squared MMD under the product of the layers' kernels, each with its own bandwidth; see ``jmmd``."""
     layers = [pair(x, y, source_weight, target_weight) for x, y in zip(sources, targets, strict=True)]
     _, _, a, b = layers[0]
     if estimator != "biased" and min(len(a), len(b)) < 2:
@@ -100,7 +102,7 @@ def _variance(x: Array, y: Array, a: Array, b: Array) -> Float[Array, ""]:
     spread = 2 * total * jnp.sum(w * jnp.sum(jnp.square(z - centre), 1))
     pairs = jnp.square(total) - jnp.sum(jnp.square(w))
     found = spread / jnp.where(pairs > 0, pairs, 1.0)
-    # Rows that differ by rounding alone would otherwise be told apart.
+    # Without this, rows that differ only by rounding would count as different.
     floor = 1e-10 * jnp.sum(w * jnp.sum(z * z, 1)) / jnp.maximum(total, 1e-6)
     return jax.lax.stop_gradient(jnp.maximum(jnp.maximum(found, floor), 1e-12))
 
@@ -108,7 +110,7 @@ def _variance(x: Array, y: Array, a: Array, b: Array) -> Float[Array, ""]:
 def _linear(kernel: Callable[..., Array], a: Array, b: Array) -> Float[Array, ""]:
     """Means over disjoint pairs of rows of k(x, x') + k(y, y') - k(x, y') - k(x', y)."""
     n = min(len(a), len(b)) // 2 * 2
-    # Rows that count come first, so that those left out break no pair.
+    # Rows that count come first, so that the others do not break pairs.
     first, second = (jnp.argsort(w <= 0, stable=True)[:n] for w in (a, b))
     i, j = (first[::2], first[1::2]), (second[::2], second[1::2])
     rowwise = lambda x, y: jnp.sum(jnp.square(x - y), 1)  # noqa: E731
@@ -122,7 +124,7 @@ def _linear(kernel: Callable[..., Array], a: Array, b: Array) -> Float[Array, ""
 
 
 class DAN(DomainLoss):
-    """The sum over layers of their ``mmd`` between source and target rows.
+    """The DAN loss: the sum over layers of their ``mmd`` between source and target rows.
 
     Attributes:
         on: the outputs to compare; the paper takes the task-specific layers at the top.
@@ -133,13 +135,17 @@ class DAN(DomainLoss):
     estimator: Estimator = struct.field(pytree_node=False, default="biased")
 
     def layers(self) -> tuple[str, ...]:
-        """Those of ``on``."""
+        """Returns ``on``."""
         return self.on
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without a layer or without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: a layer or ``batch["domain"]`` is missing.
+        """
         values = [
             mmd(*source_and_target(batch, layer(outputs, name)), estimator=self.estimator) for name in self.on
         ]

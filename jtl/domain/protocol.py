@@ -1,7 +1,7 @@
-"""Scores that choose a model or a step without target labels. Higher is better.
+"""Model selection for domain adaptation: scores that choose a model or step without target labels. Higher is better.
 
-All read logits or features as ``jtl.outputs.outputs`` gives them. Report what each of them chooses beside the oracle
-(target labels) and the last step. NumPy in float64.
+All read logits or features as ``jtl.outputs.outputs`` returns them and compute in float64 with NumPy. Report the
+choice of each score next to the oracle (target labels) and the last step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ Losses = Float[np.ndarray, " _"] | Float[Array, " _"]
 
 
 def source_validation(logits: Logits, labels: Labels) -> float:
-    """Accuracy on held-out *source* rows, in [0, 1]."""
+    """Accuracy on held-out *source* rows, in [0, 1].
+
+    Args:
+        logits: (N, C).
+        labels: (N,).
+
+    Raises:
+        ValueError: logits are empty or not finite, or there is not one label per row.
+    """
     z = _checked(logits)
     if len(z) != len(labels):
         raise InputError(f"{len(z)} rows of logits and {len(labels)} labels: expected one each")
@@ -27,31 +35,43 @@ def source_validation(logits: Logits, labels: Labels) -> float:
 
 
 def negative_entropy(logits: Logits) -> float:
-    """Minus the mean entropy of the target predictions, in nats. A model that names one class for all has the best."""
+    """Minus the mean entropy of the target predictions, in nats.
+
+    Caveat: a model that predicts one class for everything scores best.
+
+    Raises:
+        ValueError: logits are empty or not finite.
+    """
     p = _softmax(_checked(logits))
     return -float(np.mean(_entropy(p)))
 
 
 def mutual_information(logits: Logits) -> float:
-    """``H(mean p_i) - mean H(p_i)`` of the target predictions, in nats: sure, and diverse.
+    """``H(mean p_i) - mean H(p_i)`` of the target predictions, in nats: high when they are confident and diverse.
 
-    It is what ``information_maximisation`` minimises the negative of.
+    This is the negative of ``information_maximisation``.
+
+    Raises:
+        ValueError: logits are empty or not finite.
     """
     p = _softmax(_checked(logits))
     return float(_entropy(p.mean(0, keepdims=True))[0] - np.mean(_entropy(p)))
 
 
 def soft_neighbourhood_density(logits: Logits, *, temperature: float = 0.05, chunk: int = 1024) -> float:
-    """The mean entropy of each target row's similarity to the others: high where predictions lie in dense clusters.
+    """Mean entropy of each target row's similarity to the others: high where predictions lie in dense clusters.
 
-    Similarities are cosines of softmax predictions over the temperature, softmaxed over all other rows. Saito et al.
-    2021, "Tune it the Right Way: Unsupervised Validation of Domain Adaptation via Soft Neighborhood Density",
-    https://arxiv.org/abs/2108.10860.
+    Similarities are cosines of softmax predictions, divided by the temperature, with a softmax over all other rows.
+    Saito et al. 2021, "Tune it the Right Way: Unsupervised Validation of Domain Adaptation via Soft Neighborhood
+    Density", https://arxiv.org/abs/2108.10860.
 
     Args:
-        logits: (N, C) of target rows, at least two; scores of different N do not compare.
+        logits: (N, C) of target rows, at least two; scores for different N are not comparable.
         temperature: τ, 0.05 in the paper.
-        chunk: rows whose similarities are held at a time.
+        chunk: rows whose similarities are held at once.
+
+    Raises:
+        ValueError: fewer than two rows, or logits that are not finite.
     """
     p = _softmax(_checked(logits))
     if len(p) < 2:
@@ -71,17 +91,20 @@ def deep_embedded_validation(
     validation_features: Rows,
     validation_losses: Losses,
 ) -> float:
-    """Minus the target risk that source validation estimates under importance weights, with a control variate.
+    """Minus the target risk, estimated from source validation rows with importance weights and a control variate.
 
-    With weights w of the validation rows (``density_ratio``) and L = w · loss, the risk is
-    ``mean L + η mean w - η``, η = -Cov(L, w) / Var(w). You, Wang, Long and Jordan 2019, "Towards Accurate Model
-    Selection in Deep Unsupervised Domain Adaptation", ICML 2019.
+    With weights w of the validation rows (``density_ratio``) and L = w · loss, the risk is ``mean L + η mean w - η``,
+    η = -Cov(L, w) / Var(w). You, Wang, Long and Jordan 2019, "Towards Accurate Model Selection in Deep Unsupervised
+    Domain Adaptation", ICML 2019.
 
     Args:
         source_features: the model's features of source training rows (N, D).
-        target_features: those of target rows (M, D).
-        validation_features: those of held-out source rows (V, D).
-        validation_losses: the loss of each of the latter (V,), say 0-1 loss or cross-entropy.
+        target_features: features of target rows (M, D).
+        validation_features: features of held-out source rows (V, D).
+        validation_losses: the loss of each held-out row (V,), such as 0-1 loss or cross-entropy.
+
+    Raises:
+        ValueError: there are fewer than two losses, not one per validation row, or as ``density_ratio`` does.
     """
     losses = np.asarray(validation_losses, np.float64)
     if len(losses) != len(validation_features) or len(losses) < 2:
@@ -92,7 +115,7 @@ def deep_embedded_validation(
 
 
 def controlled_risk(weights: Losses, losses: Losses) -> float:
-    """``mean wℓ + η mean w - η``, η = -Cov(wℓ, w) / Var(w); η = 0 for equal weights."""
+    """Computes ``mean wℓ + η mean w - η`` with η = -Cov(wℓ, w) / Var(w), or η = 0 for equal weights."""
     w = np.asarray(weights, np.float64)
     weighted = w * np.asarray(losses, np.float64)
     covariance = np.cov(weighted, w)

@@ -1,7 +1,8 @@
 """Self-training on confident predictions: pseudo-labels and FixMatch.
 
 Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML
-workshop; Sohn et al. 2020, "FixMatch", https://arxiv.org/abs/2001.07685.
+workshop; Sohn et al. 2020, "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence",
+https://arxiv.org/abs/2001.07685.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ def pseudo_label(
     *,
     threshold: float = 0.95,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The mean over all rows of ``1[max q >= τ] CE(argmax q, p)``, and the share of rows over the threshold.
+    """The mean over all rows of ``1[max q >= τ] CE(argmax q, p)``, and the share of rows at or above the threshold.
 
-    p = softmax(logits) and q = softmax(labeller), which gets no gradient. Rows under the threshold count as 0 in the
-    mean (FixMatch, equation 4), so the loss grows as the model becomes sure.
+    p = softmax(logits) and q = softmax(labeller), which gets no gradient. Rows below the threshold count as 0 in the
+    mean (FixMatch, equation 4), so the loss grows as the model becomes confident.
 
     Args:
         logits: what is trained.
-        labeller: what names the labels: the same logits, or those of another view or model.
+        labeller: predicts the labels: the same logits, or those of another view or model.
         weight: of each row; 0 leaves it out.
         threshold: τ.
     """
@@ -41,7 +42,9 @@ def pseudo_label(
 
 
 class PseudoLabels(DomainLoss):
-    """``pseudo_label`` of target rows by the model's own predictions. Metric: ``confident``, the share that counts.
+    """``pseudo_label`` of target rows by the model's own predictions.
+
+    The metric ``confident`` is the share of rows that count.
 
     Attributes:
         threshold: τ.
@@ -52,7 +55,11 @@ class PseudoLabels(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without ``batch["domain"]``."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: there is no ``batch["domain"]``.
+        """
         logits = layer(outputs, "logits")
         loss, share = pseudo_label(logits, logits, domains(batch)[1], threshold=self.threshold)
         return loss, {"confident": share}
@@ -61,11 +68,12 @@ class PseudoLabels(DomainLoss):
 class FixMatch(DomainLoss):
     """``pseudo_label`` of the strong views of target rows by their weak views.
 
-    The batch's own input is the weak view; ``batch["strong"]``, of the same shape, holds the strong one, which gets a
-    forward of its own (whose updates of running statistics are dropped).
+    The batch's own input is the weak view. ``batch["strong"]``, of the same shape, holds the strong view, which gets
+    its own forward (whose updates of running statistics are dropped). The metric ``confident`` is the share of rows
+    that count.
 
     Attributes:
-        field: the batch's field with the weak view: the model's input.
+        field: the batch field with the weak view: the model's input.
         threshold: τ.
     """
 
@@ -75,7 +83,11 @@ class FixMatch(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without ``batch["domain"]``, ``batch["strong"]`` or the model's field."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: ``batch["domain"]``, ``batch["strong"]`` or the model's field is missing.
+        """
         target = domains(batch)[1]
         column(batch, self.field, "the weak view")
         strong = column(batch, "strong", "the strong view of each row")

@@ -1,4 +1,4 @@
-"""Gradient reversal: the identity forward, the gradient times -λ backward.
+"""Gradient reversal: the identity in the forward pass, the gradient times -λ in the backward pass.
 
 Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks", https://arxiv.org/abs/1505.07818.
 """
@@ -18,7 +18,7 @@ from jtl.model import Batch, Forward, Mode, Outputs, State, Variables
 
 @jax.custom_jvp
 def reverse(x: Array, scale: Any) -> Array:
-    """``x``, whose gradient is ``-scale`` times what it would be. ``scale`` may be traced and gets no gradient.
+    """Returns ``x``, with its gradient multiplied by ``-scale``; ``scale`` may be traced and gets no gradient.
 
     >>> float(jax.grad(lambda x: 3 * reverse(x, 0.5))(jnp.ones(())))
     -1.5
@@ -33,7 +33,7 @@ def _reverse_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def ramp(progress: Array | float) -> Array:
-    """``2 / (1 + exp(-10 p)) - 1`` for p in [0, 1], from 0 to almost 1: the paper's schedule of λ.
+    """The paper's schedule of λ, ``2 / (1 + exp(-10 p)) - 1``, from 0 to almost 1 for p in [0, 1].
 
     >>> float(ramp(0.0)), round(float(ramp(1.0)), 4)
     (0.0, 0.9999)
@@ -43,17 +43,17 @@ def ramp(progress: Array | float) -> Array:
 
 @dataclass(frozen=True)
 class Reversal:
-    """A technique: ``outputs[output] = reverse(outputs[on], λ)``, λ growing over the run's own horizon.
+    """A technique: ``outputs[output] = reverse(outputs[on], λ)``, where λ grows over the horizon of the run.
 
-    ``variables[name]["step"]`` counts the training forwards; each returns it plus one in its state, which a train
-    step threads. λ itself is ``outputs["reversal"]``.
+    ``variables[name]["step"]`` counts the training forwards; each returns it plus one in its state, which a train step
+    carries along. λ itself is ``outputs["reversal"]``.
 
     Attributes:
         name: of the collection with the count.
         on: the output to reverse.
-        output: the name of the reversed one.
+        output: the name of the reversed output.
         horizon: updates after which p is 1, the length of this run; None holds λ at ``peak``.
-        peak: what the ramp is multiplied by.
+        peak: the factor of the ramp.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Reversal:
     peak: float = 1.0
 
     def scale(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """λ at ``step``."""
+        """Returns λ at ``step``."""
         if self.horizon is None:
             return jnp.asarray(self.peak)
         return self.peak * ramp(step / self.horizon)
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the reversed output added."""
+        """Returns ``forward`` with the reversed output added."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             outputs, state = forward(variables, batch, mode, key)

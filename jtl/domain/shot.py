@@ -1,11 +1,11 @@
-"""SHOT: source-free adaptation, by information maximisation and pseudo-labels under a frozen classifier.
+"""SHOT: source-free adaptation by information maximisation and pseudo-labels, under a frozen classifier.
 
 Liang et al. 2020, "Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
-Adaptation", https://arxiv.org/abs/2002.08546. Every row of a batch is the target's; no ``domain`` is needed:
+Adaptation", https://arxiv.org/abs/2002.08546. All rows of a batch are target rows; no ``domain`` is needed:
 
-    labels = jtl.finetune.freeze(model, "head/.*")          # the hypothesis stays the source's
+    labels = jtl.finetune.freeze(model, "head/.*")          # the classifier stays the source's
     found = jtl.outputs.outputs(model, batches, ("features", "logits"))
-    batch["pseudo_label"] = centroid_labels(found["features"], found["logits"])[batch["index"]]   # anew each epoch
+    batch["pseudo_label"] = centroid_labels(found["features"], found["logits"])[batch["index"]]   # again each epoch
     step = jtl.train.make_step(jtl.domain.SHOT(), optimizer, labels)
 """
 
@@ -26,7 +26,12 @@ from jtl.rows import cross_entropy, entropy, mean, weights
 def information_maximisation(
     logits: Float[Array, "M C"], weight: Float[Array, " M"] | None = None
 ) -> Float[Array, ""]:
-    """``mean H(p_i) - H(mean p_i)``: each prediction sure, all together diverse."""
+    """Computes ``mean H(p_i) - H(mean p_i)``: low when each prediction is confident and all together are diverse.
+
+    Args:
+        logits: predictions; p_i is their softmax.
+        weight: of each row; 0 leaves it out.
+    """
     weight = jnp.ones(len(logits)) if weight is None else weight
     average = mean(jax.nn.softmax(logits.astype(jnp.float32)), weight)
     log_average = jnp.log(jnp.where(average > 0, average, 1.0))
@@ -36,12 +41,20 @@ def information_maximisation(
 def centroid_labels(
     features: Float[np.ndarray, "M D"], logits: Float[np.ndarray, "_ C"]
 ) -> Int[np.ndarray, " M"]:
-    """The class whose centroid is nearest in cosine distance, for the whole target set.
+    """Assigns each row of the whole target set to the class whose centroid is nearest in cosine distance.
 
-    Centroids are first the means weighted by the softmax predictions, and once more those of the labels found
-    as in the paper. A class that no row is given in the first round keeps its first centroid.
+    The centroids are first the means weighted by softmax predictions, then once more the means by the labels just
+    assigned, as in the paper. A class that gets no row in the first round keeps its first centroid.
 
-    Raises ValueError for empty or mismatched input.
+    Args:
+        features: (M, D).
+        logits: (M, C).
+
+    Returns:
+        Labels (M,).
+
+    Raises:
+        ValueError: the input is empty or mismatched.
     """
     if not len(features) or len(features) != len(logits):
         raise InputError(f"expected as many features as logits, over 0; found {len(features)}, {len(logits)}")
@@ -61,7 +74,7 @@ def centroid_labels(
 
 
 class SHOT(DomainLoss):
-    """``information_maximisation + β CE(pseudo_label)`` over all rows.
+    """The SHOT loss ``information_maximisation + β CE(pseudo_label)``, over all rows.
 
     Attributes:
         beta: β; 0.3 in the paper, 0.1 for digits. At 0 (SHOT-IM) the batch needs no ``pseudo_label``.
@@ -72,7 +85,11 @@ class SHOT(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError without ``batch["pseudo_label"]``, unless beta is 0."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: there is no ``batch["pseudo_label"]``, unless beta is 0.
+        """
         logits = layer(outputs, "logits")
         weight = weights(batch, len(logits))
         value = information_maximisation(logits, weight)

@@ -12,24 +12,28 @@ from jtl.model import Batch, Mode, Model, Outputs
 
 
 class Source(Loss):
-    """``term`` with the weight of every row that is not source set to 0.
+    """``term`` with weight 0 for every row that is not a source row.
 
     Labels of target rows are not read: ``jtl.domain.Source(jtl.tasks.Classify()) + 1.0 * jtl.domain.DANN()``.
 
     Attributes:
-        term: a loss that heeds ``batch["weight"]``, as those of ``jtl.tasks`` do.
+        term: a loss that respects ``batch["weight"]``, as those of ``jtl.tasks`` do.
     """
 
     term: Loss
 
     def mode(self) -> Mode | None:
-        """That of ``term``."""
+        """Returns the mode of ``term``."""
         return self.term.mode()
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The value of ``term`` and its metrics. Raises KeyError if the batch has no ``domain``."""
+        """Returns the value of ``term`` and its metrics.
+
+        Raises:
+            KeyError: the batch has no ``domain``.
+        """
         column(batch, "domain", "0 for source and 1 for target rows")
         rows: Any = batch
         return self.term.value(model, outputs, {**rows, "weight": domains(batch)[0]}, key)

@@ -1,4 +1,4 @@
-"""Tent: at test time, sharpen predictions by training the scales and shifts of normalisation alone.
+"""Tent: adapts a model at test time by training only normalisation scales and shifts for confident predictions.
 
 Wang et al. 2021, "Tent: Fully Test-Time Adaptation by Entropy Minimization", https://arxiv.org/abs/2006.10726.
 """
@@ -24,13 +24,14 @@ NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Insta
 
 
 def norm_only(model: Model, batch: Batch) -> PyTree:
-    """Labels: scales and shifts of normalisation layers at the full rate, all else frozen.
+    """Labels that train the scales and shifts of normalisation layers at the full rate and freeze the rest.
 
     Args:
         model: a Linen model.
         batch: any batch; the model is traced on it to find its layers.
 
-    Raises ValueError if there is no normalisation layer with parameters.
+    Raises:
+        ValueError: there is no normalisation layer with parameters.
     """
     found = {path for path, kind in modules(model, batch).items() if issubclass(kind, NORMALISATIONS)}
     labels = tree.map_with_path(lambda path, _: float(path.rpartition("/")[0] in found), model.params)
@@ -43,13 +44,13 @@ class Tent(Loss):
     """The mean entropy of the predictions, over all rows, with batch statistics and without dropout."""
 
     def mode(self) -> Mode:
-        """No dropout, statistics of the batch."""
+        """Returns the mode without dropout and with batch statistics."""
         return Mode(stats="batch")
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The entropy, in nats."""
+        """Returns the entropy, in nats."""
         logits = layer(outputs, "logits")
         return mean(entropy(logits), weights(batch, len(logits))), {}
 
@@ -63,20 +64,21 @@ def adapt(
     episodic: bool = False,
     updates: int = 1,
 ) -> Float[np.ndarray, "N C"]:
-    """The logits of each row of ``batches``, in order, of a model that adapts as it goes.
+    """Returns the logits of each row of ``batches``, in order, from a model that adapts as it goes.
 
-    Online, a batch is predicted and then updates the model for the batches to come. Episodic, each batch starts from
-    ``model`` again and is predicted after its own updates.
+    Online, each batch is predicted first and then updates the model for later batches. Episodic, each batch starts
+    from ``model`` again and is predicted after its own updates.
 
     Args:
-        step: ``jtl.train.make_step(Tent(), optimizer, norm_only(model, batch))``, or that of another loss.
-        model: the model of the source.
-        batches: dicts of arrays; the logits of rows of ``weight`` 0 are dropped.
+        step: ``jtl.train.make_step(Tent(), optimizer, norm_only(model, batch))``, or one with another loss.
+        model: the source model.
+        batches: mappings of arrays; the logits of rows of ``weight`` 0 are dropped.
         key: of the run.
-        episodic: whether to start anew at every batch.
-        updates: updates a batch.
+        episodic: whether to restart from ``model`` at every batch.
+        updates: updates per batch.
 
-    Raises ValueError for no batches.
+    Raises:
+        ValueError: there are no batches.
     """
     state = step.init(model, key)
     rows = []

@@ -1,6 +1,7 @@
-"""V-REx: domains of equal risk.
+"""V-REx: equal risk in all domains, for domain generalisation.
 
-Krueger et al. 2020, "Out-of-Distribution Generalization via Risk Extrapolation (REx)", https://arxiv.org/abs/2003.00688.
+Krueger et al. 2020, "Out-of-Distribution Generalization via Risk Extrapolation (REx)",
+https://arxiv.org/abs/2003.00688.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jtl.rows import mean
 
 
 def vrex(risk: Float[Array, " K"], present: Float[Array, " K"] | None = None) -> Float[Array, ""]:
-    """The variance of the domains' risks, ``mean (r - mean r)²``, over those present.
+    """The variance of the domains' risks, ``mean (r - mean r)²``, over the domains present.
 
     >>> float(vrex(jnp.array([1.0, 3.0])))
     1.0
@@ -25,9 +26,10 @@ def vrex(risk: Float[Array, " K"], present: Float[Array, " K"] | None = None) ->
 
 
 class VREx(DomainLoss):
-    """``vrex`` of the mean cross-entropies of the domains in the batch; add ``jtl.tasks.Classify()``.
+    """``vrex`` of the mean cross-entropies of the domains in the batch; add it to ``jtl.tasks.Classify()``.
 
-    The paper minimises ``Σ risks + β · variance``; Classify's mean over rows is that sum over K for equal shares.
+    The paper minimises ``Σ risks + β · variance``. When all domains have equally many rows, Classify's mean over rows
+    is that sum divided by K.
 
     Attributes:
         domains: K; a batch's ``domain`` is 0 ... K - 1.
@@ -38,6 +40,10 @@ class VREx(DomainLoss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The variance. Raises KeyError without ``batch["domain"]`` or ``batch["label"]``."""
+        """Returns the variance.
+
+        Raises:
+            KeyError: ``batch["domain"]`` or ``batch["label"]`` is missing.
+        """
         risk, present = risks(outputs, batch, self.domains)
         return vrex(risk, present), {}

@@ -1,4 +1,7 @@
-"""Feature extraction: frozen features computed once, probes on them, and training on top of cached activations."""
+"""Feature extraction: frozen features computed once and cached, probes and transferability scores on them.
+
+It also trains the upper layers, or the head alone, on cached activations (``resume_from``, ``head_alone``).
+"""
 
 from jtl.features import scores
 from jtl.features.cache import DataKey, cached, digest

@@ -27,13 +27,14 @@ from jtl.trace import reads
 
 @dataclass(frozen=True)
 class DataKey:
-    """What identifies the rows that a loader gives, in their order.
+    """Identifies the rows that a loader returns, in their order.
 
     Attributes:
         name: of the data set.
-        split: of it.
-        fingerprint: a hash of the content: raw rows, their selection and order; ``digest`` makes one of arrays.
-        preprocessing: all that turns a raw row into a batch's: tokenizer, length, image size; JSON values.
+        split: of the data set.
+        fingerprint: a hash of the content: raw rows, their selection and order; ``digest`` makes one from arrays.
+        preprocessing: everything between a raw row and a row of a batch (tokenizer, length, image size), as JSON
+            values.
     """
 
     name: str
@@ -49,7 +50,7 @@ class DataKey:
 
 
 def digest(arrays: PyTree) -> str:
-    """SHA-256 of the paths, types, shapes and bytes of all leaves, in hex.
+    """SHA-256, in hex, of the paths, types, shapes and bytes of all leaves.
 
     >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2)})
     True
@@ -73,20 +74,19 @@ def cached(
     keep: Sequence[str] = ("label",),
     folder: str | os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
-    """``jtl.outputs.outputs``, from a file if the same features were computed before.
+    """Returns what ``jtl.outputs.outputs`` does, read from a file if the same features were computed before.
 
-    The file is named by a hash of the program that XLA would run (so of the module, its techniques and the
-    code behind them), of every leaf it reads, of ``data``, ``at`` and ``keep``; a change of any is another
-    file. A head above what is extracted counts for nothing. Only the first of ``batches`` is read when the
-    file is there; a damaged file is computed anew.
+    The file name is a hash of the program that XLA would run (so of the module, its techniques and their code), of
+    every leaf the program reads, of ``data``, ``at`` and ``keep``; changing any of these gives another file. A head
+    above the extracted output does not count. If the file exists, only the first of ``batches`` is read. A damaged
+    file is recomputed.
 
     Args:
         model: any model.
         batches: read once, in order.
-        data: what identifies ``batches``.
+        data: identifies ``batches``.
         at: names of outputs (``"features"``, ``"pooled"``) or paths of modules (``"encoder/layer_3"``).
-        keep: fields of the batch to keep beside them, such as ``label`` or ``attention_mask``; one that is absent is
-            left out.
+        keep: fields of the batch to store too, such as ``label`` or ``attention_mask``; absent ones are skipped.
         folder: by default ``features`` in jtl's cache folder (``$JTL_CACHE``).
     """
     forward, batches = forward_of(model, batches, at)

@@ -1,4 +1,7 @@
-"""Probes: classifiers on frozen features. All compute in float64 with NumPy and SciPy, to a stated tolerance."""
+"""Probes: classifiers on frozen features (logistic regression, ridge regression, k nearest neighbours).
+
+All compute in float64 with NumPy and SciPy; logistic regression converges to a stated tolerance.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ HeldOut = tuple[Float[np.ndarray, "M D"] | Float[Array, "M D"], Int[np.ndarray, 
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 LEAST_SPREAD = (
-    1e-3  # standard deviation at which a feature is standardised at least, over the root mean square of all
+    1e-3  # lower bound of a feature's standard deviation, relative to the root mean square over features
 )
 
 
@@ -27,9 +30,9 @@ class Linear:
     """A linear probe on standardised features: ``logits = ((x - mean) / scale) @ kernel + bias``.
 
     Attributes:
-        mean: (D,) of the training features.
-        scale: (D,) their standard deviations, but at least a thousandth of the root mean square over all, and 1 for a
-            constant.
+        mean: (D,) means of the training features.
+        scale: (D,) their standard deviations, but at least a thousandth of the root mean square over features, and 1
+            for a constant feature.
         kernel: (D, C).
         bias: (C,).
         penalty: the L2 penalty it was fitted with.
@@ -42,11 +45,11 @@ class Linear:
     penalty: float
 
     def __call__(self, features: Features) -> Logits:
-        """Logits in float64."""
+        """Returns the logits (N, C) in float64."""
         return (np.asarray(features, np.float64) - self.mean) / self.scale @ self.kernel + self.bias
 
     def as_head(self) -> dict[str, np.ndarray]:
-        """``kernel`` (D, C) and ``bias`` (C,) of one linear layer on the raw features, in float32."""
+        """Returns ``kernel`` (D, C) and ``bias`` (C,) of the equivalent linear layer on raw features, in float32."""
         kernel = self.kernel / self.scale[:, None]
         bias = self.bias - self.mean @ kernel
         return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
@@ -61,21 +64,22 @@ def fit_logistic(
     validation: HeldOut | None = None,
     tolerance: float = 1e-6,
 ) -> Linear:
-    """Multinomial logistic regression: minimises ``mean cross-entropy + penalty/2 · ||kernel||²``.
+    """Fits multinomial logistic regression: minimises ``mean cross-entropy + penalty/2 · ||kernel||²``.
 
-    The bias is not penalised. L-BFGS in float64 runs until no entry of the gradient exceeds ``tolerance``, and
-    warns if it cannot. (scikit-learn's ``C`` is ``1 / (N · penalty)``.)
+    The bias is not penalised. L-BFGS in float64 runs until no entry of the gradient exceeds ``tolerance``, and warns
+    if it does not get there. (scikit-learn's ``C`` is ``1 / (N · penalty)``.)
 
     Args:
-        features: (N, D), standardised here.
+        features: (N, D); standardised by this function.
         labels: (N,) in 0 ... classes - 1.
         classes: C; by default the largest label + 1.
         penalties: the candidates.
-        validation: features and labels that choose among several: the lowest cross-entropy wins.
+        validation: held-out features and labels; the penalty with the lowest cross-entropy on them wins.
         tolerance: of the gradient; float64 reaches about 1e-8.
 
-    Raises ValueError for empty or non-finite features, labels out of range or not one a row, or several penalties
-    without validation.
+    Raises:
+        ValueError: features are empty or not finite, labels are out of range or not one per row, or there are several
+            penalties without validation.
 
     >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
     >>> fit_logistic(x, y, penalties=(0.1,))(x).argmax(-1)
@@ -117,11 +121,12 @@ def fit_ridge(
     penalties: Sequence[float] = GRID,
     validation: HeldOut | None = None,
 ) -> Linear:
-    """Ridge regression on one-hot labels: minimises ``mean ||y - logits||² + penalty · ||kernel||²``, in closed form.
+    """Fits ridge regression on one-hot labels, in closed form.
 
-    One singular value decomposition of the standardised features serves all penalties; the bias is not
-    penalised. Its logits are no log-probabilities. (scikit-learn's ``alpha`` is ``N · penalty``.) Arguments are
-    those of ``fit_logistic``; the lowest squared error on the validation rows chooses among several penalties.
+    It minimises ``mean ||y - logits||² + penalty · ||kernel||²``. One singular value decomposition of the standardised
+    features serves all penalties. The bias is not penalised. The logits are not log-probabilities. (scikit-learn's
+    ``alpha`` is ``N · penalty``.) Arguments and errors are those of ``fit_logistic``, but the lowest squared error on
+    the validation rows chooses among several penalties.
     """
     x, mean, scale, y = _prepare(features, labels, classes)
     u, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -137,10 +142,10 @@ def fit_ridge(
 
 @dataclass(frozen=True)
 class Knn:
-    """k nearest neighbours by cosine similarity.
+    """A k-nearest-neighbour classifier with cosine similarity.
 
     Attributes:
-        bank: (M, D) training features of norm 1.
+        bank: (M, D) training features, normalised to length 1.
         votes: (M, C) one-hot labels.
         k: how many neighbours vote.
     """
@@ -150,7 +155,12 @@ class Knn:
     k: int
 
     def __call__(self, features: Features, rows: int = 1024) -> Logits:
-        """``log((votes + 1) / (k + C))``: the log of the smoothed share of votes; ``rows`` are compared at a time."""
+        """Returns ``log((votes + 1) / (k + C))``, the log of the smoothed share of votes.
+
+        Args:
+            features: (N, D).
+            rows: how many are compared with the bank at once.
+        """
         x = _unit(np.asarray(features, np.float64))
         pieces = [x[i : i + rows] for i in range(0, len(x), rows)]
         near = [np.argpartition(piece @ self.bank.T, -self.k)[:, -self.k :] for piece in pieces]
@@ -159,7 +169,17 @@ class Knn:
 
 
 def fit_knn(features: Features, labels: Labels, *, k: int = 20, classes: int | None = None) -> Knn:
-    """A k-nearest-neighbour probe. Raises ValueError if ``k`` is not in 1 ... N, and for bad features or labels."""
+    """Makes a k-nearest-neighbour probe.
+
+    Args:
+        features: (N, D).
+        labels: (N,) in 0 ... classes - 1.
+        k: how many neighbours vote, 1 ... N.
+        classes: C; by default the largest label + 1.
+
+    Raises:
+        ValueError: ``k`` is out of range, or features or labels are invalid as in ``fit_logistic``.
+    """
     x, _, _, votes = _prepare(features, labels, classes, standardise=False)
     if not 1 <= k <= len(x):
         raise InputError(f"k must be in 1 ... {len(x)}, the number of rows; got {k}")
@@ -182,7 +202,7 @@ def _prepare(
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardise:
         mean, scale = x.mean(0), x.std(0)
-        # A unit that is dead but for rounding would get a weight of millions, and break a model tuned from there.
+        # A unit that is dead except for rounding would get a weight of millions, which breaks fine-tuning from there.
         floor = LEAST_SPREAD * np.sqrt(np.mean(scale**2))
         scale = np.where(scale > 1e-12 * (1 + np.abs(mean)), np.maximum(scale, floor), 1.0)
     return (x - mean) / scale, mean, scale, np.eye(C)[label]

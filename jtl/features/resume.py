@@ -1,12 +1,13 @@
-"""Training on cached activations: what lies below a frozen cut is never computed again.
+"""Training on cached activations: the frozen layers below a cut are computed once, not in every step.
 
-Freeze the lower layers, ``extract`` the activation at the cut once, and train the upper layers from there
-(``resume_from``), or only the head (``head_alone``). The step has no prefix left: XLA removes what nobody reads.
+Freeze the lower layers, compute the activation at the cut once (``jtl.outputs.outputs``), and train the upper layers
+from there (``resume_from``) or only the head (``head_alone``). The frozen prefix is not in the step: XLA removes what
+nothing reads.
 
-The cache holds a *deterministic* forward, without dropout and with running normalisation statistics. So
-this equals training the full model exactly when its frozen prefix runs in that mode. Usual fine-tuning
-leaves dropout on below the cut too; it cannot be cached, and nothing random below the cut is seen here.
-Data augmentation is likewise as cached. Dropout above the cut works as ever.
+The cache holds a *deterministic* forward, without dropout and with running normalisation statistics. So this equals
+training the full model exactly when its frozen prefix runs in that mode. Usual fine-tuning leaves dropout on below the
+cut too; that cannot be cached, so nothing below the cut is random here. Data augmentation is likewise fixed at what
+was cached. Dropout above the cut works as usual.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Resume:
     Attributes:
         at: path of a Linen module that is called once and returns one array.
         needed: fields that the layers above read, such as an attention mask.
-        blank: fields that nothing above reads; zeros stand for absent ones: (name, shape of a row, dtype).
+        blank: fields that nothing above reads, replaced by zeros where absent: (name, shape of a row, dtype).
     """
 
     at: str
@@ -41,7 +42,7 @@ class Resume:
     blank: tuple[tuple[str, tuple[int, ...], Any], ...] = ()
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` from the cut on."""
+        """Returns ``forward`` from the cut on."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if "resumed" not in batch:
@@ -98,21 +99,21 @@ class Resume:
 
 
 def resume_from(model: Model, at: str, example: Mapping[str, Any] | None = None) -> Model:
-    """``model`` resumed at the module ``at``, whose cached output comes as ``batch["resumed"]``.
+    """Returns ``model`` resumed at the module ``at``, whose cached output the batch holds as ``batch["resumed"]``.
 
-    Its outputs above the cut, and their gradients, are those of ``model`` on the rows that were cached. Every
-    parameter stays, so the trained model is ``model.with_params(resumed.params)``.
+    Its outputs above the cut, and their gradients, are those of ``model`` on the cached rows. It keeps every
+    parameter, so the trained model is ``model.with_params(resumed.params)``.
 
     Args:
         model: a model of Linen modules.
         at: where the activation was extracted: ``jtl.outputs.outputs(model, batches, (at,))``.
-        example: one of those batches. Fields that nothing above the cut reads (images, say) need not be in
-            later batches: zeros of the same shape stand for them; the other fields must. Without an example
-            batches must carry all inputs.
+        example: one of those batches. Fields that nothing above the cut reads (images, for example) may then be absent
+            from later batches, where zeros of the same shape replace them. Without an example, batches must carry all
+            inputs.
 
     Raises:
-        KeyError: ``example`` shows that no module lies at ``at``; near misses are listed. Without an example the
-            first forward raises it.
+        KeyError: no module lies at ``at``; near misses are listed. Without an example, the first forward raises it.
+        ValueError: the module at ``at`` does not return one array.
     """
     if example is None:
         return _with(model, Resume(at))
@@ -129,14 +130,19 @@ def resume_from(model: Model, at: str, example: Mapping[str, Any] | None = None)
 
 
 def _with(model: Model, resume: Resume) -> Model:
-    # Innermost, so that mixed precision casts the activation as it casts every input.
+    # Innermost, so that mixed precision casts the activation like every other input.
     return model.replace(techniques=(resume, *model.techniques))
 
 
 def train_above(model: Model, batch: Batch, output: str = "logits") -> PyTree:
     """Labels for a resumed model: 1 for the parameters that ``output`` depends on, 0 for those below the cut.
 
-    With them weight decay cannot move the prefix behind the cache's back.
+    Freezing the prefix matters: weight decay would otherwise change it while the cached activations stay the same.
+
+    Args:
+        model: a resumed model.
+        batch: one of its batches.
+        output: the output that the loss reads.
     """
     used, _ = reads(lambda model, batch: model(batch)[output], model, batch)
     return jax.tree.map(float, used.params)
@@ -144,22 +150,23 @@ def train_above(model: Model, batch: Batch, output: str = "logits") -> PyTree:
 
 @dataclass(frozen=True)
 class Fields:
-    """A forward whose outputs are the batch's own fields."""
+    """A forward whose outputs are the fields of the batch."""
 
     def __call__(
         self, variables: Variables, batch: Batch, mode: Mode, key: Array | None
     ) -> tuple[Outputs, State]:
-        """The fields."""
+        """Returns the fields."""
         return dict(batch), {}  # type: ignore[arg-type]
 
 
 def head_alone(model: Model, name: str = "head") -> Model:
-    """The head as a model of its own, which reads its features from the batch field of their name.
+    """Returns the head as a model of its own, which reads its features from the batch field of their name.
 
     Train it on ``jtl.outputs.outputs(model, batches, (head.on, "label"))`` in seconds, then put it back:
     ``model.with_params({**model.params, **trained.params})``.
 
-    Raises ValueError if the model has no such head.
+    Raises:
+        ValueError: the model has no such head.
     """
     head = heads.find(model, name)
     if head is None:

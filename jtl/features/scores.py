@@ -1,9 +1,9 @@
-"""Transferability scores: which pretrained model suits a data set, before any fine-tuning. Higher is better.
+"""Transferability scores: estimate which pretrained model suits a data set before fine-tuning any of them.
 
-All need one forward of the data through the candidate and compare candidates on the *same* data; none compares
-data sets. `logme`, `h_score` and `shrunk_h_score` read features; `leep` and `nce` read what the model's own
-classifier says. They compute in float64 with NumPy whatever comes in: the evidence of 1,000 examples adds
-numbers that cancel.
+Higher is better. Each score needs one forward of the data through the candidate model. Scores compare candidates on
+the *same* data; none of them compares data sets. ``logme``, ``h_score`` and ``shrunk_h_score`` read features; ``leep``
+and ``nce`` read the predictions of the model's own classifier. All compute in float64 with NumPy whatever the input
+type, because the evidence of 1,000 examples is a sum of numbers that cancel.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ Labels = Int[np.ndarray, " N"] | Int[Array, " N"]
 
 
 def logme(features: Features, labels: Labels, *, tolerance: float = 1e-8, steps: int = 10_000) -> float:
-    """Logarithm of maximum evidence of a Bayesian linear map from features to one-hot labels, per example.
+    """LogME: the log of the maximum evidence of a Bayesian linear map from features to one-hot labels, per example.
 
     For each class, y in {0, 1} is modelled as N(f·w, 1/β) with prior w ~ N(0, 1/α), and the evidence
 
         ½ · [D ln α + N ln β − Σ ln(α + βσ) − β·||y − Fm||² − α·||m||² − N ln 2π] / N
 
-    is maximised over α and β; σ are the D squared singular values of F, m the posterior mean. The result is its
-    mean over the classes that occur. You, Liu, Wang and Long, "LogME: Practical Assessment of Pre-trained
-    Models for Transfer Learning", 2021, https://arxiv.org/abs/2102.11005, section 4 (evidence and its
-    maximisation); here the fixed point γ = Σ σ/(σ + α/β), α = γ/||m||², β = (N − γ)/||y − Fm||² is run to
-    convergence, where the original stops after a few rounds. At the maximum β·||y − Fm||² + α·||m||² = N, so
-    only the ratio t = α/β needs iterating, and features that fit y exactly stay finite.
+    is maximised over α and β; σ are the D squared singular values of F, m is the posterior mean. The result is the
+    mean over the classes that occur. You, Liu, Wang and Long 2021, "LogME: Practical Assessment of Pre-trained Models
+    for Transfer Learning", https://arxiv.org/abs/2102.11005, section 4 (evidence and its maximisation). Here the fixed
+    point γ = Σ σ/(σ + α/β), α = γ/||m||², β = (N − γ)/||y − Fm||² runs to convergence; the original stops after a few
+    rounds. At the maximum β·||y − Fm||² + α·||m||² = N, so only the ratio t = α/β needs iterating, and features that
+    fit y exactly stay finite.
 
     Args:
         features: (N, D).
         labels: (N,) class of each example; any integers, at least two different ones.
         tolerance: relative change of t at which the iteration stops.
-        steps: largest number of iterations a class.
+        steps: the maximum number of iterations per class.
 
-    Raises ValueError for empty, non-finite or mismatched input, for a single class, and for features that are
-    all zero.
+    Raises:
+        ValueError: empty, non-finite or mismatched input, a single class, or features that are all zero.
     """
     f, classes, y = _checked(features, labels)
     N, D = f.shape
@@ -77,19 +77,23 @@ def logme(features: Features, labels: Labels, *, tolerance: float = 1e-8, steps:
 
 
 def leep(source_probabilities: Probabilities, labels: Labels) -> float:
-    """Log expected empirical prediction: mean over examples of ln Σ_z P(y|z) θ(x)_z.
+    """LEEP, the log expected empirical prediction: the mean over examples of ln Σ_z P(y|z) θ(x)_z.
 
-    P(y|z) = P(y, z) / P(z), with P(y, z) the mean over all examples of θ(x)_z [label = y]. A source class z that no
-    example has any probability of, where P(y|z) would be 0/0, carries no weight in the sum and is left out.
-    Nguyen, Hassner, Seeger and Archambeau, "LEEP: A New Measure to Evaluate Transferability of Learned
-    Representations", 2020, https://arxiv.org/abs/2002.12462, section 3, equations 1 and 2.
+    P(y|z) = P(y, z) / P(z), with P(y, z) the mean over all examples of θ(x)_z [label = y]. A source class z to which
+    no example gives any probability, where P(y|z) would be 0/0, is left out of the sum. Nguyen, Hassner, Seeger and
+    Archambeau 2020, "LEEP: A New Measure to Evaluate Transferability of Learned Representations",
+    https://arxiv.org/abs/2002.12462, section 3, equations 1 and 2.
 
     Args:
-        source_probabilities: (N, Z), θ(x): what the pretrained classifier says of each example; rows sum to one.
+        source_probabilities: (N, Z), θ(x): the pretrained classifier's probabilities for each example; rows sum to
+            one.
         labels: (N,) class of each example in the new task; any integers.
 
-    Returns a number in nats, at most 0. Raises ValueError for input that is empty, mismatched, or no
-    probabilities.
+    Returns:
+        The score in nats, at most 0.
+
+    Raises:
+        ValueError: the input is empty or mismatched, or its rows are not probabilities.
     """
     theta, classes, y = _checked(source_probabilities, labels, "source_probabilities", least=1)
     if theta.min() < 0 or np.abs(theta.sum(1) - 1).max() > 1e-3:
@@ -105,14 +109,17 @@ def leep(source_probabilities: Probabilities, labels: Labels) -> float:
 
 
 def nce(source_labels: Labels, labels: Labels) -> float:
-    """Negative conditional entropy −H(Y|Z) of the labels given the source model's labels, in nats, at most 0.
+    """NCE, the negative conditional entropy −H(Y|Z) of the labels given the source model's labels, in nats, at most 0.
 
-    −H(Y|Z) = Σ_{y,z} P(y, z) ln P(y|z) with empirical frequencies. Tran, Nguyen and Hassner, "Transferability and
-    Hardness of Supervised Classification Tasks", 2019, https://arxiv.org/abs/1908.08142, section 4.
+    −H(Y|Z) = Σ_{y,z} P(y, z) ln P(y|z) with empirical frequencies. Tran, Nguyen and Hassner 2019, "Transferability and
+    Hardness of Supervised Classification Tasks", https://arxiv.org/abs/1908.08142, section 4.
 
     Args:
-        source_labels: (N,) the class that the pretrained classifier gives each example; any integers.
+        source_labels: (N,) the class that the pretrained classifier predicts for each example; any integers.
         labels: (N,) its class in the new task; any integers.
+
+    Raises:
+        ValueError: either is empty or does not hold integers, or their lengths differ.
     """
     _, z = np.unique(_integers(source_labels, "source_labels"), return_inverse=True)
     _, y = np.unique(_integers(labels, "labels"), return_inverse=True)
@@ -127,15 +134,18 @@ def nce(source_labels: Labels, labels: Labels) -> float:
 
 
 def h_score(features: Features, labels: Labels) -> float:
-    """tr(pinv(cov f) · cov(E[f|y])): how much of the whitened features' variance lies between classes.
+    """H-score, tr(pinv(cov f) · cov(E[f|y])): how much of the whitened features' variance lies between classes.
 
-    From 0 to min(rank, classes − 1), which it always reaches when the features are as many as the examples:
-    then use `shrunk_h_score`. Bao et al., "An Information-Theoretic Approach to Transferability in Task Transfer
-    Learning", ICIP 2019, definition of the H-score.
+    It ranges from 0 to min(rank, classes − 1), and always reaches the maximum when there are as many features as
+    examples: then use ``shrunk_h_score``. Bao et al. 2019, "An Information-Theoretic Approach to Transferability in
+    Task Transfer Learning", ICIP 2019, definition of the H-score.
 
     Args:
         features: (N, D).
         labels: (N,); any integers, at least two different ones.
+
+    Raises:
+        ValueError: empty, non-finite or mismatched input, or a single class.
     """
     f, classes, y = _checked(features, labels)
     f = f - f.mean(0)
@@ -145,11 +155,12 @@ def h_score(features: Features, labels: Labels) -> float:
 
 
 def shrunk_h_score(features: Features, labels: Labels) -> float:
-    """tr(cov_δ(f)⁻¹ · (1 − δ) cov(E[f|y])), the H-score with the Ledoit-Wolf covariance, for few examples.
+    """The H-score with the Ledoit-Wolf covariance, tr(cov_δ(f)⁻¹ · (1 − δ) cov(E[f|y])), for few examples.
 
-    cov_δ and δ are those of `ledoit_wolf`. Ibrahim, Ponomareva and Mazumder, "Newer is not always better:
-    Rethinking transferability metrics, their peculiarities, stability and performance", 2021,
-    https://arxiv.org/abs/2110.06893, section on the shrinkage-based H-score. Arguments: those of `h_score`.
+    ``ledoit_wolf`` computes cov_δ and δ. Ibrahim, Ponomareva and Mazumder 2021, "Newer is not always better:
+    Rethinking transferability metrics, their peculiarities, stability and performance",
+    https://arxiv.org/abs/2110.06893, section on the shrinkage-based H-score. Arguments and errors are those of
+    ``h_score``.
     """
     f, classes, y = _checked(features, labels)
     covariance, shrinkage = ledoit_wolf(f)
@@ -160,11 +171,11 @@ def shrunk_h_score(features: Features, labels: Labels) -> float:
 
 
 def ledoit_wolf(features: Features) -> tuple[Float[np.ndarray, "D D"], float]:
-    """The covariance (1 − δ) S + δ (tr S / D) I of least expected squared error, and its shrinkage δ in [0, 1].
+    """The shrunk covariance (1 − δ) S + δ (tr S / D) I with the least expected squared error, and its δ in [0, 1].
 
     S is the covariance of the features (N, D), divided by N. δ = min(b², d²) / d² with d² = ||S − (tr S / D) I||² and
-    b² = Σ_i ||x_i x_iᵀ − S||² / N², norms divided by D. Ledoit and Wolf, "A well-conditioned estimator for
-    large-dimensional covariance matrices", 2004, https://doi.org/10.1016/S0047-259X(03)00096-4, section 3.
+    b² = Σ_i ||x_i x_iᵀ − S||² / N², norms divided by D. Ledoit and Wolf 2004, "A well-conditioned estimator for
+    large-dimensional covariance matrices", https://doi.org/10.1016/S0047-259X(03)00096-4, section 3.
     """
     x = _matrix(features, "features")
     x = x - x.mean(0)
@@ -178,13 +189,21 @@ def ledoit_wolf(features: Features) -> tuple[Float[np.ndarray, "D D"], float]:
 
 
 def weighted_tau(scores: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Kendall's τ between scores and accuracies of the same models, disagreements among the best weighing most.
+    """Kendall's τ between scores and accuracies of the same models, weighted towards the best models.
 
-    1 when both rank the models alike, −1 when reversed. Hyperbolic weights, averaged over the ranking by scores and
-    by accuracies: `scipy.stats.weightedtau`, as in the evaluation of LogME. Vigna, "A Weighted Correlation Index for
-    Rankings with Ties", 2015, https://arxiv.org/abs/1404.3325. NaN when all scores or all accuracies are equal.
+    1 when both rank the models alike, −1 when reversed. Weights are hyperbolic, averaged over the ranking by scores
+    and the ranking by accuracies: ``scipy.stats.weightedtau``, as in the evaluation of LogME. Vigna 2015, "A Weighted
+    Correlation Index for Rankings with Ties", https://arxiv.org/abs/1404.3325.
 
-    Raises ValueError for fewer than two models or lists of different length.
+    Args:
+        scores: one for each model.
+        accuracies: one for each model, in the same order.
+
+    Returns:
+        τ; NaN when all scores or all accuracies are equal.
+
+    Raises:
+        ValueError: fewer than two models, or lists of different length.
     """
     from scipy.stats import weightedtau
 
@@ -218,7 +237,7 @@ def _integers(values, name: str) -> np.ndarray:
 
 
 def _checked(values, labels, name: str = "features", least: int = 2):
-    """The matrix in float64, the classes that occur, and the index among them of each example's class."""
+    """The matrix in float64, the classes that occur, and each example's class as an index into them."""
     matrix, array = _matrix(values, name), _integers(labels, "labels")
     if len(matrix) != len(array):
         raise InputError(f"{name} and labels: expected as many rows, found {len(matrix)} and {len(array)}")

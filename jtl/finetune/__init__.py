@@ -1,4 +1,8 @@
-"""Fine-tuning: which parameters train and how fast, and what keeps them near where they were."""
+"""Fine-tuning: choose which parameters train and at what rate, and penalise moving away from pretrained values.
+
+``labels`` builds the tree of rates that a train step takes; ``L2SP``, ``EWC`` and ``SI`` are penalties to add to a
+loss; ``put_head`` is the start of LP-FT.
+"""
 
 from jtl.finetune.ewc import EWC, consolidate, fisher
 from jtl.finetune.l2sp import L2SP

@@ -1,4 +1,4 @@
-"""What the regularisers towards earlier parameters share."""
+"""The check that the penalties towards earlier parameters (L2-SP, EWC, SI) share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from jtl.errors import InputError
 def check_leaves(
     what: str, leaves: Mapping[str, Any], params: Mapping[str, Any], owner: str = "the model"
 ) -> None:
-    """Raise ValueError unless ``params``, those of ``owner``, has each of ``leaves`` in the same shape."""
+    """Check that ``params`` has each of ``leaves``, in the same shape.
+
+    Args:
+        what: the name of ``leaves`` in error messages.
+        leaves: the leaves of a penalty, by path.
+        params: parameters by path.
+        owner: the name of ``params`` in error messages.
+
+    Raises:
+        ValueError: a leaf is missing, or its shape differs.
+    """
     for path, leaf in leaves.items():
         if path not in params:
             near = tree.near_misses(path, params)

@@ -1,4 +1,9 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796) and the diagonal Fisher information."""
+"""Elastic weight consolidation (EWC) and the diagonal Fisher information.
+
+EWC pulls each parameter towards its value after an earlier task, weighted by how much that task depends on it: use it
+to fine-tune, or to learn tasks one after another, without forgetting. Kirkpatrick et al. 2017, "Overcoming
+catastrophic forgetting in neural networks", https://arxiv.org/abs/1612.00796.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,9 @@ from jtl.model import Batch, Model, Outputs
 
 
 class EWC(Loss):
-    """``strength/2 · Σ_i F_i (w_i - w*_i)²`` (Kirkpatrick et al. 2017, equation 3), over the leaves of ``fisher``.
+    """The EWC penalty, ``strength/2 · Σ_i F_i (w_i - w*_i)²``, over the leaves of ``fisher``.
+
+    Kirkpatrick et al. 2017, equation 3.
 
     Attributes:
         anchor: nested dict of w*, the parameters after the earlier task; it may hold more leaves than ``fisher``.
@@ -37,13 +44,17 @@ class EWC(Loss):
     strength: Any
 
     def mode(self) -> None:
-        """It reads the parameters alone."""
+        """Returns None: the penalty reads only the parameters."""
         return None
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The penalty. Raises ValueError if model or anchor lack a leaf of ``fisher`` or differ in its shape."""
+        """Returns the penalty.
+
+        Raises:
+            ValueError: model or anchor lacks a leaf of ``fisher``, or has it in another shape.
+        """
         params, anchor, weight = map(tree.flatten, (model.params, self.anchor, self.fisher))
         check_leaves("the Fisher information of EWC", weight, params)
         check_leaves("the Fisher information of EWC", weight, anchor, "the anchor")
@@ -52,12 +63,18 @@ class EWC(Loss):
 
 
 def consolidate(earlier: EWC, later: EWC) -> EWC:
-    """One penalty that differs from the sum of two by a constant, so that costs do not grow with the tasks.
+    """Merges the penalties of two tasks into one, so that the cost does not grow with the number of tasks.
 
-    ``λ₁ F₁ (w - w₁)² + λ₂ F₂ (w - w₂)² = F (w - w̄)² + const``, with ``F = λ₁ F₁ + λ₂ F₂`` and ``w̄`` the mean of ``w₁``
-    and ``w₂`` under these weights, for each entry; ``w₂`` where both weights are 0. The strength is 1.
+    The result differs from the sum of the two by a constant:
+    ``λ₁ F₁ (w - w₁)² + λ₂ F₂ (w - w₂)² = F (w - w̄)² + const``, with ``F = λ₁ F₁ + λ₂ F₂`` and ``w̄``, for each entry,
+    the mean of ``w₁`` and ``w₂`` under these weights (``w₂`` where both weights are 0). Its strength is 1.
 
-    Raises ValueError if the two are of different leaves.
+    Args:
+        earlier: the penalty of the earlier tasks.
+        later: the penalty of the later task.
+
+    Raises:
+        ValueError: the two penalties cover different leaves.
 
     >>> first, second = EWC({"w": 0.0}, {"w": 1.0}, strength=3.0), EWC({"w": 4.0}, {"w": 1.0}, strength=1.0)
     >>> both = consolidate(first, second)
@@ -86,24 +103,24 @@ def fisher(
     chunk: int = 8,
     key: Array | None = None,
 ) -> PyTree:
-    """The diagonal of the Fisher information of a classifier: the mean over examples of squared gradients.
+    """Estimates the diagonal Fisher information of a classifier: the mean over examples of squared gradients.
 
-    ``F_i = E_x E_y (d log p(y|x) / d w_i)²``, every gradient that of *one* example (the square of a
-    minibatch's mean gradient is another, far smaller number), without dropout and with running
-    normalisation statistics.
+    ``F_i = E_x E_y (d log p(y|x) / d w_i)²``. Each gradient is that of *one* example: the square of a minibatch's mean
+    gradient is a different, far smaller number. The forward has no dropout and uses running normalisation statistics.
 
     Args:
-        model: gives ``logits`` (B, C).
-        batches: dicts of arrays with a first axis of rows; rows of ``weight`` 0 do not count.
-        mode: how y is drawn. ``"exact"``: the expectation over p(y|x), C gradients an example; ``"sampled"``:
-            one draw from p(y|x); ``"empirical"``: the row's own ``label``, the empirical Fisher, which is
-            no estimate of the Fisher (Kunstner et al. 2019, arXiv:1905.12558).
+        model: returns ``logits`` (B, C).
+        batches: mappings of arrays whose first axis is rows; rows of ``weight`` 0 do not count.
+        mode: how y is drawn. ``"exact"``: the expectation over p(y|x), which takes C gradients per example;
+            ``"sampled"``: one draw from p(y|x); ``"empirical"``: the row's own ``label``. The last is the empirical
+            Fisher, which does not estimate the Fisher (Kunstner, Hennig and Balles 2019, "Limitations of the Empirical
+            Fisher Approximation for Natural Gradient Descent", https://arxiv.org/abs/1905.12558).
         where: regex of the paths to include.
-        chunk: examples whose gradients are held at a time; memory grows with chunk × parameters.
+        chunk: examples whose gradients are held at once; memory grows with chunk × parameters.
         key: for ``"sampled"``.
 
     Returns:
-        A nested dict of float32 leaves like those of ``params`` that match ``where``.
+        A nested dict of float32 leaves, one for each leaf of ``params`` that matches ``where``.
 
     Raises:
         ValueError: an unknown mode, no rows, ``"sampled"`` without a key or ``"empirical"`` without labels.
@@ -127,7 +144,7 @@ def fisher(
         weights = jnp.asarray(batch.get("weight", jnp.ones(rows)), jnp.float32)
         keys = jax.random.split(jax.random.fold_in(key, number), rows)
         for start in range(0, rows, chunk):
-            # The last chunk is filled with weight 0, so that all chunks share one compilation.
+            # The last chunk is padded with rows of weight 0, so that all chunks share one compilation.
             index = jnp.minimum(jnp.arange(start, start + chunk), rows - 1)
             real = jnp.arange(start, start + chunk) < rows
             part = jax.tree.map(lambda x, index=index: jnp.asarray(x)[index], dict(batch))
@@ -141,7 +158,7 @@ def fisher(
 LogP = Callable[[PyTree], Array]
 
 
-# Not within `fisher`, so that models of one function share the compilation.
+# Outside ``fisher``, so that models with the same function share the compilation.
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add(
     one: Callable[..., PyTree],
@@ -152,7 +169,7 @@ def _add(
     weights: Array,
     keys: Array,
 ) -> PyTree:
-    """``total`` plus the weighted sum of the rows' squared gradients, as ``one`` takes them."""
+    """``total`` plus the weighted sum of the rows' squared gradients, computed by ``one``."""
 
     def squares(row: Batch, row_key: Array) -> PyTree:
         def log_p(leaves: PyTree) -> Float[Array, " C"]:

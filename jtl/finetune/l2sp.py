@@ -1,4 +1,8 @@
-"""L2-SP: weight decay towards the pretrained parameters (Li, Grandvalet and Davoine 2018, arXiv:1802.01483)."""
+"""L2-SP: weight decay towards the pretrained parameters instead of towards zero.
+
+Li, Grandvalet and Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
+https://arxiv.org/abs/1802.01483.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from jtl.model import Batch, Model, Outputs
 
 
 class L2SP(Loss):
-    """``alpha/2 · ||w - w0||² + beta/2 · ||w_new||²`` (Li et al. 2018, equation 3).
+    """The L2-SP penalty, ``alpha/2 · ||w - w0||² + beta/2 · ||w_new||²``.
 
-    ``w0`` are the leaves of ``anchor``, usually the pretrained parameters without their head; ``w_new`` are the
-    model's leaves that the anchor lacks. Add it to a task loss, and turn the optimiser's own weight decay
-    off. The paper searches alpha in 1e-3 ... 1 with beta = 0.01.
+    Li et al. 2018, equation 3. ``w0`` are the leaves of ``anchor``, usually the pretrained parameters without their
+    head; ``w_new`` are the model's leaves that the anchor lacks. Add the penalty to a task loss and turn off the
+    optimiser's own weight decay. The paper searches alpha in 1e-3 ... 1 with beta = 0.01.
 
     Attributes:
         anchor: nested dict of pretrained parameters.
@@ -37,15 +41,16 @@ class L2SP(Loss):
     beta: Any
 
     def mode(self) -> None:
-        """It reads the parameters alone."""
+        """Returns None: the penalty reads only the parameters."""
         return None
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The penalty, and its two squared norms as ``distance`` and ``new``.
+        """Returns the penalty, and its two squared norms as the metrics ``distance`` and ``new``.
 
-        Raises ValueError if the model lacks a leaf of the anchor or has it in another shape.
+        Raises:
+            ValueError: the model lacks a leaf of the anchor, or has it in another shape.
         """
         params, anchor = tree.flatten(model.params), tree.flatten(self.anchor)
         check_leaves("the anchor of L2SP", anchor, params)

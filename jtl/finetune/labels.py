@@ -1,16 +1,18 @@
-"""Labels: a tree of rates like the parameters, for ``make_step(loss, optimizer, labels)``.
+"""Choosing which parameters train: trees of learning-rate factors for ``make_step(loss, optimizer, labels)``.
 
-A label multiplies its leaf's update: 0 freezes (no gradient, no optimiser state), 1 is the full rate, and
-a schedule ``step -> rate`` varies it.
+The tree has the shape of the parameters, and a label multiplies the update of its leaf. 0 freezes the leaf (no
+gradient, no optimiser state), 1 is the full rate, and a schedule ``step -> rate`` varies it.
 
-What a rule says in one line has no function of its own. For every architecture of ``jtl.models``:
+A recipe that is a single rule needs no helper. These work for every architecture of ``jtl.models``:
 
-* BitFit (Ben Zaken et al. 2021, arXiv:2106.10199), all biases and the head:
+* BitFit (Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
+  Language-models", https://arxiv.org/abs/2106.10199), all biases and the head:
   ``train_only(model, ".*/bias|head/.*")``;
 * norm tuning, all scales and shifts of norms and the head: ``train_only(model, ".*norm/(scale|bias)|head/.*")``;
-* LoRA+ (Hayou et al. 2024, arXiv:2402.12354), B at a larger rate than A, about 16 times in the paper:
-  ``tree.assign([(".*/lora/b", 16.0), (".*/lora/.*|head/.*", 1.0), (".*", 0.0)], model.params)``.
-  The reason is that B starts at 0; in an adapted embedding it is A that does.
+* LoRA+ (Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models", https://arxiv.org/abs/2402.12354),
+  which trains B faster than A, about 16 times in the paper:
+  ``tree.assign([(".*/lora/b", 16.0), (".*/lora/.*|head/.*", 1.0), (".*", 0.0)], model.params)``. B is faster because
+  it starts at 0; in an adapted embedding it is A that starts at 0.
 """
 
 from __future__ import annotations
@@ -30,14 +32,15 @@ from jtl.model import Model
 
 
 def train_all(model: Model) -> PyTree:
-    """Every leaf at the full rate: fine-tuning, or training from scratch."""
+    """Every leaf at the full rate: full fine-tuning, or training from scratch."""
     return jax.tree.map(lambda _: 1.0, model.params)
 
 
 def train_only(model: Model, pattern: str) -> PyTree:
-    """The leaves whose whole path matches ``pattern`` at the full rate; all others frozen.
+    """Trains the leaves whose whole path matches ``pattern`` at the full rate and freezes all others.
 
-    Raises RuleError if no path matches.
+    Raises:
+        RuleError: no path matches.
 
     >>> from jtl.wrap import function
     >>> model = function(lambda params: params, {"body": {"w": 1.0}, "head": {"w": 1.0}})
@@ -48,9 +51,10 @@ def train_only(model: Model, pattern: str) -> PyTree:
 
 
 def freeze(model: Model, pattern: str) -> PyTree:
-    """The leaves whose whole path matches ``pattern`` frozen; all others at the full rate.
+    """Freezes the leaves whose whole path matches ``pattern`` and trains all others at the full rate.
 
-    Raises RuleError if no path matches.
+    Raises:
+        RuleError: no path matches.
 
     >>> from jtl.wrap import function
     >>> model = function(lambda params: params, {"body": {"w": 1.0}, "head": {"w": 1.0}})
@@ -61,15 +65,21 @@ def freeze(model: Model, pattern: str) -> PyTree:
 
 
 def layerwise(model: Model, decay: float, *, groups: Sequence[str] | None = None) -> PyTree:
-    """Layer-wise rates: each leaf at ``decay^(depth of the head - depth of the leaf)``.
+    """Layer-wise rate decay: the rate of each leaf is ``decay^(depth of the head - depth of the leaf)``.
 
-    The head trains at 1, so the learning rate is the optimiser's. Howard and Ruder 2018 (ULMFiT, section
-    3.2) use ``decay = 1 / 2.6``; Clark et al. 2020 (ELECTRA) 0.8 for a base and 0.9 for a large model.
+    The head trains at rate 1, so the optimiser's learning rate is the head's. Howard and Ruder 2018, "Universal
+    Language Model Fine-tuning for Text Classification" (ULMFiT), https://arxiv.org/abs/1801.06146, section 3.2, use
+    ``decay = 1 / 2.6``; Clark et al. 2020 (ELECTRA), https://arxiv.org/abs/2003.10555, use 0.8 for a base and 0.9 for
+    a large model.
 
     Args:
         model: the model to train.
-        decay: the ratio between the rates of neighbouring layers, over 0.
+        decay: the ratio between the rates of neighbouring layers, above 0.
         groups: how depth is counted: see ``depths``.
+
+    Raises:
+        ValueError: ``decay`` is not above 0; or as ``depths`` does.
+        RuleError: as ``depths`` does.
     """
     if decay <= 0:
         raise InputError(f"decay must be over 0, got {decay}; to freeze layers use train_only or freeze")
@@ -86,27 +96,30 @@ class Since:
     rate: float
 
     def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The rate at ``step``."""
+        """Returns the rate at ``step``."""
         return jnp.where(step >= self.start, self.rate, 0.0)
 
 
 def gradual_unfreezing(
     model: Model, every: int, *, groups: Sequence[str] | None = None, rates: PyTree | None = None
 ) -> PyTree:
-    """Gradual unfreezing (Howard and Ruder 2018, section 3.3): the head trains first, then one more group, top
-    to bottom, after each ``every`` updates.
+    """Gradual unfreezing: the head trains first, then one more group, from top to bottom, every ``every`` updates.
 
-    These are schedules, so one compiled step serves the whole run. A group still held has rate 0: its
-    updates, weight decay among them, are multiplied by 0 and its parameters stay equal to what they were.
-    But its gradients are computed from the first step and enter the optimiser's moments, so time and
-    memory are those of full training, and Adam meets the group with warm moments. To save them too, run
-    stages with ``train_only``, a compilation each.
+    Howard and Ruder 2018, section 3.3. The labels are schedules, so one compiled step serves the whole run. While a
+    group is held its rate is 0: its updates, including weight decay, are multiplied by 0 and its parameters do not
+    change. But its gradients are computed from the first step and enter the optimiser's moments. So time and memory
+    are those of full training, and Adam starts on the group with warm moments. To save time and memory too, run stages
+    with ``train_only``, at one compilation each.
 
     Args:
         model: the model to train.
         every: updates between two groups (ULMFiT: one epoch).
         groups: how depth is counted: see ``depths``.
-        rates: each leaf's rate once it is free, say those of ``layerwise``; by default 1.
+        rates: each leaf's rate once it trains, for example from ``layerwise``; by default 1.
+
+    Raises:
+        ValueError: ``every`` is below 1; or as ``depths`` does.
+        RuleError: as ``depths`` does.
     """
     if every < 1:
         raise InputError(f"every must be at least 1 update, got {every}")
@@ -123,20 +136,19 @@ _INPUT = re.compile(r"embed|patch|stem|token|position")
 def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
     """The depth of each leaf: 0 at the input, largest at the head.
 
-    By default depth is read from the paths. The numbered layers (``layer_3``, ``block_3``,
-    ``stage_1/block_0``) follow in order; what embeds the input (outside the layers, a name with ``embed``,
-    ``patch``, ``stem``, ``token`` or ``position``) lies below them; all else (final norm, pooler) belongs to
-    the last layer; heads added by ``jtl.heads`` are the top. The layers of a ``decoder`` follow those of its
-    ``encoder``, as in Whisper. Those of the towers ``text`` and ``vision`` stand side by side, as in CLIP: both end at
-    the same depth.
+    By default depth is read from the paths. The numbered layers (``layer_3``, ``block_3``, ``stage_1/block_0``) follow
+    in order. Input embeddings (outside the layers, a name with ``embed``, ``patch``, ``stem``, ``token`` or
+    ``position``) lie below them. Everything else (final norm, pooler) belongs to the last layer. Heads added by
+    ``jtl.heads`` are the top. The layers of a ``decoder`` follow those of its ``encoder``, as in Whisper. The layers
+    of the towers ``text`` and ``vision`` stand side by side, as in CLIP: both end at the same depth.
 
     Args:
         model: any model.
-        groups: a regex for each depth, input first, of whole paths; first match wins.
+        groups: a regex of whole paths for each depth, input first; the first match wins.
 
     Raises:
-        RuleError: a leaf is in no group, or a group meets no leaf.
-        ValueError: without ``groups``, paths that show no single stack of numbered layers.
+        RuleError: a leaf is in no group, or a group matches no leaf.
+        ValueError: without ``groups``, the paths show no single stack of numbered layers.
 
     >>> from jtl.wrap import function
     >>> leaves = {"embeddings": 1.0, "layer_0": 1.0, "layer_1": 1.0, "norm": 1.0}
@@ -177,7 +189,7 @@ def depths(model: Model, groups: Sequence[str] | None = None) -> PyTree:
 
 
 def _side_by_side(model: Model, places: dict[str, tuple[str, tuple[int, ...]] | None]) -> PyTree:
-    """The depths of a model of two towers: what lies in neither of them belongs to their last layers."""
+    """The depths of a two-tower model; leaves outside both towers belong to their last layers."""
     numbers: dict[str, list[tuple[int, ...]]] = {}
     for place in places.values():
         if place:
@@ -197,7 +209,7 @@ def _side_by_side(model: Model, places: dict[str, tuple[str, tuple[int, ...]] | 
 
 
 def _place(path: str) -> tuple[str, tuple[int, ...]] | None:
-    """The stack a path lies in and its number there: of ``stage_1/block_0/conv`` ("", (1, 0))."""
+    """The stack a path lies in and its number there: ``stage_1/block_0/conv`` is at ("", (1, 0))."""
     names = path.split("/")
     first = next((i for i, name in enumerate(names) if _NUMBERED.fullmatch(name)), None)
     if first is None:

@@ -1,4 +1,8 @@
-"""LP-FT: first the head alone, then all from there (Kumar et al. 2022, arXiv:2202.10054)."""
+"""LP-FT (linear probing, then fine-tuning): fit the head on frozen features, then train all parameters from there.
+
+Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution",
+https://arxiv.org/abs/2202.10054.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,21 @@ def put_head(
     bias: Float[Array, " C"] | Float[np.ndarray, " C"],
     name: str = "head",
 ) -> Model:
-    """``model`` with the weights of a linear probe in its linear head: the first half of LP-FT.
+    """Copies the weights of a linear probe into the model's linear head: the first half of LP-FT.
 
-    On frozen features the head is a convex problem; a probe (``jtl.features``) solves it once, exactly, and
-    training all leaves from here is the second half. The probe must have read the output that the head
-    reads (``jtl.heads.find(model).on``).
+    On frozen features, fitting the head is a convex problem that a probe (``jtl.features``) solves exactly, once.
+    Training all leaves from here is the second half. The probe must have read the output that the head reads
+    (``jtl.heads.find(model).on``).
 
-    Raises ValueError if the model has no such head, if it has a hidden layer (no probe solves that) or no
-    bias, or if a shape differs.
+    Args:
+        model: a model with a linear head.
+        kernel: the probe's weights (D, C).
+        bias: its bias (C,).
+        name: of the head.
+
+    Raises:
+        ValueError: the model has no such head, the head has a hidden layer (no probe solves that) or no bias, or a
+            shape differs.
     """
     head = heads.find(model, name)
     if head is None:

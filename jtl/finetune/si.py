@@ -1,7 +1,8 @@
-"""Synaptic intelligence: Zenke, Poole and Ganguli 2017, "Continual Learning Through Synaptic Intelligence".
+"""Synaptic intelligence (SI): a penalty on moving parameters that were important for earlier tasks.
 
-https://arxiv.org/abs/1703.04200. Like EWC a quadratic pull to the parameters of earlier tasks, but the importance of a
-parameter is how much of the loss its own moves have taken away, summed up while the task is learned.
+Like EWC it pulls quadratically towards the parameters after earlier tasks, but the importance of a parameter is how
+much its own moves reduced the loss, summed during training. Zenke, Poole and Ganguli 2017, "Continual Learning Through
+Synaptic Intelligence", https://arxiv.org/abs/1703.04200.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from jtl.model import Batch, Model, Outputs
 
 
 class SI(Loss):
-    """``c · Σ_i Ω_i (w_i - w*_i)²`` (equation 4), over the leaves of ``importance``.
+    """The SI penalty, ``c · Σ_i Ω_i (w_i - w*_i)²`` (equation 4), over the leaves of ``importance``.
 
     Attributes:
-        anchor: nested dict of w*, the parameters after the earlier tasks; it may hold more leaves.
+        anchor: nested dict of w*, the parameters after the earlier tasks; it may hold more leaves than ``importance``.
         importance: nested dict of Ω, from ``path_importance``.
         strength: c.
 
@@ -39,13 +40,17 @@ class SI(Loss):
     strength: Any
 
     def mode(self) -> None:
-        """It reads the parameters alone."""
+        """Returns None: the penalty reads only the parameters."""
         return None
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The penalty. Raises ValueError if model or anchor lack a leaf of ``importance`` or differ in its shape."""
+        """Returns the penalty.
+
+        Raises:
+            ValueError: model or anchor lacks a leaf of ``importance``, or has it in another shape.
+        """
         params, anchor, weight = map(tree.flatten, (model.params, self.anchor, self.importance))
         check_leaves("the importance of SI", weight, params)
         check_leaves("the importance of SI", weight, anchor, "the anchor")
@@ -57,7 +62,7 @@ class Tracked(NamedTuple):
     """The state of an optimiser that ``track`` wraps.
 
     Attributes:
-        inner: of the optimiser itself.
+        inner: the state of the optimiser itself.
         path: ω, for each trained entry the sum over updates of ``-gradient · update``.
         anchor: w* of the penalty that is part of the loss.
         pull: 2 c Ω of that penalty.
@@ -72,18 +77,18 @@ class Tracked(NamedTuple):
 def track(
     optimizer: optax.GradientTransformation, penalty: SI | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """``optimizer``, which sums up ω on the way (equation 3): what each move took away from the task's own loss.
+    """Wraps ``optimizer`` to sum ω while it trains (equation 3): how much each move reduced the task's own loss.
 
-    Labels must be 0 or 1, as a rate scales the update after the optimiser.
+    Labels must be 0 or 1, because other rates scale the update after the optimiser, where ω does not see it.
 
     Args:
-        optimizer: any; it is run as it is.
-        penalty: the ``SI`` term of the loss, if there is one: its gradient is none of the task's, and is taken off.
+        optimizer: any; its updates do not change.
+        penalty: the ``SI`` term of the loss, if any. Its gradient does not belong to the task and is subtracted.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> Tracked:
-        # Arrays of their own, since a train step reuses the memory of each.
+        # Separate arrays, because a train step donates the memory of each.
         anchor, pull, path = (jax.tree.map(jnp.zeros_like, params) for _ in range(3))
         if penalty is not None:
             anchors, weights = tree.flatten(penalty.anchor), tree.flatten(penalty.importance)
@@ -109,17 +114,17 @@ def track(
 def path_importance(
     state: Tracked, start: PyTree, end: PyTree, *, before: PyTree | None = None, damping: float = 0.1
 ) -> PyTree:
-    """Ω: that of the tasks before, plus ``ω / ((w_end - w_start)² + ξ)`` (equation 5).
+    """The importance Ω after a task: Ω of the earlier tasks plus ``ω / ((w_end - w_start)² + ξ)`` (equation 5).
 
     Args:
-        state: the optimiser's, after the task.
-        start: the parameters before it.
+        state: the optimiser's state after the task.
+        start: the parameters before the task.
         end: the parameters after it.
-        before: Ω of the earlier tasks; none after the first.
+        before: Ω of the earlier tasks; leave out after the first task.
         damping: ξ; 0.1 in the paper.
 
     Returns:
-        A nested dict of the leaves that trained.
+        A nested dict of the leaves that trained, in this task or an earlier one.
     """
     path, first, last = map(tree.flatten, (state.path, start, end))
     old = {} if before is None else tree.flatten(before)

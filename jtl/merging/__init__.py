@@ -1,8 +1,8 @@
-"""Merging: one model of several that share a start, as pure functions of their parameters.
+"""Merging: combines several models fine-tuned from one start into one, as pure functions of their parameters.
 
-Adapters are merged as the weights that they make. The mean of A and the mean of B, which a soup of unmerged LoRAs
-would take, are no factors of the mean of A·B. So fold each in first, and take one out again if the result is to be an
-adapter; sums of ranks are always enough::
+Merge adapters as the weights that they make. A soup of unmerged LoRAs would take the mean of A and the mean of B, but
+their product is not the mean of A·B. So fold each adapter in first, and extract one again if the result should be an
+adapter; a rank equal to the sum of the ranks is always enough::
 
     folded = [jtl.adapters.merge(model).params for model in models]
     soup = start.with_params(merging.uniform_soup(folded))

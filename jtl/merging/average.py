@@ -1,4 +1,4 @@
-"""Averages of models: soups, the WiSE-FT line, SLERP."""
+"""Averages of models: soups, interpolation between two models (WiSE-FT) and SLERP."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from jtl.model import Model
 
 
 def uniform_soup(params: Sequence[PyTree]) -> PyTree:
-    """The mean of all (Wortsman et al. 2022, "Model soups", https://arxiv.org/abs/2203.05482).
+    """The mean of all models' parameters.
 
-    Of adapters, fold them in first: see ``jtl.merging``.
+    Wortsman et al. 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy without
+    increasing inference time", https://arxiv.org/abs/2203.05482. Fold adapters in first: see ``jtl.merging``.
+
+    Raises:
+        ValueError: there are no models, or their leaves differ.
 
     >>> uniform_soup([{"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}])["w"].item()
     2.0
@@ -29,13 +33,17 @@ def uniform_soup(params: Sequence[PyTree]) -> PyTree:
 def greedy_soup(
     params: Sequence[PyTree], score: Callable[[PyTree], float]
 ) -> tuple[PyTree, tuple[int, ...], float]:
-    """The soup that takes in a model, best first, wherever that does not lower the score (Wortsman 2022, recipe 1).
+    """The greedy soup: adds models, best first, unless that lowers the score (Wortsman et al. 2022, recipe 1).
 
     Args:
         params: the candidates.
         score: accuracy on *validation* data, higher is better; called at most ``2 len(params) - 1`` times.
 
-    Returns the soup, the indices of its ingredients in the order in which they went in, and its score.
+    Returns:
+        The soup, the indices of its ingredients in the order in which they were added, and its score.
+
+    Raises:
+        ValueError: there are no models, or their leaves differ.
     """
     same(params)
     alone = [score(own) for own in params]
@@ -49,16 +57,19 @@ def greedy_soup(
 
 
 def wise_ft(start: Model, tuned: Model, weights: Float[Array, " K"], measure: Callable[[Model], Any]) -> Any:
-    """What ``measure`` gives at K models on the line from ``start`` to ``tuned``, in one ``vmap``.
+    """Returns ``measure`` of K models on the line from ``start`` to ``tuned``, in one ``vmap``.
 
-    Wortsman et al. 2022: "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903, equation 1:
-    parameters ``(1 - weight) start + weight tuned``.
+    The parameters are ``(1 - weight) start + weight tuned``. Wortsman et al. 2022, "Robust fine-tuning of zero-shot
+    models", https://arxiv.org/abs/2109.01903, equation 1.
 
     Args:
         start: the model before fine-tuning, with the same leaves.
         tuned: the model after it.
         weights: such as ``jnp.linspace(0, 1, 11)``.
-        measure: a pure function of a model, say ``lambda model: model(batch)["logits"]``.
+        measure: a pure function of a model, for example ``lambda model: model(batch)["logits"]``.
+
+    Raises:
+        ValueError: the leaves of the two differ.
     """
     same([start.params, tuned.params])
     at = lambda weight: measure(tuned.with_params(tree.interpolate(start.params, tuned.params, weight)))  # noqa: E731
@@ -66,10 +77,19 @@ def wise_ft(start: Model, tuned: Model, weights: Float[Array, " K"], measure: Ca
 
 
 def slerp(start: PyTree, end: PyTree, weight: float) -> PyTree:
-    """Each leaf along the arc from ``start`` to ``end`` (Shoemake 1985, "Animating rotation with quaternion curves").
+    """Interpolates each leaf along the arc from ``start`` to ``end``.
 
-    ``sin((1 - t) w) / sin(w) start + sin(t w) / sin(w) end`` with w the angle between the leaves as vectors; a
-    straight line where they are nearly parallel or one is zero.
+    Shoemake 1985, "Animating rotation with quaternion curves":
+    ``sin((1 - t) w) / sin(w) start + sin(t w) / sin(w) end`` with w the angle between the leaves as vectors. The
+    interpolation is linear where they are nearly parallel or one is zero.
+
+    Args:
+        start: parameters at t = 0.
+        end: parameters at t = 1.
+        weight: t.
+
+    Raises:
+        ValueError: the leaves of the two differ.
     """
     same([start, end])
 

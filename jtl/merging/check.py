@@ -1,4 +1,4 @@
-"""Models can be merged if they have the same leaves."""
+"""The check that models can be merged: they must have the same leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from jtl.errors import InputError
 
 
 def same(params: Sequence[PyTree]) -> None:
-    """Raise ValueError unless there are trees, all of the same paths, shapes and dtypes; names what differs."""
+    """Checks that all trees have the same paths, shapes and dtypes.
+
+    Raises:
+        ValueError: there are no trees, or they differ; the message names what differs.
+    """
     if not params:
         raise InputError("there is nothing to merge: pass at least one tree of parameters")
     for i, other in enumerate(params[1:], 1):

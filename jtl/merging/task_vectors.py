@@ -1,4 +1,4 @@
-"""Arithmetic with task vectors: what fine-tuning added to a common start."""
+"""Arithmetic with task vectors, which are what fine-tuning adds to a common start."""
 
 from __future__ import annotations
 
@@ -14,15 +14,27 @@ from jtl.merging.check import same
 
 
 def task_vector(start: PyTree, tuned: PyTree) -> PyTree:
-    """``tuned - start``."""
+    """Returns ``tuned - start``.
+
+    Raises:
+        ValueError: the leaves of the two differ.
+    """
     same([start, tuned])
     return tree.sub(tuned, start)
 
 
 def task_arithmetic(start: PyTree, tuned: Sequence[PyTree], weights: Sequence[float]) -> PyTree:
-    """``start + sum of weight * (tuned - start)``: positive weights add abilities, negative ones take them away.
+    """Computes ``start + sum of weight * (tuned - start)``: positive weights add abilities, negative ones remove them.
 
-    Ilharco et al. 2023: "Editing models with task arithmetic", https://arxiv.org/abs/2212.04089.
+    Ilharco et al. 2023, "Editing models with task arithmetic", https://arxiv.org/abs/2212.04089.
+
+    Args:
+        start: the common start.
+        tuned: models fine-tuned from it.
+        weights: one for each.
+
+    Raises:
+        ValueError: there is not one weight for each model, or leaves differ.
     """
     if len(weights) != len(tuned):
         raise InputError(f"{len(tuned)} models need as many weights, got {len(weights)}")
@@ -33,16 +45,20 @@ def task_arithmetic(start: PyTree, tuned: Sequence[PyTree], weights: Sequence[fl
 
 
 def ties(start: PyTree, tuned: Sequence[PyTree], *, keep: float = 0.2, weight: float = 1.0) -> PyTree:
-    """TIES: trim each task vector, elect a sign for each entry, and average those that agree with it.
+    """TIES: trims each task vector, elects a sign for each entry, and averages the entries that agree with it.
 
-    Yadav et al. 2023: "TIES-Merging", https://arxiv.org/abs/2306.01708, algorithm 1. The trimming keeps the share
-    ``keep`` of largest magnitude over the *whole* vector; the sign is that of the larger total.
+    Yadav et al. 2023, "TIES-Merging: Resolving Interference When Merging Models", https://arxiv.org/abs/2306.01708,
+    algorithm 1. Trimming keeps the share ``keep`` of largest magnitude over the *whole* vector; the sign is that of
+    the larger total.
 
     Args:
         start: the common start.
         tuned: models fine-tuned from it.
-        keep: share of entries kept, over 0 and at most 1 (0.2 in the paper).
-        weight: what multiplies the merged vector.
+        keep: share of entries kept, above 0 and at most 1 (0.2 in the paper).
+        weight: factor of the merged vector.
+
+    Raises:
+        ValueError: ``keep`` is out of range, or leaves differ.
     """
     if not 0 < keep <= 1:
         raise InputError(f"keep is a share over 0 and at most 1, got {keep}")
@@ -66,11 +82,20 @@ def _trim(vector: PyTree, keep: float) -> PyTree:
 
 
 def dare(start: PyTree, tuned: PyTree, *, drop: float, key: Array) -> PyTree:
-    """DARE: the tuned model with a random share of its task vector dropped and the rest rescaled.
+    """DARE: the tuned model with a random part of its task vector dropped and the rest rescaled.
 
-    Yu et al. 2024: "Language models are super Mario", https://arxiv.org/abs/2311.03099, equations 2 to 4:
-    each entry is zero with probability ``drop``, else divided by ``1 - drop``. Merge the results by
-    ``task_arithmetic`` or ``ties``.
+    Each entry of the vector is zero with probability ``drop``, otherwise divided by ``1 - drop``. Merge the results
+    with ``task_arithmetic`` or ``ties``. Yu et al. 2024, "Language Models are Super Mario: Absorbing Abilities from
+    Homologous Models as a Free Lunch", https://arxiv.org/abs/2311.03099, equations 2 to 4.
+
+    Args:
+        start: the model before fine-tuning.
+        tuned: the model after it.
+        drop: the probability of dropping an entry, below 1.
+        key: for the random choice.
+
+    Raises:
+        ValueError: ``drop`` is out of range, or leaves differ.
     """
     if not 0 <= drop < 1:
         raise InputError(f"drop is a probability below 1, got {drop}")

@@ -1,4 +1,4 @@
-"""Averages that weigh each model's entries by how much they matter to it: Fisher merging and RegMean."""
+"""Averages that weight each model's parameters by how much they matter to it: Fisher merging and RegMean."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ def fisher_average(
     weights: Sequence[float] | None = None,
     floor: float = 1e-6,
 ) -> PyTree:
-    """``sum of weight * F * theta / sum of weight * F``, entry by entry.
+    """Computes ``sum of weight * F * theta / sum of weight * F``, entry by entry.
 
-    Matena and Raffel 2022: "Merging models with Fisher-weighted averaging", https://arxiv.org/abs/2111.09832,
-    equation 4.
+    Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging", https://arxiv.org/abs/2111.09832, equation
+    4.
 
     Args:
         params: the models.
-        fishers: the diagonal Fisher of each, of the same structure (``jtl.finetune.fisher``).
+        fishers: the diagonal Fisher information of each, with the same structure (``jtl.finetune.fisher``).
         weights: of each model; by default equal.
-        floor: the least Fisher, so that entries which matter to no model are averaged.
+        floor: lower bound of the Fisher, so that entries which matter to no model are averaged.
+
+    Raises:
+        ValueError: there are not equally many of each, or leaves differ.
     """
     same([*params, *fishers])
     weights = [1.0] * len(params) if weights is None else weights
@@ -51,10 +54,11 @@ def fisher_average(
 def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array, "m m"]]:
     """X^T X of the inputs X (rows, m) of every Dense layer, by the path of its kernel, over all batches and calls.
 
-    Padding counts like any input, as the layer sees it; give batches without it if that matters.
+    Padding counts like any other input of the layer; pass batches without it if that matters.
 
-    Raises ValueError without batches; for a layer with an adapter; and for one inside ``nn.scan``, ``nn.remat`` or
-    ``nn.vmap``, whose inputs are not seen one by one.
+    Raises:
+        ValueError: there are no batches, a layer has an adapter, or a layer is inside ``nn.scan``, ``nn.remat`` or
+            ``nn.vmap``, where its inputs cannot be read one by one.
     """
     kernels = tree.flatten(model.params)
 
@@ -106,18 +110,19 @@ def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array
 def regmean(
     params: Sequence[PyTree], grams: Sequence[Mapping[str, Float[Array, "m m"]]], shrink: float = 0.9
 ) -> PyTree:
-    """RegMean: linear layers that predict, in least squares, what each model's would on its own inputs.
+    """RegMean: linear layers that best predict, in least squares, each model's own outputs on its own inputs.
 
-    Jin et al. 2023: "Dataless knowledge fusion by merging weights of language models",
-    https://arxiv.org/abs/2212.09849, equation 2: ``(sum G_i)^-1 sum G_i W_i`` with the off-diagonal entries of each
-    Gram matrix multiplied by ``shrink``. Leaves without a Gram matrix are averaged.
+    ``(sum G_i)^-1 sum G_i W_i`` with the off-diagonal entries of each Gram matrix multiplied by ``shrink``. Leaves
+    without a Gram matrix are averaged. Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language
+    Models", https://arxiv.org/abs/2212.09849, equation 2.
 
     Args:
         params: the models.
         grams: of each model on its own data: see ``input_grams``.
         shrink: 0.9 in the paper for most models; 1 is plain least squares.
 
-    Raises ValueError if models and Gram matrices do not fit.
+    Raises:
+        ValueError: models and Gram matrices do not fit together.
     """
     same(params)
     same(list(grams))
@@ -130,7 +135,7 @@ def regmean(
     for path in grams[0]:
         shrunk = [shrink * g[path] + (1 - shrink) * jnp.diag(jnp.diag(g[path])) for g in grams]
         right = sum(g @ own[path] for g, own in zip(shrunk, leaves, strict=True))
-        # A direction that no input has is undetermined; this keeps it at the average of the models.
+        # The ridge keeps directions that no input has, which are undetermined, at the average of the models.
         total = jnp.stack(shrunk).sum(0)
         ridge = 1e-6 * jnp.trace(total) / len(total)
         system = total + ridge * jnp.eye(len(total))

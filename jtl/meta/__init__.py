@@ -1,7 +1,8 @@
-"""Meta-learning: one inner loop, the gradients that learn through it or around it, and metric learners.
+"""Meta-learning for few-shot tasks: gradients through or around one inner loop, and metric learners.
 
-Gradients fill the step's fourth slot, ``make_step(Classify(), optimizer, labels, gradient=maml(steps=5, rate=0.4))``,
-on any model and any loss, adapters included. Metric learners are losses on episodes.
+The gradients go to the ``gradient`` argument of a train step,
+``make_step(Classify(), optimizer, labels, gradient=maml(steps=5, rate=0.4))``, with any model and any loss, including
+adapters. Metric learners are losses on episodes.
 """
 
 from jtl.meta.cavia import cavia, context

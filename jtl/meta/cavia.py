@@ -1,6 +1,6 @@
-"""CAVIA: a task is a small context vector beside the input; the inner loop adapts that vector alone, from zero.
+"""CAVIA: represents a task by a small context vector beside the input; the inner loop adapts only that vector.
 
-Zintgraf et al. 2019: "Fast Context Adaptation via Meta-Learning", https://arxiv.org/abs/1810.03642.
+Zintgraf et al. 2019, "Fast Context Adaptation via Meta-Learning", https://arxiv.org/abs/1810.03642.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Context:
     field: str
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` on the batch's field with the context appended to each row."""
+        """Returns ``forward`` with the context appended to each row of the batch's field."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if self.field not in batch:
@@ -43,11 +43,19 @@ class Context:
 
 
 def context(model: Model, size: int, field: str = "x") -> Model:
-    """``model`` whose input ``batch[field]`` (..., D) becomes (..., D + size): its rows and the context.
+    """Returns ``model`` whose input ``batch[field]`` (..., D) is extended to (..., D + size) by the context.
 
-    The model must take D + ``size`` inputs. The context is the leaf ``params["context"]``, zero, and stays so in
-    training by ``cavia``. This is the paper's form for fully connected networks; its modulation of convolutions is
-    not here.
+    The model must take D + ``size`` inputs. The context is the leaf ``params["context"]``, which is zero and stays
+    zero in training with ``cavia``. This is the paper's form for fully connected networks; its modulation of
+    convolutions is not implemented.
+
+    Args:
+        model: the model.
+        size: of the context.
+        field: the batch field to extend.
+
+    Raises:
+        ValueError: ``size`` is below 1.
     """
     if size < 1:
         raise InputError(f"the context needs at least 1 entry, got size={size}")
@@ -64,9 +72,9 @@ def cavia(
 ) -> Any:
     """CAVIA, for ``make_step(loss, optimizer, gradient=cavia(steps=1, rate=1.0))`` on ``context(model, size)``.
 
-    The inner loop moves ``params["context"]`` from zero, and the outer loop all other leaves, through the inner one.
-    To adapt later: ``adapt(..., labels=jtl.finetune.train_only(model, "context"))``.
-    The arguments are those of ``maml``. Raises ValueError for a model without a context, or with it frozen.
+    The inner loop moves ``params["context"]`` from zero; the outer loop trains all other leaves, through the inner
+    one. To adapt later: ``adapt(..., labels=jtl.finetune.train_only(model, "context"))``. Arguments are those of
+    ``maml``. The gradient raises ValueError for a model without a context, or with it frozen.
     """
 
     def gradient(loss: TaskLoss, trained: PyTree, batch: Batch, key: Array) -> Graded:

@@ -1,4 +1,7 @@
-"""Baseline++: a classifier by cosine similarity (Chen et al. 2019, https://arxiv.org/abs/1904.04232)."""
+"""Baseline++: a classifier by cosine similarity, the transfer-learning baseline of few-shot classification.
+
+Chen et al. 2019, "A Closer Look at Few-shot Classification", https://arxiv.org/abs/1904.04232.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class Cosine(nn.Module):
 
     Attributes:
         classes: C.
-        scale: what multiplies the similarities before the softmax; the authors' code has 2 for up to 200 classes.
+        scale: factor of the similarities before the softmax; the authors' code uses 2 for up to 200 classes.
     """
 
     classes: int
@@ -24,6 +27,6 @@ class Cosine(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], *, train: bool = False) -> Float[Array, "B C"]:
-        """Logits."""
+        """Returns logits."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.classes))
         return self.scale * (unit(x) @ unit(kernel.T).T)

@@ -1,4 +1,4 @@
-"""Adaptation curves: every metric of every task, before the inner loop and after each of its steps."""
+"""Adaptation curves: the metrics of every task before the inner loop and after each of its steps."""
 
 from __future__ import annotations
 
@@ -28,20 +28,19 @@ def make_evaluate(
     minibatch: int | None = None,
     chunk: int | None = None,
 ) -> Callable[[Model, Batch, Array], Curves]:
-    """A function ``(model, episodes, key)`` to the query's metrics, each an array (tasks, steps + 1), step 0 first.
+    """Makes a function ``(model, episodes, key)`` that returns the query metrics of each task after each inner step.
 
-    It is one ``jit``, which compiles once for each shape of episodes. Its means and intervals are over *tasks*; the
-    field's habit is 600 or more. Of a metric learner take ``loss.tasks(model, episodes)``.
+    Each metric is an array (tasks, steps + 1), step 0 first. The function is one ``jit``, which compiles once for each
+    shape of episodes, and raises ``Diverged`` if a loss is not finite: lower the rate. Report means and intervals over
+    *tasks*, by convention at least 600. For a metric learner use ``loss.tasks(model, episodes)`` instead.
 
     Args:
-        loss: as in ``jtl.train.make_step``; its normalisation is that of the result.
+        loss: as in ``jtl.train.make_step``; its normalisation applies to the evaluation.
         steps: inner steps.
         rate: of the inner loop: see ``adapt``.
         labels: which leaves adapt: see ``adapt``; by default all parameters do.
         minibatch: see ``adapt``.
         chunk: tasks to run at a time; by default all.
-
-    The function raises Diverged if a loss is not finite: lower the rate.
     """
 
     def task(loss: Any, model: Model, episode: Any, key: Array) -> dict[str, Array]:
@@ -63,7 +62,7 @@ def make_evaluate(
             lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), after(model.params), found
         )
 
-    # A jtl loss is a pytree and an argument, so that its leaves are not baked in; a plain function is static.
+    # A jtl loss is a pytree, passed as an argument so that its leaves are not constants; a plain function is static.
     plain = jax.tree_util.all_leaves([loss])
 
     @jax.jit

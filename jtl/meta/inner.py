@@ -1,6 +1,7 @@
-"""The inner loop: ``adapt`` takes a few steps from the parameters on the support set of one task.
+"""The inner loop of meta-learning: ``adapt`` takes a few steps on the support set of one task.
 
-It is a pure function, so a gradient goes through it (MAML), or around it (Reptile, iMAML), and tasks are a ``vmap``.
+It is a pure function, so a gradient can go through it (MAML) or around it (Reptile, iMAML), and tasks run under
+``vmap``.
 """
 
 from __future__ import annotations
@@ -37,30 +38,34 @@ def adapt(
     remat: bool = False,
     unroll: int = 1,
 ) -> PyTree:
-    """``params`` after ``steps`` updates on ``support``.
+    """Returns ``params`` after ``steps`` updates on ``support``.
 
-    The inner loop of MAML (Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 2.2).
+    This is the inner loop of MAML (Finn et al. 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+    Networks", https://arxiv.org/abs/1703.03400, section 2.2).
 
     Args:
         loss: ``(params, batch, key) -> (value, aux)``. Mind its scale: the rate that the paper gives for a *sum* of
-            cross-entropies over N ways is N times as large for ``Classify``, which is a mean.
+            cross-entropies over N ways must be N times as large for ``Classify``, which is a mean.
         params: a tree of parameters; ``None`` is an absent leaf.
         support: the batch of one task.
         key: for dropout and the order of minibatches; each step gets its own.
         steps: number of updates, at least 1.
-        rate: α of plain gradient descent; or an optax transformation, which starts afresh in every task; or rates
-            that are learned (``MetaSGD``, ``PerStep``, ``MetaCurvature``). To differentiate through Adam give it an
-            ``eps_root``: the square root has no derivative at 0.
-        labels: a tree of rates like the parameters (``jtl.finetune``), by which each leaf's update is multiplied; at 0
+        rate: α of plain gradient descent; or an optax transformation, whose state starts afresh in every task; or
+            learned rates (``MetaSGD``, ``PerStep``, ``MetaCurvature``). To differentiate through Adam give it an
+            ``eps_root``, because the square root has no derivative at 0.
+        labels: a tree of rates shaped like the parameters (``jtl.finetune``), which multiply each leaf's update; at 0
             a leaf does not adapt and is not differentiated. A schedule counts inner steps. By default all adapt.
         minibatch: rows of the support that a step sees, in a random order without repetition; by default all.
         first_order: stop the gradient of each step, so that no second derivative is taken.
-        remat: recompute the forwards of a step when differentiating through it: memory for one step in place of all.
-        unroll: steps written out in one turn of the compiled loop: with all of them a CPU is a tenth faster, and a deep
-            model compiles longer.
+        remat: recompute the forwards of a step when differentiating through it: memory for one step instead of all.
+        unroll: steps written out in one iteration of the compiled loop. Unrolling all is a tenth faster on a CPU, but
+            deep models compile longer.
+
+    Returns:
+        The adapted parameters.
 
     Raises:
-        ValueError: no steps, nothing adapts, ``labels`` and ``params`` differ, or a rule lacks its leaves.
+        ValueError: there are no steps, nothing adapts, ``labels`` and ``params`` differ, or a rule lacks its leaves.
 
     >>> loss = lambda params, batch, key: (0.5 * jnp.sum((params["w"] - batch) ** 2), Aux({}, {}))
     >>> params, target = {"w": jnp.array([1.0])}, jnp.array([3.0])
@@ -72,7 +77,7 @@ def adapt(
 
 
 class Trajectory(NamedTuple):
-    """Where an inner loop went.
+    """The path of an inner loop.
 
     Attributes:
         params: after the last step.
@@ -98,7 +103,7 @@ def trajectory(
     unroll: int = 1,
     observe: Callable[[PyTree], Any] | None = None,
 ) -> Trajectory:
-    """``adapt``, with ``observe(params)`` after each of its steps: adaptation curves, and losses over all steps."""
+    """``adapt`` with ``observe(params)`` after each step, for adaptation curves and losses over all steps."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     (moving, fixed), rates = split(params, labels)
@@ -128,10 +133,12 @@ def trajectory(
 
 
 def split(params: PyTree, labels: PyTree | None) -> tuple[tuple[PyTree, PyTree], PyTree]:
-    """``params`` in what adapts and what does not, and the labels of the former.
+    """Splits ``params`` into what adapts and what does not, and returns these and the labels of the former.
 
-    The leaves of a rule never adapt. Raises ValueError if nothing adapts, a leaf has no label, or a label over 0 is
-    that of an absent leaf.
+    The leaves of a rule never adapt.
+
+    Raises:
+        ValueError: nothing adapts, a leaf has no label, or an absent leaf has a label other than 0.
     """
     there = tree.flatten(params)
     if labels is None:

@@ -1,4 +1,7 @@
-"""Matching networks: Vinyals et al. 2016, https://arxiv.org/abs/1606.04080."""
+"""Matching networks: classify a query by attention over the support rows.
+
+Vinyals et al. 2016, "Matching Networks for One Shot Learning", https://arxiv.org/abs/1606.04080.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ from jtl.model import Model
 
 
 class Matching(Metric):
-    """P(k | x) = Σ a(x, x_i) over the support rows of class k, a the softmax of cosine similarities.
+    """P(k | x) = Σ a(x, x_i) over the support rows of class k, with a the softmax of cosine similarities.
 
-    The paper's equations 1 and 2 in its simple form: one embedding for support and query, without the full context
+    The simple form of the paper's equations 1 and 2: one embedding for support and query, without full context
     embeddings.
     """
 
     def scores(
         self, model: Model, support: Array, label: Int[Array, " S"], query: Array, key: Array | None
     ) -> Scores:
-        """log P(k | x)."""
+        """Returns log P(k | x)."""
         attention = jax.nn.log_softmax(unit(query) @ unit(support).T)
         member = label[None] == jnp.arange(self.ways)[:, None]
-        # A sum in logarithms, class by class, that of no row being −inf.
+        # A log-space sum per class; the sum over no rows is −inf.
         shares = jnp.where(member[None], attention[:, None], -jnp.inf)
         return jax.nn.logsumexp(shares, -1)

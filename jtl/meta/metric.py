@@ -1,4 +1,4 @@
-"""Metric learners: features of the support make a classifier in closed form, and the query rows are its loss."""
+"""Metric learners: the support features define a classifier in closed form, and its loss is taken on the query rows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Metric(Loss, kw_only=True):
     A batch is ``{"support": ..., "query": ...}``, each with a leading axis of tasks and ``label`` in 0 ... N − 1
     (``jtl.data.episodes``). A class without a support row has the score −inf.
 
-    In a sum of losses it makes its own forward, and updated running statistics are lost: add it where they are not
-    used, or train it alone.
+    In a sum of losses it runs its own forward, and updated running statistics are lost: add it where they are not
+    used, or train with it alone.
 
     Attributes:
         ways: N.
-        normalise: which statistics batch normalisation takes: see ``jtl.meta.normalise``. A choice without a default,
-            since results depend on it.
+        normalise: which statistics batch normalisation uses: see ``jtl.meta.normalise``. There is no default, because
+            results depend on it.
         on: the output of the model that it reads.
     """
 
@@ -41,19 +41,19 @@ class Metric(Loss, kw_only=True):
     def scores(
         self, model: Model, support: Array, label: Int[Array, " S"], query: Array, key: Array | None
     ) -> Scores:
-        """The logits of the query rows, from the features of both."""
+        """Returns the logits of the query rows, from the features of both."""
         raise TypeError(f"{type(self).__name__} does not define scores(model, support, label, query, key)")
 
     def cost(self, scores: Scores, label: Int[Array, " Q"]) -> Float[Array, ""]:
-        """The loss of one task."""
-        # A label outside the classes, or one whose class has no support, is no finite loss.
+        """Returns the loss of one task."""
+        # The loss is not finite for a label outside the classes, or for a class without support.
         hit = jnp.take_along_axis(jax.nn.log_softmax(scores), label[:, None], 1, mode="fill")
         return -jnp.mean(hit)
 
     def tasks(
         self, model: Model, batch: Batch, key: Array | None = None
     ) -> tuple[Float[Array, " T"], dict[str, Float[Array, " T"]], Any]:
-        """Of each task its loss and its metrics; and the updated collections, averaged over tasks."""
+        """Returns the loss and the metrics of each task, and the updated collections, averaged over tasks."""
         tasks = count(batch)
 
         def one(episode: Any, key: Array | None) -> Any:
@@ -71,18 +71,18 @@ class Metric(Loss, kw_only=True):
         return losses, {"accuracy": accuracy, "loss": losses}, state
 
     def mode(self) -> None:
-        """It makes its own forwards, one task at a time."""
+        """Returns None: it runs its own forwards, one task at a time."""
         return None
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The mean over tasks, and the mean ``accuracy``."""
+        """Returns the mean over tasks, and the mean ``accuracy``."""
         value, aux = self(model, batch, key)
         return value, {"accuracy": aux.metrics["accuracy"]}
 
     def __call__(self, model: Model, batch: Batch, key: Array | None) -> tuple[Float[Array, ""], Aux]:
-        """The value on a batch of episodes, its metrics and the model's updated state."""
+        """Returns the value on a batch of episodes, its metrics and the model's updated state."""
         losses, metrics, state = self.tasks(model, batch, key)
         return jnp.mean(losses), Aux({name: jnp.mean(found) for name, found in metrics.items()}, state)
 
@@ -95,12 +95,12 @@ class Metric(Loss, kw_only=True):
 
 
 def squared_distances(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:
-    """||a_i − b_j||²."""
+    """Returns ||a_i − b_j||²."""
     return jnp.sum(jnp.square(a[:, None] - b[None]), -1)
 
 
 def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Rows of length 1; a row of zeros stays zero."""
+    """Returns rows scaled to length 1; a row of zeros stays zero."""
     squares = jnp.sum(jnp.square(x), -1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
@@ -108,11 +108,11 @@ def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 def class_sums(
     features: Float[Array, "S ..."], label: Int[Array, " S"], ways: int
 ) -> tuple[Float[Array, "N ..."], Float[Array, " N"]]:
-    """Sums of the features by class, and the numbers of rows."""
+    """Returns the sum of the features of each class, and its number of rows."""
     member = jax.nn.one_hot(label, ways, dtype=features.dtype)
     return jnp.tensordot(member, features, (0, 0)), jnp.sum(member, 0)
 
 
 def only_seen(scores: Scores, counts: Float[Array, " N"]) -> Scores:
-    """``scores``, −inf for classes without a support row."""
+    """Returns ``scores``, with −inf for classes without a support row."""
     return jnp.where(counts[None] > 0, scores, -jnp.inf)

@@ -4,7 +4,7 @@
 * ``"support"``: both by the support's statistics;
 * ``"running"``: both by the model's running statistics.
 
-For models without batch normalisation the three agree, and ``"support"`` raises.
+For models without batch normalisation the choice makes no difference, and ``"support"`` raises.
 """
 
 from __future__ import annotations
@@ -27,9 +27,17 @@ Normalise = Literal["transductive", "support", "running"]
 def run_episode(
     model: Model, support: Batch, query: Batch, normalise: Normalise, key: Array | None
 ) -> tuple[Outputs, Outputs, State]:
-    """The outputs of support and query, and the collections that the forwards updated.
+    """Returns the outputs of support and query, and the collections that the forwards updated.
 
-    Raises ValueError for ``"support"`` if the model has no ``nn.BatchNorm``.
+    Args:
+        model: the model.
+        support: a batch.
+        query: a batch.
+        normalise: one of the three choices.
+        key: for dropout.
+
+    Raises:
+        ValueError: ``"support"`` for a model without ``nn.BatchNorm``.
     """
     first, second = (None, None) if key is None else jax.random.split(key)
     if normalise == "support":
@@ -44,7 +52,11 @@ def run_episode(
 def run_by_support(
     model: Model, support: Batch, query: Batch, mode: Mode, key: Array | None
 ) -> tuple[Outputs, Outputs, State]:
-    """One forward of support and query rows, whose batch normalisation takes its statistics from the support rows."""
+    """Runs support and query rows in one forward, with batch normalisation by the statistics of the support rows.
+
+    Raises:
+        ValueError: the model has no ``nn.BatchNorm``, or one whose input does not have one row per example.
+    """
     s, q = (jax.tree.leaves(part)[0].shape[0] for part in (support, query))
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *_shared(support, query))
     met: list[str] = []
@@ -81,19 +93,24 @@ def _shared(support: Any, query: Any) -> tuple[Any, Any]:
 
 
 class SupportStats(Loss):
-    """``loss`` with batch normalisation by the support's statistics, on support and query alike.
+    """``loss`` with batch normalisation by the support's statistics, for support and query alike.
 
-    ``make_step(SupportStats(Classify(stats="batch")), optimizer, gradient=maml(...))``. It learns the support from
-    ``batch["support"]``, which the gradients of ``jtl.meta`` put into the query batch; a batch without it is a support.
+    ``make_step(SupportStats(Classify(stats="batch")), optimizer, gradient=maml(...))``. It reads the support from
+    ``batch["support"]``, which the gradients of ``jtl.meta`` put into the query batch; a batch without it is itself a
+    support.
 
     Attributes:
-        loss: a loss that asks for ``stats="batch"``.
+        loss: a loss that uses ``stats="batch"``.
     """
 
     loss: Loss
 
     def __call__(self, model: Model, batch: Batch, key: Array | None) -> tuple[Float[Array, ""], Aux]:
-        """The loss of the batch's own rows."""
+        """Returns the loss of the batch's own rows.
+
+        Raises:
+            ValueError: ``loss`` does not use batch statistics, or the model has no ``nn.BatchNorm``.
+        """
         mode = self.loss.mode()
         if mode is None or mode.stats != "batch":
             raise InputError(

@@ -1,8 +1,8 @@
-"""Conv4 and ResNet-12 by matrix products of patches, for meta-learning.
+"""Conv4 and ResNet-12 whose convolutions are matrix products of image patches, for gradient-based meta-learning.
 
-There tasks have kernels of their own and are differentiated twice, which XLA's convolutions are not made for: under
-``vmap`` over tasks these are several times as fast on a CPU. With one kernel for all rows the plain modules are twice
-as fast. Leaves, outputs and derivatives are those of the plain modules.
+In meta-learning each task has its own kernels, which are differentiated twice; XLA's convolutions are slow at this.
+Under ``vmap`` over tasks these modules are several times as fast on a CPU. With one kernel for all rows the plain
+modules are twice as fast. Leaves, outputs and derivatives are those of the plain modules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jtl.models.resnet12 import ResNet12
 
 
 class PatchConv4(Conv4):
-    """``Conv4`` by patches. Its first layer is normalised through its kernel, so it takes no adapter and no tap."""
+    """``Conv4`` by patches; its first layer is normalised through its kernel, so it takes no adapter and no tap."""
 
     def _convolved(self, x: Array, i: int, norm: tuple[Any, ...], convolution: Any = None) -> Array:
         if i:
@@ -38,8 +38,8 @@ def by_patches(
 ) -> Float[Array, "B h w C"]:
     """A 3 x 3 convolution, padded as ``"SAME"``, as one matrix product.
 
-    Tasks with a kernel each are a grouped convolution to XLA, which a CPU runs as a scalar loop, its second derivative
-    too: a step of MAML took 12 to 20 times as long.
+    For XLA, tasks with one kernel each are a grouped convolution, which a CPU runs as a scalar loop, as is its second
+    derivative: a step of MAML took 12 to 20 times as long.
     """
     patches = read_patches(image, strides[0])
     *places, size = patches.shape
@@ -58,7 +58,7 @@ class PatchResNet12(ResNet12):
 
 
 def read_patches(image: Float[Array, "B H W c"], stride: int) -> Float[Array, "B h w 9*c"]:
-    """The 3 x 3 patches that a convolution reads, padded as ``"SAME"``."""
+    """Returns the 3 x 3 patches that a convolution reads, padded as ``"SAME"``."""
     H, W = image.shape[1:3]
     h, w = -(-H // stride), -(-W // stride)
     pads = [(size - 1) * stride + 3 - full for size, full in ((h, H), (w, W))]
@@ -69,11 +69,11 @@ def read_patches(image: Float[Array, "B H W c"], stride: int) -> Float[Array, "B
 
 @jax.custom_vjp
 def turned(kernel: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose, whose cotangent is computed before it is turned back.
+    """Returns the transpose, whose cotangent is computed before it is transposed back.
 
-    So the gradient of a kernel in ``patches @ kernel`` is the product gᵀ · patches, g the cotangent of the output. XLA
-    would make patchesᵀ · g of it, which takes a CPU two to four times as long where the patches are wider than g: the
-    larger operand is turned. Reverse mode alone, of any order.
+    So the gradient of a kernel in ``patches @ kernel`` is the product gᵀ · patches, with g the cotangent of the
+    output. XLA would compute patchesᵀ · g, which takes a CPU two to four times as long where the patches are wider
+    than g, because it transposes the larger operand. Only reverse mode is supported, of any order.
     """
     return kernel.T
 
@@ -88,7 +88,7 @@ _turned_back.defvjp(lambda g: (_turned_back(g), None), lambda _, h: (turned(h),)
 
 
 class Kernel(nn.Module):
-    """The kernel of an ``nn.Conv``, flat as a product with patches takes it.
+    """The kernel of an ``nn.Conv``, as the matrix that multiplies patches.
 
     Attributes:
         width: columns, C.
@@ -98,22 +98,22 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self, channels: int) -> Float[Array, "n C"]:
-        """The kernel (3, 3, channels, C) as a matrix."""
+        """Returns the kernel (3, 3, channels, C) as a matrix."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.width))
         return kernel.reshape(9 * channels, self.width)
 
 
 class NormalisedProduct(nn.BatchNorm):
-    """``nn.BatchNorm`` of ``patches @ kernel``, by another kernel in place of passes over the product.
+    """``nn.BatchNorm`` of ``patches @ kernel``, computed by rescaling the kernel instead of passes over the product.
 
-    Of patches with mean m and covariance S, column k of the kernel makes numbers with mean m·k and variance kᵀ S k. So
-    normalising is a linear map too, and its derivatives are small where patches are narrow. The first layer of Conv4
-    has the narrowest patches and the largest map; as its patches do not depend on parameters, m and S are computed once
-    for all inner steps of MAML, which take a tenth less time.
+    For patches with mean m and covariance S, column k of the kernel has outputs with mean m·k and variance kᵀ S k. So
+    the normalisation is linear too, and its derivatives are small where patches are narrow. The first layer of Conv4
+    has the narrowest patches and the largest map. Because its patches do not depend on parameters, m and S are
+    computed once for all inner steps of MAML, which makes them a tenth faster.
 
-    Of the fields of ``nn.BatchNorm``, which it is for those who look for normalisations (``jtl.meta.normalise``,
-    ``jtl.domain.tent``), it reads ``use_running_average``, ``momentum`` and ``epsilon``. As there, statistics are in
-    float32 where the patches are narrower.
+    It is a subclass so that code which looks for normalisation layers (``jtl.meta.normalise``, ``jtl.domain.tent``)
+    finds it. Of the fields of ``nn.BatchNorm`` it reads ``use_running_average``, ``momentum`` and ``epsilon``. As
+    there, statistics are in float32 where the patches have lower precision.
     """
 
     @nn.compact
@@ -124,7 +124,7 @@ class NormalisedProduct(nn.BatchNorm):
         *,
         mask: Bool[Array, "B 1 1 1"] | None = None,
     ) -> Float[Array, "B h w C"]:
-        """Normalise by the rows of ``mask``, by default all, or by the running statistics."""
+        """Returns outputs normalised by the rows of ``mask`` (by default all), or by the running statistics."""
         size, width = kernel.shape
         running = {
             "mean": self.variable("batch_stats", "mean", jnp.zeros, (width,)),

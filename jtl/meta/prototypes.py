@@ -1,4 +1,7 @@
-"""Prototypical networks (Snell et al. 2017, https://arxiv.org/abs/1703.05175), and the nearest-centroid baseline."""
+"""Prototypical networks and the nearest-centroid baseline: classify a query by its distance to class means.
+
+Snell et al. 2017, "Prototypical Networks for Few-shot Learning", https://arxiv.org/abs/1703.05175.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from jtl.model import Model
 
 
 class Prototypes(Metric):
-    """Logits −||f(x) − c_k||², c_k the mean feature of class k's support (Snell et al. 2017, equations 1 and 2).
+    """Logits −||f(x) − c_k||², with c_k the mean feature of class k's support (equations 1 and 2).
 
-    Trained it is a prototypical network; on a pretrained model as it is (``Prototypes(...).tasks(model, episodes)``)
-    the nearest-centroid baseline.
+    Trained with it, a model is a prototypical network. On a pretrained model as it is
+    (``Prototypes(...).tasks(model, episodes)``) it is the nearest-centroid baseline.
 
     Attributes:
-        distance: ``"euclidean"``; ``"cosine"``: logits cos(f(x), c_k).
+        distance: ``"euclidean"``; or ``"cosine"``: logits cos(f(x), c_k).
     """
 
     distance: Literal["euclidean", "cosine"] = struct.field(pytree_node=False, default="euclidean")
@@ -27,7 +30,7 @@ class Prototypes(Metric):
     def scores(
         self, model: Model, support: Array, label: Int[Array, " S"], query: Array, key: Array | None
     ) -> Scores:
-        """The logits."""
+        """Returns the logits."""
         centres, counts = prototypes(support, label, self.ways)
         if self.distance == "cosine":
             return only_seen(unit(query) @ unit(centres).T, counts)
@@ -37,7 +40,7 @@ class Prototypes(Metric):
 def prototypes(
     features: Float[Array, "S D"], label: Int[Array, " S"], ways: int
 ) -> tuple[Float[Array, "N D"], Float[Array, " N"]]:
-    """The mean feature of each class, and its number of rows; the mean of no rows is 0.
+    """Returns the mean feature of each class, and its number of rows; the mean of no rows is 0.
 
     >>> centres, counts = prototypes(jnp.array([[1.0], [3.0], [5.0]]), jnp.array([1, 1, 0]), ways=2)
     >>> centres[:, 0].tolist(), counts.tolist()

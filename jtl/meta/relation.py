@@ -1,4 +1,7 @@
-"""Relation networks: a learned comparison of class and query (Sung et al. 2018, https://arxiv.org/abs/1711.06025)."""
+"""Relation networks: a learned comparison of class and query.
+
+Sung et al. 2018, "Learning to Compare: Relation Network for Few-Shot Learning", https://arxiv.org/abs/1711.06025.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ NAME = "relation"
 
 
 class Relation(nn.Module):
-    """The comparison of two vectors (..., 2 D): two dense layers, one number (...).
+    """Compares two vectors (..., 2 D): two dense layers, with one output (...).
 
     Attributes:
         hidden: width of the first; the paper's last layers have 8.
@@ -28,15 +31,22 @@ class Relation(nn.Module):
 
     @nn.compact
     def __call__(self, pair: Float[Array, "*B D"]) -> Float[Array, "*B"]:
-        """The relation score before its sigmoid."""
+        """Returns the relation score before its sigmoid."""
         hidden = nn.relu(nn.Dense(self.hidden, name="dense")(pair))
         return nn.Dense(1, name="out")(hidden)[..., 0]
 
 
 def with_relation(model: Model, module: nn.Module, *, width: int, key: Array) -> Model:
-    """``model`` with the leaves of ``module`` under ``params["relation"]``; ``width`` is D of the features.
+    """Returns ``model`` with the leaves of ``module`` under ``params["relation"]``.
 
-    Raises ValueError if the module has other collections than parameters.
+    Args:
+        model: the model.
+        module: the comparison, such as ``Relation()``.
+        width: D of the features.
+        key: for the new leaves.
+
+    Raises:
+        ValueError: the module has other collections than parameters.
     """
     variables = module.init(key, jnp.zeros((1, 2 * width)))
     if set(variables) != {"params"}:
@@ -50,9 +60,9 @@ def with_relation(model: Model, module: nn.Module, *, width: int, key: Array) ->
 class RelationNet(Metric):
     """The mean over query rows and classes of (σ(g([sum of class k's features, f(x)])) − 1[y = k])².
 
-    Sung et al. 2018, equations 1 and 2; over several shots a class is the sum of its features. The paper compares
-    *maps* of features by convolutions and sums the squares; here g compares vectors, and the mean changes the scale
-    alone. Its leaves are the model's: ``model = with_relation(model, Relation(), width=D, key=key)``.
+    Equations 1 and 2; with several shots a class is the sum of its features. The paper compares feature *maps* by
+    convolutions and sums the squares; here g compares vectors, and the mean only changes the scale. The leaves of g
+    are in the model: ``model = with_relation(model, Relation(), width=D, key=key)``.
 
     Attributes:
         module: g.
@@ -63,7 +73,11 @@ class RelationNet(Metric):
     def scores(
         self, model: Model, support: Array, label: Int[Array, " S"], query: Array, key: Array | None
     ) -> Scores:
-        """g, before its sigmoid. Raises KeyError if the model has no relation."""
+        """Returns g, before its sigmoid.
+
+        Raises:
+            KeyError: the model has no relation.
+        """
         if NAME not in model.params:
             raise MissingError(
                 f"RelationNet reads params[{NAME!r}], which the model lacks: add it by with_relation"
@@ -76,7 +90,7 @@ class RelationNet(Metric):
         return only_seen(found, counts)
 
     def cost(self, scores: Scores, label: Int[Array, " Q"]) -> Float[Array, ""]:
-        """The squared error of one task; NaN for a label outside the classes."""
+        """Returns the squared error of one task; NaN for a label outside the classes."""
         error = jnp.square(jax.nn.sigmoid(scores) - jax.nn.one_hot(label, self.ways))
         known = (label >= 0) & (label < self.ways)
         return jnp.mean(jnp.where(known[:, None], error, jnp.nan))

@@ -1,4 +1,4 @@
-"""Reptile: move towards the parameters that a few steps on each task lead to."""
+"""Reptile: moves towards the parameters that a few steps on each task lead to; a first-order meta-gradient."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ def reptile(
     minibatch: int | None = None,
     chunk: int | None = None,
 ) -> Any:
-    """Reptile's gradient, θ − mean φ: under ``optax.sgd(ε)`` the step is θ ← θ + ε (mean φ − θ).
+    """Reptile's gradient, θ − mean φ: with ``optax.sgd(ε)`` the step is θ ← θ + ε (mean φ − θ).
 
-    Nichol et al. 2018, https://arxiv.org/abs/1803.02999, algorithm 2. ε is annealed to 0 by a schedule of that ``sgd``.
-    The paper's inner optimiser is ``rate=optax.adam(1e-3, b1=0.0)``; its second moments start afresh in each task here,
-    while the authors' code carries them from task to task.
+    Nichol, Achiam and Schulman 2018, "On First-Order Meta-Learning Algorithms", https://arxiv.org/abs/1803.02999,
+    algorithm 2. Anneal ε to 0 by a schedule of that ``sgd``. The paper's inner optimiser is
+    ``rate=optax.adam(1e-3, b1=0.0)``; here its second moments start afresh in each task, while the authors' code
+    carries them from task to task.
 
-    Only the support trains. Value and metrics are those of the query after adaptation, for people.
+    Only the support trains. Value and metrics are those of the query after adaptation and are only reported.
 
     Args:
         steps: inner steps.
-        rate: of the inner loop: see ``adapt``; what is learned by gradient, as a rule is, cannot be learned so.
+        rate: of the inner loop: see ``adapt``. Learned rules cannot be trained this way, because they need a gradient.
         labels: which leaves adapt: see ``adapt``. Others do not change.
         minibatch: rows of the support that an inner step sees: see ``adapt``.
         chunk: tasks to run at a time; by default all.

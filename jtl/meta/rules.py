@@ -1,7 +1,7 @@
-"""Inner rules that are learned: Meta-SGD, per-step rates and Meta-Curvature.
+"""Learned inner update rules: Meta-SGD, per-step rates and Meta-Curvature.
 
-What a rule learns lies in the model's tree, under ``params["inner"]``, so it trains, saves and shards like
-any other leaf: ``model = learn(model, MetaSGD(0.01))`` and then ``maml(steps=1, rate=MetaSGD(0.01))``.
+What a rule learns is in the model's tree, under ``params["inner"]``, so it trains, saves and shards like any other
+leaf: ``model = learn(model, MetaSGD(0.01))`` and then ``maml(steps=1, rate=MetaSGD(0.01))``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ LEAVES = "inner"
 
 @runtime_checkable
 class Rule(Protocol):
-    """How an inner step moves one leaf, with leaves of its own that the outer loop trains."""
+    """How an inner step updates one parameter, with leaves of its own that the outer loop trains."""
 
     def start(self, leaf: Array) -> dict[str, Array]:
-        """The rule's leaves for one parameter."""
+        """Returns the rule's initial leaves for one parameter."""
         ...
 
     def move(self, own: dict[str, Array], gradient: Array, step: Int[Array, ""]) -> Array:
-        """What is added to the parameter, given the rule's leaves for it."""
+        """Returns what is added to the parameter, given the rule's leaves for it."""
         ...
 
 
@@ -36,32 +36,32 @@ class Rule(Protocol):
 class MetaSGD:
     """Meta-SGD: φ ← φ − α ∘ ∇L with a learned rate for each entry, of either sign.
 
-    Li et al. 2017, https://arxiv.org/abs/1707.09835.
+    Li et al. 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", https://arxiv.org/abs/1707.09835.
 
     Attributes:
-        rate: what each α starts with.
+        rate: the initial value of each α.
     """
 
     rate: float
 
     def start(self, leaf: Array) -> dict[str, Array]:
-        """α, of the leaf's shape."""
+        """Returns α, of the leaf's shape."""
         return {"rate": jnp.full_like(leaf, self.rate)}
 
     def move(self, own: dict[str, Array], gradient: Array, step: Int[Array, ""]) -> Array:
-        """−α ∘ gradient."""
+        """Returns −α ∘ gradient."""
         return -own["rate"] * gradient
 
 
 @dataclass(frozen=True)
 class PerStep:
-    """A learned rate for each leaf and each inner step.
+    """A learned rate for each leaf and each inner step (LSLR).
 
-    Antoniou et al. 2019 ("How to train your MAML", https://arxiv.org/abs/1810.09502), LSLR. The paper's rates
-    are per layer: kernel and bias share one; here each leaf has its own. Steps past ``steps`` take the last rate.
+    Antoniou et al. 2019, "How to train your MAML", https://arxiv.org/abs/1810.09502. The paper's rates are per layer:
+    kernel and bias share one. Here each leaf has its own. Steps after ``steps`` use the last rate.
 
     Attributes:
-        rate: what each starts with.
+        rate: the initial value of each.
         steps: the number of inner steps.
     """
 
@@ -69,36 +69,36 @@ class PerStep:
     steps: int
 
     def start(self, leaf: Array) -> dict[str, Array]:
-        """The rates, (steps,)."""
+        """Returns the rates, (steps,)."""
         return {"rates": jnp.full(self.steps, self.rate, leaf.dtype)}
 
     def move(self, own: dict[str, Array], gradient: Array, step: Int[Array, ""]) -> Array:
-        """−α[step] · gradient."""
+        """Returns −α[step] · gradient."""
         return -own["rates"][jnp.minimum(step, self.steps - 1)] * gradient
 
 
 @dataclass(frozen=True)
 class MetaCurvature:
-    """Meta-Curvature: the gradient is multiplied along each of its axes by a learned matrix, at first the identity.
+    """Meta-Curvature: multiplies the gradient along each of its axes by a learned matrix, initially the identity.
 
-    Park and Oliva 2019, https://arxiv.org/abs/1902.03356. A kernel (..., in, out) has M_in and M_out, and one with
-    axes of positions before those, as that of a convolution, M_at over all positions together; a vector has M_out
-    alone; a scalar has nothing.
+    Park and Oliva 2019, "Meta-Curvature", https://arxiv.org/abs/1902.03356. A kernel (..., in, out) has M_in and
+    M_out. A kernel with position axes before those, such as a convolution's, also has M_at over all positions
+    together. A vector has only M_out; a scalar has none.
 
     Attributes:
-        rate: α, which stays as it is.
+        rate: α, which is not learned.
     """
 
     rate: float
 
     def start(self, leaf: Array) -> dict[str, Array]:
-        """The matrices, each an identity."""
+        """Returns the matrices, each an identity."""
         at, n, m = _axes(leaf)
         sizes = {"m_at": at, "m_in": n, "m_out": m}
         return {name: jnp.eye(size, dtype=leaf.dtype) for name, size in sizes.items() if size > 1}
 
     def move(self, own: dict[str, Array], gradient: Array, step: Int[Array, ""]) -> Array:
-        """−α · gradient ×₁ M_at ×₂ M_in ×₃ M_out."""
+        """Returns −α · gradient ×₁ M_at ×₂ M_in ×₃ M_out."""
         moved = gradient.reshape(_axes(gradient))
         for name, product in (("m_at", "ap,pio->aio"), ("m_in", "ai,pio->pao"), ("m_out", "ao,pio->pia")):
             if name in own:
@@ -107,16 +107,19 @@ class MetaCurvature:
 
 
 def _axes(leaf: Array) -> tuple[int, int, int]:
-    """Positions, in, out."""
+    """The sizes of positions, in, out."""
     shape = (1, 1, *leaf.shape)
     return leaf.size // max(shape[-1] * shape[-2], 1), shape[-2], shape[-1]
 
 
 def learn(model: Model, rule: Rule, where: str = ".*") -> Model:
-    """``model`` with the leaves of ``rule`` for each parameter whose whole path matches ``where``.
+    """Returns ``model`` with the leaves of ``rule`` for each parameter whose whole path matches ``where``.
 
     They lie under ``params["inner"]``, below the parameter's path, and replace those of an earlier rule. No forward
-    reads them; ``maml(rate=rule)`` does. Raises RuleError if no path matches.
+    reads them; ``maml(rate=rule)`` does.
+
+    Raises:
+        RuleError: no path matches.
     """
     params = {name: leaves for name, leaves in model.params.items() if name != LEAVES}
     chosen = tree.flatten(tree.partition(params, tree.matches(where, params))[0])
@@ -129,9 +132,10 @@ def learn(model: Model, rule: Rule, where: str = ".*") -> Model:
 
 
 def learned(rate: Any, params: PyTree, moving: PyTree) -> dict[str, dict[str, Array]]:
-    """The rule's leaves in ``params``, by the path of the parameter that they move.
+    """Returns the rule's leaves in ``params``, by the path of the parameter that they update.
 
-    Raises ValueError if a parameter of ``moving`` has none, or if there are leaves of a rule and ``rate`` is none.
+    Raises:
+        ValueError: a parameter of ``moving`` has none, or the tree has leaves of a rule and ``rate`` is not a rule.
     """
     found: dict[str, dict[str, Array]] = {}
     for path, leaf in tree.flatten(params).items():
@@ -158,12 +162,12 @@ def learned(rate: Any, params: PyTree, moving: PyTree) -> dict[str, dict[str, Ar
 
 
 def rule_shapes(own: dict[str, Array]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a rule's leaves for one parameter."""
+    """Returns the shapes of a rule's leaves for one parameter."""
     return {name: jnp.shape(leaf) for name, leaf in own.items()}
 
 
 def updates_of(
     rule: Rule, own: dict[str, dict[str, Array]], gradients: PyTree, step: Int[Array, ""]
 ) -> PyTree:
-    """What the rule adds to each parameter."""
+    """Returns what the rule adds to each parameter."""
     return tree.map_with_path(lambda path, g: rule.move(own.get(path, {}), g, step), gradients)

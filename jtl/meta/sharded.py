@@ -1,4 +1,4 @@
-"""Tasks over devices: each device runs its own tasks, as a program of its own."""
+"""Tasks sharded over devices: each device runs its own tasks, as its own program."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from jtl.sharding import AXIS
 
 
 def sharded(gradient: Any, mesh: Mesh) -> Any:
-    """``gradient`` of the tasks of each device of ``mesh``, averaged over devices: the same function, a faster program.
+    """Returns ``gradient`` over each device's tasks, averaged over devices: the same function, in a faster program.
 
-    For ``make_step(loss, optimizer, gradient=sharded(maml(steps=5, rate=0.4, chunk=1), mesh), mesh=mesh)``. There
-    ``chunk`` is of one device. Without this a batch over devices needs a ``vmap`` over tasks, so that each task has
-    kernels of its own in one program; with it a device can run one task after another, by plain products.
+    For ``make_step(loss, optimizer, gradient=sharded(maml(steps=5, rate=0.4, chunk=1), mesh), mesh=mesh)``, where
+    ``chunk`` is per device. Without this, a batch over devices needs a ``vmap`` over tasks, so that one program holds
+    the kernels of every task. With it, a device can run one task after another, with plain products.
 
-    Leaves laid out over the mesh are gathered first. Randomness, such as dropout, is another on each device. Raises
-    ValueError if the devices do not divide the tasks.
+    Leaves sharded over the mesh are gathered first. Randomness, such as dropout, differs between devices. The gradient
+    raises ValueError if the number of devices does not divide the number of tasks.
+
+    Args:
+        gradient: such as ``maml(...)``.
+        mesh: of the devices.
     """
 
     def over_mesh(loss: TaskLoss, trained: PyTree, batch: Batch, key: Array) -> Graded:
@@ -41,7 +45,7 @@ def sharded(gradient: Any, mesh: Mesh) -> Any:
         replicated = PartitionSpec()
         run = jax.shard_map(
             on_device, mesh=mesh, in_specs=(replicated, PartitionSpec(AXIS), replicated), out_specs=replicated,
-            check_vma=False,  # else gradients of what all devices share are summed over them already
+            check_vma=False,  # otherwise gradients of shared arrays are already summed over devices
         )  # fmt: skip
         return run(trained, batch, key)
 
@@ -49,5 +53,5 @@ def sharded(gradient: Any, mesh: Mesh) -> Any:
 
 
 def _mean(x: Array) -> Array:
-    """Over devices; a count among the state stays an integer."""
+    """The mean over devices; an integer, such as a count in the state, stays an integer."""
     return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax(x, AXIS)

@@ -1,4 +1,4 @@
-"""Tasks: an episode is ``{"support": batch, "query": batch}``, and a batch of tasks has one more leading axis."""
+"""Batches of tasks: an episode is ``{"support": batch, "query": batch}``; a batch of tasks adds a leading axis."""
 
 from __future__ import annotations
 
@@ -20,10 +20,19 @@ Graded = tuple[tuple[Array, Aux], PyTree]
 def mean_over_tasks(
     one: Callable[[PyTree, Any, Array], Graded], trained: PyTree, batch: Batch, key: Array, chunk: int | None
 ) -> Graded:
-    """The mean over tasks of ``one(trained, episode, key) -> ((value, aux), gradients)``.
+    """Returns the mean over tasks of ``one(trained, episode, key) -> ((value, aux), gradients)``.
 
-    Adds the metric ``diverged``: the share of tasks whose value is not finite. ``chunk`` tasks run at a time, by
-    default all. Raises ValueError if the batch is no batch of episodes, or ``chunk`` does not divide it.
+    It adds the metric ``diverged``: the share of tasks whose value is not finite.
+
+    Args:
+        one: value, metrics and gradients of one task.
+        trained: the trained parameters.
+        batch: of tasks.
+        key: split between tasks.
+        chunk: tasks to run at a time; by default all.
+
+    Raises:
+        ValueError: the batch is not a batch of episodes, or ``chunk`` does not divide its number of tasks.
     """
     tasks = count(batch)
     chunk = tasks if chunk is None else chunk
@@ -46,7 +55,7 @@ def mean_over_tasks(
     else:
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(some, _first(parts)))
         total, _ = jax.lax.scan(lambda total, part: (tree.add(total, some(part)), None), zero, parts)
-    # A count among the state stays an integer.
+    # An integer, such as a count in the state, stays an integer.
     return jax.tree.map(lambda x: (x / tasks).astype(x.dtype), total)
 
 
@@ -59,7 +68,11 @@ def _sum(values: PyTree) -> PyTree:
 
 
 def count(batch: Batch) -> int:
-    """The number of tasks. Raises ValueError if the batch is not ``{"support": ..., "query": ...}`` with equal ones."""
+    """Returns the number of tasks.
+
+    Raises:
+        ValueError: the batch is not ``{"support": ..., "query": ...}`` with equally many tasks in all leaves.
+    """
     if not isinstance(batch, Mapping) or not {"support", "query"} <= set(batch):
         found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise InputError(
@@ -73,6 +86,6 @@ def count(batch: Batch) -> int:
 
 
 def query_of(episode: Mapping[str, Any]) -> Any:
-    """The query batch, which also carries the support: a loss may normalise by it (``SupportStats``)."""
+    """Returns the query batch with the support added, by which a loss may normalise (``SupportStats``)."""
     query = episode["query"]
     return {**query, "support": episode["support"]} if isinstance(query, Mapping) else query

@@ -1,4 +1,8 @@
-"""Progressive networks: a column for each task, laterals from earlier columns, and the analysis of what they carry."""
+"""Progressive networks: one column per task, lateral connections from earlier columns, and an analysis of their use.
+
+Rusu et al. 2016, "Progressive Neural Networks", https://arxiv.org/abs/1606.04671. Earlier columns stay frozen, so
+tasks are learned one after another without forgetting.
+"""
 
 from jtl.progressive.columns import Column, Columns, Lateral
 from jtl.progressive.grow import (

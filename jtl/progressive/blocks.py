@@ -1,4 +1,4 @@
-"""The blocks of a column that laterals can lead into, and the first leaves of a lateral."""
+"""The blocks of a column that can have laterals, and the initial leaves of a lateral."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ class Block:
 
 
 def find(model: Model, where: str, batch: Batch, number: int) -> dict[str, Block]:
-    """The blocks that ``where`` meets, in the order in which they begin."""
+    """Returns the blocks that ``where`` matches, in the order in which they start to run.
+
+    Raises:
+        ValueError: a block runs twice, or does not return a single array.
+    """
     found: dict[str, Block] = {}
 
     def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
@@ -49,7 +53,11 @@ def find(model: Model, where: str, batch: Batch, number: int) -> dict[str, Block
 
 
 def width_of(path: str, own: Block, source: dict[str, Block], number: int) -> int:
-    """The features that a source column's block takes; its positions must be the new column's."""
+    """Returns the number of input features of a source column's block.
+
+    Raises:
+        ValueError: the column lacks the block, or has it over other positions than the new column.
+    """
     if path not in source:
         near = tree.near_misses(path, source) or list(source)
         raise InputError(
@@ -68,7 +76,7 @@ def width_of(path: str, own: Block, source: dict[str, Block], number: int) -> in
 def init(
     block: Block, path: str, widths: list[int], laterals: str, alpha: float, key: Array
 ) -> dict[str, Array]:
-    """α, V by LeCun's normal, and U = 0 of one lateral."""
+    """Returns the initial leaves of one lateral: α, V by LeCun's normal initialisation, and U = 0."""
     if laterals == "linear":
         return {"u": jnp.zeros(_shape_of_u(block, path, sum(widths)))}
     width = block.inputs[-1]

@@ -1,4 +1,4 @@
-"""The forward of a progressive network: columns that run in order, each reading the activations of those before it.
+"""The forward of a progressive network: columns run in order, each reading activations of the earlier ones.
 
 Rusu et al. 2016, "Progressive Neural Networks", https://arxiv.org/abs/1606.04671.
 """
@@ -17,14 +17,14 @@ from jaxtyping import Array
 
 from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Technique, Variables
 
-LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv)  # their U is a layer of the same kind
+LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv)  # blocks of these kinds have a U of the same kind
 LATERAL = "lateral"  # where a column's laterals lie among its leaves
-SHIFT = "shift"  # a collection: what is added to the inputs of blocks, {column: {block: array}}; see sensitivity.py
+SHIFT = "shift"  # a collection {column: {block: array}}, added to the inputs of blocks; see sensitivity.py
 Hidden = dict[str, Array]
 
 
 def name_of(number: int) -> str:
-    """Under which the leaves of a column lie; those of the first lie where they always did.
+    """Returns the name under which a column's leaves lie; those of column 1 have no such prefix.
 
     >>> name_of(2)
     'column_2'
@@ -34,18 +34,19 @@ def name_of(number: int) -> str:
 
 @dataclass(frozen=True)
 class Lateral:
-    """What one block of column k gets from earlier columns, added to its output before the nonlinearity.
+    """What one block of column k receives from earlier columns, added to its output before the nonlinearity.
 
-    ``U σ(V [α_j h_j])`` over the sources j (section 2, "Adapters"), σ a ReLU; or, linear, ``U [h_j]`` (equation 1). h_j
-    is the input of the same block in column j. V is a matrix on the last axis, which for a convolution is one of
-    1 × 1; U is what the block is, a dense layer or a convolution, without bias, or else a matrix on the last axis.
+    ``U σ(V [α_j h_j])`` over the sources j (section 2, "Adapters"), σ a ReLU; or, linear, ``U [h_j]`` (equation 1).
+    h_j is the input of the same block in column j. V is a matrix on the last axis, which for a convolution is a 1 × 1
+    convolution. U is of the block's kind, a dense layer or a convolution, without bias; for other blocks it is a
+    matrix on the last axis.
 
     Attributes:
         path: of the block.
         sources: numbers of the columns, from 1.
         widths: features of each source.
-        linear: whether U alone connects.
-        axis: of V, or of a linear U, along which the sources follow each other.
+        linear: whether only U connects.
+        axis: the axis of V, or of a linear U, along which the sources are concatenated.
     """
 
     path: str
@@ -55,18 +56,18 @@ class Lateral:
     axis: int
 
     def __call__(self, module: nn.Module, leaves: Mapping[str, Array], hidden: Sequence[Array]) -> Array:
-        """The sum to add, from the activations of the sources in order."""
+        """Returns the sum to add, from the activations of the sources in order."""
         x = jnp.concatenate(hidden, -1)
         if self.linear:
             return _through(module, leaves["u"], x)
-        # α scales the rows of V and not x, whose gradient, as large a product as x V, nobody needs.
+        # α scales the rows of V, not x, whose gradient would cost as much as x V and is not needed.
         rows = jnp.repeat(leaves["alpha"], np.array(self.widths), total_repeat_length=sum(self.widths))
         return _through(module, leaves["u"], jax.nn.relu(x @ (rows[:, None] * leaves["v"])))
 
 
 def _through(module: nn.Module, u: Array, x: Array) -> Array:
     if isinstance(module, LAYERS):
-        # A detached copy, so that strides, padding and the like are the block's own.
+        # A detached copy, so that strides, padding and so on are those of the block.
         layer: Any = module.clone(parent=None, name=None, use_bias=False)
         return layer.apply({"params": {"kernel": u}}, x)
     return x @ u
@@ -74,13 +75,13 @@ def _through(module: nn.Module, u: Array, x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Column:
-    """A column past the first: a whole model, head and all, and its laterals.
+    """A column after the first: a whole model, including its head, and its laterals.
 
     Attributes:
         base: of the model.
         techniques: of the model.
         config: of the model.
-        laterals: what it reads of earlier columns, in order of its blocks.
+        laterals: what it reads from earlier columns, in the order of its blocks.
     """
 
     base: Forward
@@ -93,18 +94,18 @@ class Column:
 class Columns:
     """The technique: column 1 is the forward it wraps; the outputs are those of the last column.
 
-    Earlier columns run once each, without dropout and with running normalisation statistics, and only if the last reads
-    them, through others or directly. A tap is named as the leaves are: ``dense_0`` of column 1,
+    Earlier columns run once each, without dropout and with running normalisation statistics, and only if the last one
+    reads them, directly or through others. Taps are named like the leaves: ``dense_0`` of column 1,
     ``column_2/dense_0`` of column 2.
 
     Attributes:
-        columns: those past the first.
+        columns: those after the first.
     """
 
     columns: tuple[Column, ...]
 
     def needed(self) -> set[int]:
-        """Numbers of the columns that the last one reads, itself among them."""
+        """Returns the numbers of the columns that the last one reads, including itself."""
         last = len(self.columns) + 1
         found: set[int] = set()
         waiting = [last]
@@ -116,17 +117,17 @@ class Columns:
         return found
 
     def laterals(self, number: int) -> tuple[Lateral, ...]:
-        """Those of a column."""
+        """Returns the laterals of a column."""
         return () if number == 1 else self.columns[number - 2].laterals
 
     def blocks(self, number: int) -> set[str]:
-        """The blocks of a column whose inputs are read by later columns, or that laterals lead into."""
+        """Returns the blocks of a column whose inputs later columns read, or that have a lateral."""
         later = [lateral for other in self.needed() if other > number for lateral in self.laterals(other)]
         read = {lateral.path for lateral in later if number in lateral.sources}
         return read | {lateral.path for lateral in self.laterals(number)}
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` with the columns after it."""
+        """Returns ``forward`` followed by the later columns."""
         last = len(self.columns) + 1
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
@@ -155,7 +156,7 @@ class Columns:
     def _interceptor(
         self, number: int, params: Variables, shift: Mapping[str, Array], hidden: dict[int, Hidden]
     ) -> Callable[..., Any]:
-        """Notes the inputs of this column's blocks in ``hidden`` and adds its laterals to their outputs."""
+        """Stores the inputs of this column's blocks in ``hidden`` and adds its laterals to their outputs."""
         blocks, laterals = self.blocks(number), {lateral.path: lateral for lateral in self.laterals(number)}
 
         def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -180,7 +181,7 @@ class Columns:
 
 
 def part(variables: Variables, number: int) -> dict[str, Any]:
-    """The collections of one column, where a model of its own would have them."""
+    """Returns the collections of one column, as a model of its own would have them."""
     if number > 1:
         name = name_of(number)
         return {own: leaves[name] for own, leaves in variables.items() if name in leaves}

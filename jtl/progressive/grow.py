@@ -1,12 +1,14 @@
-"""``grow``: one more column for a new task. Rusu et al. 2016, https://arxiv.org/abs/1606.04671.
+"""Grows a progressive network by one column for a new task.
 
-With columns 1 ... k - 1 trained and frozen, block i of column k computes
+Rusu et al. 2016, "Progressive Neural Networks", https://arxiv.org/abs/1606.04671. With columns 1 ... k - 1 trained and
+frozen, block i of column k computes
 
     h_i^k = σ(W_i h_{i-1}^k + U_i σ(V_i [α_1 h_{i-1}^1, ..., α_{k-1} h_{i-1}^{k-1}]))
 
-U starts at 0, so that a new column computes, to the bit, what it would alone; the paper draws U and takes α small.
-A column is a whole model, its head included. The leaves of the first stay where they are, those of column k lie under
-``column_k`` and its laterals under ``column_k/lateral``: a model of k columns is a part of the one grown from it.
+U starts at 0, so a new column computes, bit for bit, what it would alone; the paper draws U at random and takes α
+small. A column is a whole model, including its head. The leaves of the first column stay where they are; those of
+column k lie under ``column_k`` and its laterals under ``column_k/lateral``. So a model of k columns is a part of the
+one grown from it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from jtl.model import Batch, Linen, Model, arguments
 from jtl.progressive import blocks
 from jtl.progressive.columns import LATERAL, Column, Columns, Lateral, name_of, part
 
-BODY = {"features", "pooled", "sequence", "map"}  # outputs that answer no task
+BODY = {"features", "pooled", "sequence", "map"}  # outputs of the body, which no task head makes
 
 
 def grow(
@@ -37,27 +39,30 @@ def grow(
     laterals: Literal["nonlinear", "linear", "off"] = "nonlinear",
     alpha: float = 0.1,
 ) -> Model:
-    """``model`` with one more column, whose outputs are the model's from now on.
+    """Returns ``model`` with one more column, whose outputs become the model's.
 
-    Train it with ``labels(model)``, which freeze the columns before; ``task(model, k)`` is the model of task k.
-    Adapters go into a model before it becomes a column; adapters of a grown model would meet every column.
+    Train it with ``labels(model)``, which freeze the earlier columns; ``task(model, k)`` is the model of task k.
+    Insert adapters into a model before it becomes a column; adapters of a grown model would match layers of every
+    column.
 
     Args:
         model: a model with a head, or one that has grown already.
-        column: the new column, a model with a head; its blocks may be of other widths. By default one like the last,
-            drawn anew from ``key``: Linen modules, whose only techniques are heads.
+        column: the new column, a model with a head; its blocks may have other widths. By default one like the last,
+            reinitialised from ``key``: this needs Linen modules whose only techniques are heads.
         where: a regular expression of the paths of blocks, such as ``"dense_.*|head"`` or
             ``"encoder/layer_[0-9]+|head"``. Laterals lead into all of them but the first, whose input is the data;
-            each reads the inputs of the same block in all earlier columns. A layer within ``nn.scan`` is no block.
+            each reads the inputs of the same block in all earlier columns. A layer within ``nn.scan`` cannot be a
+            block.
         batch: a smallest batch to trace the columns with; its values do not matter.
         key: for the new leaves.
-        laterals: the paper's adapters, the plain connections of its equation 1, or none: independent columns.
-        alpha: where every α starts; the paper searches 1, 0.1 and 0.01.
+        laterals: ``"nonlinear"``, the paper's adapters; ``"linear"``, the plain connections of its equation 1; or
+            ``"off"``, independent columns.
+        alpha: the initial value of every α; the paper searches 1, 0.1 and 0.01.
 
     Raises:
-        RuleError: ``where`` meets fewer than two blocks of the new column.
+        RuleError: ``where`` matches fewer than two blocks of the new column.
         ValueError: a column has no head, lacks a block that the new one has, or has it over other positions; a block
-            gives no single array or runs twice; or the last column cannot be drawn anew.
+            does not return a single array or runs twice; or the last column cannot be reinitialised.
     """
     if laterals not in ("nonlinear", "linear", "off"):
         raise InputError(f"laterals must be 'nonlinear', 'linear' or 'off', got {laterals!r}")
@@ -99,14 +104,15 @@ def grow(
 
 
 def columns(model: Model) -> int:
-    """How many columns the model has: 1 before it has grown."""
+    """Returns the number of columns: 1 before the model has grown."""
     return len(_columns(model)) + 1
 
 
 def task(model: Model, number: int) -> Model:
-    """The model of one task: columns 1 ... ``number`` alone, the very model that it was before it grew further.
+    """Returns the model of one task, with columns 1 ... ``number`` only: the model before it grew further.
 
-    Raises ValueError if there is no such column.
+    Raises:
+        ValueError: there is no such column.
     """
     _check_number(model, number)
     variables = {
@@ -118,7 +124,11 @@ def task(model: Model, number: int) -> Model:
 
 
 def single_column(model: Model, number: int) -> Model:
-    """One column as a model of its own, without its laterals. ValueError if there is no such column."""
+    """Returns one column as a model of its own, without its laterals.
+
+    Raises:
+        ValueError: there is no such column.
+    """
     _check_number(model, number)
     variables = part(model.variables, number)
     if number == 1:
@@ -131,7 +141,7 @@ def single_column(model: Model, number: int) -> Model:
 
 
 def labels(model: Model) -> PyTree:
-    """Labels for the train step: the newest column with its laterals at the full rate, all before it frozen."""
+    """Labels for the train step: the newest column and its laterals at the full rate, all earlier ones frozen."""
     newest = name_of(columns(model)) + "/"
     return tree.map_with_path(
         lambda path, _: float(columns(model) == 1 or path.startswith(newest)), model.params
@@ -139,11 +149,12 @@ def labels(model: Model) -> PyTree:
 
 
 def replace_columns(model: Model, earlier: Model) -> Model:
-    """``model`` with the columns of ``earlier``, one of fewer columns, in place of its own first ones.
+    """Returns ``model`` with its first columns replaced by those of ``earlier``, a model of fewer columns.
 
-    So a checkpoint of k columns goes into a model of more: restore it into ``task(model, k)`` and put that.
+    This puts a checkpoint of k columns into a model of more: restore it into ``task(model, k)`` and pass that.
 
-    Raises ValueError if the first columns of ``model`` are others than those of ``earlier``, naming what differs.
+    Raises:
+        ValueError: the first columns of ``model`` are not those of ``earlier``; the message names what differs.
     """
     number = columns(earlier)
     if number > columns(model):
@@ -161,7 +172,7 @@ def replace_columns(model: Model, earlier: Model) -> Model:
 
 
 def cost(model: Model, batch: Batch) -> list[dict[str, int | float]]:
-    """What each column costs: a row of ``column``, its ``parameters`` and ``lateral_parameters``, and ``flops``.
+    """Returns a row for each column: ``column``, its ``parameters`` and ``lateral_parameters``, and ``flops``.
 
     ``flops`` are those of one forward of ``task(model, column)`` on ``batch``, as XLA counts them before it optimises.
     """
@@ -190,7 +201,7 @@ def _columns(model: Model) -> tuple[Column, ...]:
 
 
 def _with_columns(model: Model, columns: tuple[Column, ...]) -> Model:
-    """The model with these columns past the first, in the place of those it has."""
+    """The model with these columns after the first, in place of those it has."""
     technique = (Columns(columns),) if columns else ()
     there = [i for i, t in enumerate(model.techniques) if isinstance(t, Columns)]
     at = there[0] if there else len(model.techniques)
@@ -225,9 +236,10 @@ def _check_head(model: Model, number: int, batch: Batch) -> None:
 
 
 def reinitialise(model: Model, batch: Batch, *, key: Array) -> Model:
-    """A model of the same Linen modules, their leaves drawn anew.
+    """Returns a model of the same Linen modules with newly initialised leaves.
 
-    Raises ValueError for a model outside Linen, or one with techniques other than heads.
+    Raises:
+        ValueError: the model is not a Linen model, or has techniques other than heads.
     """
     others = [type(t).__name__ for t in model.techniques if not isinstance(t, Head)]
     if not isinstance(model.base, Linen) or others:

@@ -1,6 +1,7 @@
-"""Pruning: laterals that carry nothing go, and columns that nothing reads no longer run.
+"""Pruning of progressive networks: removes laterals that carry nothing, so that unused columns no longer run.
 
-Rusu et al. 2016, https://arxiv.org/abs/1606.04671, appendix B, find most of the capacity unused and leave this open.
+Rusu et al. 2016, "Progressive Neural Networks", https://arxiv.org/abs/1606.04671, appendix B, find most of the
+capacity unused and leave pruning open.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from jtl.progressive.columns import LATERAL, Columns, Lateral, name_of
 
 
 def prune(model: Model, sensitivity: Mapping[str, np.ndarray], *, below: float = 0.01) -> Model:
-    """``model`` without the sources of its last column's laterals whose sensitivity is under ``below``.
+    """Returns ``model`` without the lateral sources of its last column whose sensitivity is under ``below``.
 
-    It computes what it would with α_j = 0 at these sources, and has fewer leaves. A lateral without sources is gone;
-    a column that the last reads no more, through others either, does not run for its task. It keeps its leaves, as it
-    answers its own.
+    It computes what it would with α_j = 0 at these sources, and has fewer leaves. A lateral without sources is
+    removed. A column that the last one no longer reads, directly or through others, does not run for its task, but
+    keeps its leaves, because it serves its own task.
 
     Args:
         model: a grown model.
-        sensitivity: by block the shares of the columns, from ``fisher_sensitivity`` or ``perturbation_sensitivity``.
-        below: the least share that is kept.
+        sensitivity: the shares of the columns by block, from ``fisher_sensitivity`` or ``perturbation_sensitivity``.
+        below: the smallest share that is kept.
 
     Raises:
-        ValueError: the model has not grown, or ``sensitivity`` lacks a block or speaks of other columns.
+        ValueError: the model has not grown, or ``sensitivity`` lacks a block or is for another number of columns.
     """
     technique = next((t for t in model.techniques if isinstance(t, Columns)), None)
     if technique is None:
@@ -62,7 +63,7 @@ def prune(model: Model, sensitivity: Mapping[str, np.ndarray], *, below: float =
 
 
 def _rows(lateral: Lateral, leaves: dict[str, Any], keep: list[int]) -> dict[str, Any]:
-    """The leaves of a lateral for the sources at the places ``keep``."""
+    """The leaves of a lateral for the sources at the indices ``keep``."""
     ends = np.cumsum([0, *lateral.widths])
     rows = np.concatenate([np.arange(ends[place], ends[place + 1]) for place in keep])
     if lateral.linear:

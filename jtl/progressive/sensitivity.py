@@ -1,8 +1,8 @@
 """How much a task relies on each column in each layer: average Fisher and average perturbation sensitivity.
 
-Rusu et al. 2016, https://arxiv.org/abs/1606.04671, section 3 and appendix A. A layer's activations are those that a
-block takes, so they are named after the block: ``head`` stands for the last hidden layer. They are normalised: each
-feature is measured in units of its own standard deviation over examples, and positions where it has any.
+Rusu et al. 2016, "Progressive Neural Networks", https://arxiv.org/abs/1606.04671, section 3 and appendix A. A layer's
+activations are the inputs of a block, so they are named after the block: ``head`` is the last hidden layer. They are
+normalised: each feature is measured in units of its own standard deviation over examples (and positions, if any).
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ SCALES = tuple(2.0**power for power in range(-4, 8))
 
 
 def fisher_sensitivity(model: Model, batches: Iterable[Mapping[str, Any]]) -> Sensitivity:
-    """AFS(i, k): the share of column k in the Fisher information of the outputs about the activations of layer i.
+    """AFS(i, k): the share of column k in the outputs' Fisher information about the activations of layer i.
 
     The Fisher information of feature m is ``E_x E_y (d log p(y|x) / d ĥ(m))²`` over *single examples* and the model's
-    own p(y|x), the expectation over y exact. A feature map is shifted as a whole: its gradient is summed over positions
-    before it is squared. ``AFS(i, k) = Σ_m F_i^k(m) / Σ_k Σ_m F_i^k(m)``. (The paper divides feature by feature, unit m
-    of one column by the units m of all, and then sums; this needs columns of one width, and pairs units that have
-    nothing to do with each other.)
+    own p(y|x), with the exact expectation over y. A feature map is shifted as a whole: its gradient is summed over
+    positions before it is squared. ``AFS(i, k) = Σ_m F_i^k(m) / Σ_k Σ_m F_i^k(m)``. (The paper divides feature by
+    feature, unit m of one column by the units m of all, and then sums. This needs columns of equal width and pairs
+    unrelated units.)
 
     Args:
-        model: a grown model, for the task of its last column; it gives ``logits`` (B, C).
-        batches: dicts of arrays; rows of ``weight`` 0 do not count.
+        model: a grown model, for the task of its last column; it returns ``logits`` (B, C).
+        batches: mappings of arrays; rows of ``weight`` 0 do not count.
 
     Returns:
-        For each block that laterals lead into, the shares of columns 1 ... k, which sum to 1.
+        For each block with a lateral, the shares of columns 1 ... k, which sum to 1.
 
     Raises:
-        ValueError: the model has not grown, or has no laterals; or there are no rows.
+        ValueError: the model has not grown or has no laterals, or there are no rows.
     """
     return _shares(_measure(model, batches)["fisher"], _places(model))
 
@@ -52,16 +52,16 @@ def perturbation_sensitivity(
     key: Array,
     scales: Sequence[float] = SCALES,
 ) -> Sensitivity:
-    """APS(i, k): the share of column k in the precisions of the noise that halves the accuracy, ``Λ_i^k / Σ_k Λ_i^k``.
+    """APS(i, k): column k's share of the precision of the noise that halves the accuracy, ``Λ_i^k / Σ_k Λ_i^k``.
 
-    Gaussian noise of σ standard deviations is added to all activations of one layer of one column; Λ = 1/σ² where
-    the accuracy, less that of chance 1/C, falls to half of what it is without noise (the paper's games have no chance
-    to subtract). σ lies between two of ``scales``, linear in log σ; Λ is 0 for a layer whose accuracy none of them
-    halves.
+    Gaussian noise of σ standard deviations is added to all activations of one layer of one column. Λ = 1/σ² at the σ
+    where the accuracy above chance 1/C falls to half of its value without noise (the paper's games have no chance
+    level to subtract). σ is interpolated between two of ``scales``, linearly in log σ. Λ is 0 for a layer whose
+    accuracy no scale halves.
 
     Args:
-        model: a grown model, for the task of its last column; it gives ``logits`` (B, C).
-        batches: dicts of arrays with ``label``, all of one shape; they are gone through for every layer and scale.
+        model: a grown model, for the task of its last column; it returns ``logits`` (B, C).
+        batches: mappings of arrays with ``label``, all of one shape; all are evaluated for every layer and scale.
         key: for the noise.
         scales: values of σ to try, ascending.
 
@@ -123,7 +123,7 @@ def _precision(scales: Sequence[float], found: Sequence[float], clean: float, ha
 
 
 def _places(model: Model) -> dict[str, list[int]]:
-    """For each block that the last column's laterals lead into, the columns whose inputs of it matter."""
+    """For each block with a lateral in the last column, the columns in which its inputs matter."""
     technique = next((t for t in model.techniques if isinstance(t, Columns)), None)
     if technique is None:
         raise InputError("the model has one column: grow it first")
@@ -210,7 +210,7 @@ def _counted(h: Array, weights: Array, batch: Batch) -> Array:
 def _disturbed(
     model: Model, batch: Batch, spread: PyTree, scale: PyTree, key: Array
 ) -> tuple[Array, Array, float]:
-    """Rows classified rightly under noise, rows in all, and the accuracy of chance."""
+    """The number of rows classified correctly under noise, the number of rows, and chance accuracy."""
     hidden = jax.eval_shape(lambda model, batch: _shifted(model, {})(batch)["hidden"], model, batch)
     leaves, structure = jax.tree.flatten(hidden)
     keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))

@@ -20,11 +20,15 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class AdapterFileError(InputError):
-    """A folder that is no adapter, or not one of this model."""
+    """A folder that does not hold an adapter, or not one for this model."""
 
 
 def write(folder: str | os.PathLike, config: Mapping[str, Any], tensors: Tensors) -> Path:
-    """Write both files. Raises FileExistsError if ``folder`` holds something."""
+    """Writes both files.
+
+    Raises:
+        FileExistsError: ``folder`` is not empty.
+    """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: choose another")
@@ -38,7 +42,11 @@ def write(folder: str | os.PathLike, config: Mapping[str, Any], tensors: Tensors
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The configuration and the tensors. Raises FileNotFoundError if a file is missing."""
+    """Returns the configuration and the tensors.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
     from safetensors.numpy import load_file
 
     return json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""How each leaf of an adapter is called and laid out in PEFT's files."""
+"""The name and layout of each adapter leaf in PEFT's files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXCHANGED = (LoRA, IA3, VeRA, AdaLoRA)  # DoRA is a LoRA
 
 @dataclass(frozen=True)
 class Form:
-    """One leaf: its suffix in the file, our axes (m inputs, n outputs, r rank), and the way there and back."""
+    """One leaf: its suffix in the file, our axes (m inputs, n outputs, r rank), and both conversions."""
 
     suffix: str
     axes: str
@@ -30,7 +30,11 @@ class Form:
 
 
 def forms(method: Exchanged, site: Site) -> dict[str, Form]:
-    """The leaves of ``method`` at ``site``, by our names. Raises SiteError for what PEFT has no form for."""
+    """Returns the leaves of ``method`` at ``site``, by our names.
+
+    Raises:
+        SiteError: PEFT has no form for them.
+    """
     if not _has_form(method, site):
         raise SiteError(
             f"{site.path}: PEFT's files have no form for {type(method).__name__} of a layer of kind {site.kind} "

@@ -21,7 +21,11 @@ NAMES = {"weight": "weights", "bias": "biases"}
 
 
 def write(model: Model, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The head's tensors, their keys after ``prefix``, and what the configuration says of it; nothing without one."""
+    """Returns the head's tensors, with keys after ``prefix``, and its configuration; both empty without a head.
+
+    Raises:
+        ValueError: the head has another output than PEFT's files hold.
+    """
     head = heads.find(model)
     if head is None:
         return {}, {}
@@ -46,9 +50,10 @@ def write(model: Model, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, A
 def split(
     model: Model, tensors: Tensors, folder: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The tensors of the head, by the names of ``jtl.models``, and all others.
+    """Splits the tensors into those of the head, by their names in ``jtl.models``, and all others.
 
-    Raises AdapterFileError for a tensor under two names.
+    Raises:
+        AdapterFileError: a tensor appears under two names.
     """
     modules = set(model.config.head.tensors.values())
     keys = names.canonical(model, tensors, folder)
@@ -57,9 +62,10 @@ def split(
 
 
 def read(model: Model, config: Mapping[str, Any], tensors: Tensors, folder: Path) -> Model:
-    """``model`` with the head of ``tensors``; as it is if there are none and ``config`` names none.
+    """Returns ``model`` with the head of ``tensors``, or unchanged if there are none and ``config`` names none.
 
-    Raises AdapterFileError if a tensor is missing, left over or of another shape.
+    Raises:
+        AdapterFileError: a tensor is missing, left over or of another shape.
     """
     spec = model.config.head
     if not tensors and not _named(model, config):
@@ -91,7 +97,7 @@ def read(model: Model, config: Mapping[str, Any], tensors: Tensors, folder: Path
 
 
 def _named(model: Model, config: Mapping[str, Any]) -> bool:
-    """Whether ``config`` says that the head is saved. PEFT matches the ends of module names."""
+    """Whether ``config`` says that the head is saved; PEFT matches the ends of module names."""
     saved = config.get("modules_to_save") or (
         ("classifier", "score") if config.get("task_type") == "SEQ_CLS" else ()
     )

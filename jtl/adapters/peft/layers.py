@@ -31,14 +31,18 @@ SUFFIX = r"(?:lora|ia3|vera)_\w+(?:\.weight)?"
 def write(
     model: Model, name: str | None, prefix: str, task: str, transformers: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors and the configuration of the adapter called ``name``, or of the only one.
+    """Returns the tensors and the configuration of the adapter called ``name``, or of the only one.
 
     Args:
-        model: with it.
-        name: its name.
+        model: with the adapter.
+        name: of the adapter.
         prefix: of the keys.
-        task: torch's prefix of the encoder in a model for a task, or nothing.
+        task: torch's prefix of the encoder inside a task model, or an empty string.
         transformers: see ``jtl.adapters.peft.save``.
+
+    Raises:
+        ValueError: there is not exactly one such adapter, or it cannot be written.
+        SiteError: PEFT has no form for a layer.
     """
     adapter = _only(model, name)
     method = adapter.method
@@ -79,7 +83,19 @@ def write(
 def read(
     model: Model, config: Mapping[str, Any], tensors: Tensors, shared: Tensors, name: str | None, folder: Path
 ) -> Model:
-    """``model`` with the adapter of ``tensors``, whose keys have no prefix; ``shared`` are VeRA's, by full key."""
+    """Returns ``model`` with the adapter of ``tensors``.
+
+    Args:
+        model: the base model.
+        config: of the file.
+        tensors: by key without PEFT's prefix.
+        shared: VeRA's pair, by full key.
+        name: of the adapter; by default that of its method.
+        folder: for messages.
+
+    Raises:
+        AdapterFileError: the file does not fit the model.
+    """
     found, modules = names.by_layer(model, folder, config, tensors, SUFFIX, names.WEIGHTED)
     sites = find(model, "|".join(map(re.escape, found)))
     method = from_config(config, folder, sites, found, modules)
@@ -119,7 +135,7 @@ def read(
 
 
 def _pair(method: VeRA, shared: Tensors, largest: tuple[int, int], folder: Path) -> dict[str, Array]:
-    """VeRA's A and B. Raises AdapterFileError if they are absent or too small for the layers."""
+    """VeRA's A and B; raises AdapterFileError if they are absent or too small for the layers."""
     if set(shared) != set(SHARED.values()):
         raise AdapterFileError(
             f"{folder}: VeRA needs {sorted(SHARED.values())}, found {sorted(shared)}: save it with "

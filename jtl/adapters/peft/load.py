@@ -1,4 +1,4 @@
-"""Read a PEFT folder."""
+"""Reads a PEFT folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ LAYERS = ("LORA", "IA3", "VERA", "ADALORA")
 
 
 def load(model: Model, folder: str | os.PathLike, *, name: str | None = None) -> Model:
-    """``model`` with the adapter of a PEFT folder, and with its head if the folder has one.
+    """Returns ``model`` with the adapter of a PEFT folder, and with its head if the folder has one.
 
     Args:
-        model: of the base model that the adapter was trained on; a head is replaced, and with LN tuning the norms.
+        model: the base model that the adapter was trained on. Its head is replaced, and with LN tuning its norms.
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: of the adapter here; by default ``lora``, ``dora``, ``ia3``, ``vera``, ``adalora``, ``prompt``
-            or ``prefix``.
+        name: of the adapter here; by default ``lora``, ``dora``, ``ia3``, ``vera``, ``adalora``, ``prompt`` or
+            ``prefix``.
 
     Raises:
         FileNotFoundError: a file is missing.
-        AdapterFileError: a method or option that jtl does not have; a key without PEFT's prefix, of no layer of
-            this model, missing, left over or there twice; a tensor of another shape.
+        AdapterFileError: a method or option that jtl does not have; a key that lacks PEFT's prefix, belongs to no
+            layer of this model, is missing, left over or duplicated; or a tensor of another shape.
     """
     folder = Path(folder)
     config, tensors = files.read(folder)

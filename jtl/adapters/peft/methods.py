@@ -1,4 +1,4 @@
-"""What ``adapter_config.json`` says of a method, both ways."""
+"""Translates between adapter methods and ``adapter_config.json``."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from jtl.adapters.peft.forms import Exchanged
 from jtl.adapters.site import Site
 from jtl.adapters.vera import VeRA
 
-# Options of PEFT that change what an adapter computes, and that jtl does not have.
+# PEFT options that change what an adapter computes and that jtl does not have.
 UNSUPPORTED = (
     "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices", "target_parameters",
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
-# The values of init_lora_weights that leave the base weights alone; pissa, olora, corda, ... do not.
+# Values of init_lora_weights that do not change the base weights; pissa, olora, corda, ... do.
 STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 
 
 def to_config(
     adapter: Adapter, modules: list[str], ranks: list[int], *, transposed: bool = False
 ) -> dict[str, Any]:
-    """The configuration of ``adapter``, whose sites torch calls ``modules`` and whose leaves there have ``ranks``.
+    """Returns the configuration of ``adapter``.
 
-    ``transposed``: whether torch has these layers' weights (in, out), as GPT-2's are.
+    Args:
+        adapter: the adapter.
+        modules: torch's names of its sites.
+        ranks: of its leaves there.
+        transposed: whether torch stores these layers' weights as (in, out), like GPT-2's.
     """
     method = adapter.method
     common = {"target_modules": modules, "fan_in_fan_out": transposed, "inference_mode": True}
@@ -50,7 +54,7 @@ def to_config(
             "save_projection": True,
         }
     if isinstance(method, AdaLoRA):
-        # PEFT makes every layer of init_r, then cuts it to the pattern; and it insists on a schedule.
+        # PEFT makes every layer with rank init_r, then cuts it to the pattern; and it requires a schedule.
         cut = {
             f"{module}.lora_E": [i < rank for i in range(method.rank)]
             for module, rank in zip(modules, ranks, strict=True)
@@ -88,7 +92,7 @@ def from_config(
     found: Mapping[str, Mapping[str, Any]],
     modules: Mapping[str, str],
 ) -> Exchanged:
-    """The method of ``config`` at ``sites``.
+    """Returns the method of ``config`` at ``sites``.
 
     Args:
         config: of the file.
@@ -97,7 +101,8 @@ def from_config(
         found: the tensors of each, by suffix.
         modules: the file's own name of each.
 
-    Raises AdapterFileError for an option that jtl does not have.
+    Raises:
+        AdapterFileError: the configuration has an option that jtl does not support.
     """
     kind = config["peft_type"]
     for option in UNSUPPORTED:

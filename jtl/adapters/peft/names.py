@@ -1,4 +1,4 @@
-"""What torch calls the modules of our models, and which of them a file is about."""
+"""Torch's names of the modules of our models, and which of them a file contains."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from jtl.model import Model
 from jtl.models import ARCHITECTURES
 from jtl.models.architecture import Architecture
 
-WEIGHTED = ("kernel", "embedding")  # the leaves that make a layer one for adapters of weights
+WEIGHTED = ("kernel", "embedding")  # the leaves that adapters of weights can adapt
 NORMS = ("scale",)
 
 
 def architecture(model: Model) -> Architecture:
-    """The architecture of ``model``; ValueError if it is not one of ``jtl.models``."""
+    """Returns the architecture of ``model``.
+
+    Raises:
+        ValueError: it is not one of ``jtl.models``.
+    """
     name = getattr(model.config, "model_type", None)
     if name not in ARCHITECTURES:
         raise InputError(
@@ -31,7 +35,7 @@ def architecture(model: Model) -> Architecture:
 
 
 def modules(model: Model, leaves: tuple[str, ...], transformers: int) -> dict[str, str]:
-    """Torch's path of each of our layers that owns one of ``leaves``, without the task prefix."""
+    """Returns torch's path of each of our layers that owns one of ``leaves``, without the task prefix."""
     own = architecture(model)
     found = {}
     for path, tensor in own.tensors(model.config).items():
@@ -45,7 +49,11 @@ def modules(model: Model, leaves: tuple[str, ...], transformers: int) -> dict[st
 
 
 def canonical(model: Model, tensors: Tensors, folder: Path) -> dict[str, str]:
-    """The keys of a file by their spelling in ``jtl.models``. Raises AdapterFileError for two keys of one spelling."""
+    """Returns the keys of a file by their spelling in ``jtl.models``.
+
+    Raises:
+        AdapterFileError: two keys have the same spelling.
+    """
     keys: dict[str, str] = {}
     for key in tensors:
         own = architecture(model).canonical(key)
@@ -65,18 +73,19 @@ def by_layer(
     suffix: str,
     leaves: tuple[str, ...],
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
-    """The tensors of a file by our layer and their suffix, and the file's own name of each such layer.
+    """Returns the tensors of a file by our layer and their suffix, and the file's own name of each such layer.
 
     Args:
-        model: the base.
+        model: the base model.
         folder: for messages.
         config: of the adapter.
-        tensors: without PEFT's prefix.
+        tensors: by key without PEFT's prefix.
         suffix: a regular expression of what follows a module's path.
         leaves: see ``modules``.
 
-    Raises AdapterFileError for a key of no layer, for keys that spell layers in several ways, and for a layer that
-    ``target_modules`` names and no key does.
+    Raises:
+        AdapterFileError: a key belongs to no layer, keys mix several spellings of layer names, or a layer that
+            ``target_modules`` names has no key.
     """
     paths = {module: path for path, module in modules(model, leaves, 4).items()}
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -106,14 +115,14 @@ def by_layer(
 
 
 def _spellings(model: Model, leaves: tuple[str, ...]) -> Iterator[set[str]]:
-    """What a file may call the layers: in transformers 4 or 5, in a model for a task or the encoder alone."""
+    """What a file may call the layers: in transformers 4 or 5, inside a task model or the encoder alone."""
     for transformers in (4, 5):
         for task in (architecture(model).prefix, ""):
             yield {task + module for module in modules(model, leaves, transformers).values()}
 
 
 def _targeted(config: Mapping[str, Any], module: str) -> bool:
-    """Whether PEFT adapts ``module``: its ``check_target_module_exists``."""
+    """Whether PEFT adapts ``module``: mirrors its ``check_target_module_exists``."""
     targets = config.get("target_modules") or ()
     saved = config.get("modules_to_save") or ()
     if _meets(config.get("exclude_modules"), module) or not _meets(targets, module):
@@ -131,7 +140,7 @@ def _targeted(config: Mapping[str, Any], module: str) -> bool:
 
 
 def _meets(names: str | Sequence[str] | None, module: str) -> bool:
-    """A string is a regex of the whole name; a list holds ends of it."""
+    """Whether ``names`` match: a string is a regex of the whole name; a list holds ends of names."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names or ())

@@ -1,6 +1,6 @@
-"""LN tuning in PEFT's files: the scales and shifts of the model's own norms, under no adapter.
+"""LN tuning in PEFT's files: the scales and shifts of the model's own norms; no adapter is involved.
 
-Zhao et al. 2023: "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning",
+Zhao et al. 2023, "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning",
 https://arxiv.org/abs/2312.11420.
 """
 
@@ -29,11 +29,11 @@ SUFFIX = r"ln_tuning_layers\.\w+"
 def write(
     model: Model, where: str, prefix: str, task: str, transformers: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors and the configuration of the norms whose whole path matches ``where``; see ``layers.write``.
+    """Returns the tensors and the configuration of the norms whose whole path matches ``where``; see ``layers.write``.
 
     Raises:
-        RuleError: there are none.
-        ValueError: the model has an adapter, which this file would not hold; or norms with statistics.
+        RuleError: no norm matches.
+        ValueError: the model has an adapter, which this file would not hold, or norms with running statistics.
     """
     others = [getattr(t, "name", t) for t in model.techniques if not isinstance(t, (Head, Cast))]
     if others:
@@ -60,9 +60,10 @@ def write(
 
 
 def read(model: Model, config: Mapping[str, Any], tensors: Tensors, folder: Path) -> Model:
-    """``model`` with the norms of ``tensors``, whose keys have no prefix.
+    """Returns ``model`` with the norms of ``tensors``, whose keys have no prefix.
 
-    Raises AdapterFileError if a leaf of a norm is missing, left over or of another shape.
+    Raises:
+        AdapterFileError: a leaf of a norm is missing, left over or of another shape.
     """
     found, _ = names.by_layer(model, folder, config, tensors, SUFFIX, names.NORMS)
     params = tree.flatten(model.params)

@@ -1,6 +1,6 @@
 """Prompts and prefixes in PEFT's files: one array, ``prompt_embeddings``, and the head at ``base_model.<torch path>``.
 
-A prompt is (p, D); a prefix (p, layers * 2 * D), in each row the key and the value of every layer in turn.
+A prompt is (p, D). A prefix is (p, layers * 2 * D): each row holds the key and the value of every layer in turn.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from jtl.model import Model
 
 PREFIX, KEY = "base_model.", "prompt_embeddings"
 KINDS: dict[str, Callable[..., Model]] = {"PROMPT_TUNING": prompt, "PREFIX_TUNING": prefix}
-CACHED = ("bert", "roberta")  # PEFT hands a prefix over as a cache, which DistilBERT and ViT do not take
+CACHED = ("bert", "roberta")  # PEFT passes a prefix as a cache, which DistilBERT and ViT do not accept
 
 
 def find(model: Model, name: str | None) -> Prompt | Prefix | None:
-    """The prompt or prefix called ``name``, or the only adapter of any kind if that is one; None otherwise.
+    """Returns the prompt or prefix called ``name``, or the only adapter if it is one; None otherwise.
 
-    Raises ValueError if there are others beside it and no name.
+    Raises:
+        ValueError: there are other adapters too, and no name.
     """
     there = [
         t for t in model.techniques if isinstance(t, (Adapter, Prompt, Prefix)) and name in (None, t.name)
@@ -41,7 +42,11 @@ def find(model: Model, name: str | None) -> Prompt | Prefix | None:
 
 
 def write(model: Model, technique: Prompt | Prefix) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Both, without the head. Raises ValueError for what PEFT cannot compute."""
+    """Returns the tensors and the configuration, without the head.
+
+    Raises:
+        ValueError: PEFT cannot compute this model.
+    """
     if isinstance(technique, Prompt) and technique.pooled == "text" and heads.find(model):
         raise InputError(
             f"{technique.name!r} leaves pooled to the text (pooled='text'); under PEFT the head would read the prompt"
@@ -68,11 +73,12 @@ def write(model: Model, technique: Prompt | Prefix) -> tuple[dict[str, np.ndarra
 
 
 def read(model: Model, config: Mapping[str, Any], tensors: Tensors, name: str | None, folder: Path) -> Model:
-    """``model`` with the prompt or prefix of ``tensors``, and with the head if there is one.
+    """Returns ``model`` with the prompt or prefix of ``tensors``, and with the head if there is one.
 
-    A prefix that PEFT trained through an MLP (``prefix_projection``) is saved as what the MLP gives.
+    A prefix that PEFT trained through an MLP (``prefix_projection``) is saved as the output of the MLP.
 
-    Raises AdapterFileError for a key that is missing or left over, another shape, or a model without tokens.
+    Raises:
+        AdapterFileError: a key is missing or left over, a shape differs, or the model does not read text.
     """
     if config.get("num_transformer_submodules") not in (None, 1):
         submodules = config["num_transformer_submodules"]
@@ -91,7 +97,7 @@ def read(model: Model, config: Mapping[str, Any], tensors: Tensors, name: str | 
     length = int(config.get("num_virtual_tokens") or len(array))
     insert = KINDS[config["peft_type"]]
     kind = insert.__name__
-    # The key draws vectors in place of those of the file.
+    # The key draws placeholders for the vectors of the file.
     drawn = insert(model, length=length, name=name or kind, key=jax.random.key(0))
     technique = drawn.techniques[-1]
     assert isinstance(technique, (Prompt, Prefix))

@@ -1,4 +1,4 @@
-"""Write a PEFT folder."""
+"""Writes a PEFT folder."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ def save(
     name: str | None = None,
     norms: str | None = None,
 ) -> Path:
-    """Write the adapter of ``model``, and its head, as a folder that ``peft.PeftModel.from_pretrained`` opens.
+    """Writes the adapter of ``model``, and its head, as a folder that ``peft.PeftModel.from_pretrained`` opens.
 
     Args:
-        model: of an architecture in ``jtl.models``, with one adapter.
+        model: with an architecture of ``jtl.models`` and one adapter.
         folder: absent or empty.
-        base: what PEFT calls the base model: a hub id or folder.
-        transformers: whose module names to write: version 5 renamed those of ViT, DeiT and DINOv2 in memory.
+        base: PEFT's name of the base model: a hub id or folder.
+        transformers: the version whose module names to write; version 5 renamed those of ViT, DeiT and DINOv2 in
+            memory.
         name: of the adapter, if there are several.
-        norms: regular expression of module paths, such as ``".*norm"``: write these norms of a model without
+        norms: regular expression of module paths, such as ``".*norm"``: writes these norms of a model without
             adapters, as PEFT's LN tuning.
 
+    Returns:
+        The folder.
+
     Raises:
-        ValueError: no adapter, several, or one of a method that PEFT's files do not know here.
-        RuleError: ``norms`` meets no norm.
-        SiteError: a layer that they have no form for.
-        FileExistsError: ``folder`` holds something.
+        ValueError: no adapter, several, or one of a method that cannot be written to PEFT's files.
+        RuleError: ``norms`` matches no norm.
+        SiteError: PEFT's files have no form for a layer.
+        FileExistsError: ``folder`` is not empty.
     """
     task = names.architecture(model).prefix if heads.find(model) else ""
     prefix = files.PREFIX
