@@ -1,5 +1,5 @@
 """From files to examples: one module per kind of data.
 
-In the modules of a kind that ``jtl.data.load`` takes, ``own`` reads your files and ``public`` a set of TensorFlow
-Datasets.
+The modules ``labels``, ``questions``, ``summaries``, ``boxes``, ``masks`` and ``speech`` are the kinds of
+``jtl.data.load``: ``own`` reads your files and ``public`` a set of TensorFlow Datasets. The others read single formats.
 """
