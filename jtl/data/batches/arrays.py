@@ -15,11 +15,11 @@ from jtl.errors import InputError
 class Arrays:
     """Arrays of N rows each, as returned by ``jtl.outputs.outputs``, for ``jtl.data.loader.Batches``.
 
-    Attributes:
-        arrays: by the name of the field in a batch.
-
     Raises:
         ValueError: arrays differ in their number of rows.
+
+    Attributes:
+        arrays: by the name of the field in a batch.
 
     >>> rows = Arrays({"features": np.eye(3), "label": np.arange(3)})
     >>> rows.batch(np.array([2, 0]))["label"]

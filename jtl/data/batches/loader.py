@@ -117,6 +117,10 @@ class Batches:
     C)``; ``label`` int32 ``(B,)``), ``weight`` float32 ``(B,)``, 0 for padding rows, and ``index`` int32 ``(B,)``, the
     example's position in the split, -1 where the weight is 0. B is this process's share of the batch size.
 
+    Raises:
+        DataError: no batch can be cut, a text exceeds the last bucket, the processes cannot share a batch evenly, or
+            both ``steps`` and ``epochs`` are given.
+
     Attributes:
         split: the examples.
         batch_size: rows of a global batch, over all processes.
@@ -127,10 +131,6 @@ class Batches:
         buckets: padded lengths; by default the split's own.
         process_index: index of this process.
         process_count: number of processes that share each global batch.
-
-    Raises:
-        DataError: no batch can be cut, a text exceeds the last bucket, the processes cannot share a batch evenly, or
-            both ``steps`` and ``epochs`` are given.
     """
 
     split: Encoded

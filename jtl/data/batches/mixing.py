@@ -26,14 +26,14 @@ class SideBySide:
     as long, so that each pass has a new order. If parts hold the same examples in the same order (MNIST and MNIST-M),
     give them different seeds: otherwise each batch holds pairs, which tell a loss more than domains do.
 
+    Raises:
+        DataError: there is no part; or, when read, parts differ in their fields, in a shape (other than the length of
+            texts) or in the padding token.
+
     Attributes:
         parts: the batches of each domain, each with its own batch size.
         hide_labels: set ``label`` to -1 in all parts but the first, so that no loss learns from a target label by
             accident. False for domain generalisation, where every domain is labelled.
-
-    Raises:
-        DataError: there is no part; or, when read, parts differ in their fields, in a shape (other than the length of
-            texts) or in the padding token.
     """
 
     parts: Sequence[Batches]

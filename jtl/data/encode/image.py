@@ -17,6 +17,9 @@ from jtl.errors import InputError
 class Preprocess:
     """How a model expects its images.
 
+    Raises:
+        ValueError: ``mean`` and ``std`` do not have 1 or 3 channels each.
+
     Attributes:
         size: height and width in pixels.
         mean: per channel, on the scale 0 to 1; one value for each of the model's 1 or 3 channels.
@@ -24,9 +27,6 @@ class Preprocess:
         shortest: if set, the shorter side is resized to it and the centre cropped; otherwise the image is stretched to
             ``size``.
         resample: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``, antialiased as in PIL.
-
-    Raises:
-        ValueError: ``mean`` and ``std`` do not have 1 or 3 channels each.
     """
 
     size: tuple[int, int]
