@@ -63,8 +63,8 @@ def plan(
 
     All examples are shuffled and cut into windows of ``window`` batches; each window is sorted by length and cut into
     batches, and the batches are shuffled. So texts in a batch have similar lengths, yet batches differ between epochs.
-    The padded length is the smallest bucket that fits the batch's longest text, otherwise the last. The ``N %
-    batch_size`` examples that fill no batch are left out, different ones each epoch.
+    The padded length is the smallest bucket that fits the batch's longest text, otherwise the last. The
+    ``N % batch_size`` examples that fill no batch are left out, different ones each epoch.
 
     Args:
         lengths: length of each example.
@@ -113,9 +113,9 @@ def padding_waste(lengths: Int[np.ndarray, " N"], batches: Plan) -> float:
 class Batches:
     """All batches of a run: ``batches[step]`` depends only on the attributes and ``step``.
 
-    A batch has the split's fields (``input_ids``, ``attention_mask`` int32 ``(B, L)``, or ``image`` float32 ``(B, H, W,
-    C)``; ``label`` int32 ``(B,)``), ``weight`` float32 ``(B,)``, 0 for padding rows, and ``index`` int32 ``(B,)``, the
-    example's position in the split, -1 where the weight is 0. B is this process's share of the batch size.
+    A batch has the split's fields (``input_ids``, ``attention_mask`` int32 ``(B, L)``, or ``image`` float32
+    ``(B, H, W, C)``; ``label`` int32 ``(B,)``), ``weight`` float32 ``(B,)``, 0 for padding rows, and ``index`` int32
+    ``(B,)``, the example's position in the split, -1 where the weight is 0. B is this process's share of the rows.
 
     Raises:
         DataError: no batch can be cut, a text exceeds the last bucket, the processes cannot share a batch evenly, or
