@@ -1,4 +1,4 @@
-"""Data: sets that ship with a name, public ones and your own; made ready for a model once; batches that resume."""
+"""Data: named, public and your own data sets, their encoding for a model, and resumable batches."""
 
 from jtl.data.batches import episodes, loader
 from jtl.data.batches.arrays import Arrays

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of jtl, and the deterministic ways to cut one."""
+"""The data set type that the rest of jtl works with, and deterministic ways to split and subsample one."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Example = Mapping[str, Any]
 
 
 class DataError(InputError):
-    """Data that cannot be trained on; the message names what, where, and what to do."""
+    """Data that cannot be trained on; the message says what is wrong, where, and what to do."""
 
 
 @runtime_checkable
 class Source(Protocol):
     """Random access to the examples of one split.
 
-    An example is a dict with ``"text"`` (str) or ``"image"`` (uint8 ``(H, W, C)``, C 1 or 3), ``"label"`` (int)
-    and whatever else its data set documents.
+    An example is a dict with ``"text"`` (str) or ``"image"`` (uint8 ``(H, W, C)``, C 1 or 3), ``"label"`` (int) and any
+    further fields that its data set documents.
     """
 
     def __len__(self) -> int: ...
@@ -38,17 +38,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, labelled or with answers or summaries to write.
+    """A data set: its splits, classes and provenance.
 
     Attributes:
-      name: what it was loaded by.
-      kind: what its examples hold, ``"text"`` or ``"image"`` with a label; ``"question"`` of ``load_questions``,
-        ``"summary"`` of ``load_summaries``, ``"speech"`` of ``load_utterances``.
-      splits: ``train``, ``validation`` and ``test``.
-      classes: name of each label, in label order; none where there are no labels.
-      origin: where it comes from, and its licence where that is known.
-      version: identity of the exact content, for cache keys.
-      notes: what was done to it that a reader of results should know (splits carved, rows repeated).
+        name: the name it was loaded by.
+        kind: what its examples hold: ``"text"`` or ``"image"`` with a label (or boxes or masks), ``"question"``,
+            ``"summary"`` or ``"speech"``; see the modules of ``jtl.data.readers``.
+        splits: ``train``, ``validation`` and ``test``.
+        classes: name of each label, in label order; empty if there are no labels.
+        origin: where it comes from, and its licence if known.
+        version: identity of the exact content, for cache keys.
+        notes: changes that a reader of results should know about, such as splits cut from train or repeated texts.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Subset:
 
 
 def labels(source: Source) -> Int[np.ndarray, " N"]:
-    """The label of every example. Reads every example unless the source knows its ``labels``."""
+    """Returns the label of every example; reads all examples unless the source has ``labels``."""
     if isinstance(source, Subset):
         return labels(source.source)[source.indices]
     known = getattr(source, "labels", None)
@@ -88,18 +88,23 @@ def labels(source: Source) -> Int[np.ndarray, " N"]:
 
 
 def subset(source: Source, n: int, seed: int) -> Subset:
-    """``n`` examples of ``source``, stratified and nested; see ``subset_indices``."""
+    """Returns ``n`` examples of ``source`` as a stratified, nested sample; see ``subset_indices``."""
     return Subset(source, subset_indices(labels(source), n, seed))
 
 
 def subset_indices(label: Int[np.ndarray, " N"], n: int, seed: int) -> Int[np.ndarray, " n"]:
-    """Indices of a stratified sample, the same for the same ``seed``.
+    """Returns the indices of a stratified sample, decided by ``seed``.
 
-    Samples are nested: those of 64 are the first 64 of those of 256. They hold one example of each class first,
-    then keep the classes' proportions.
+    Samples are nested: those of size 64 are the first 64 of those of size 256. They start with one example per class
+    and then keep the class proportions.
+
+    Args:
+        label: label of each example.
+        n: size of the sample.
+        seed: of the sample.
 
     Raises:
-      DataError: fewer than one example a class, or more than there are.
+        DataError: ``n`` is below the number of classes or above the number of examples.
     """
     label = np.asarray(label)
     classes, counts = np.unique(label, return_counts=True)
@@ -118,7 +123,7 @@ def subset_indices(label: Int[np.ndarray, " N"], n: int, seed: int) -> Int[np.nd
 
 
 def stable_hash(key: str | bytes) -> int:
-    """A 64-bit number that depends on ``key`` only, not on the process or the machine.
+    """Returns a 64-bit number that depends only on ``key``, not on the process or machine.
 
     >>> stable_hash("spirited_away") % 100
     13
@@ -130,10 +135,18 @@ def stable_hash(key: str | bytes) -> int:
 def carve(
     keys: Sequence[str | bytes], fraction: float, strata: Sequence[Any] | np.ndarray | None = None
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " K"]]:
-    """Splits rows in two by the hash of their keys: indices of the larger part, and of the carved one.
+    """Splits rows in two by the hash of their keys.
 
-    Within each stratum the ``fraction`` of keys with the smallest hashes is carved, at least one where there are
-    two. Rows with equal keys stay together (in the stratum of the first), so no text lands on both sides.
+    Within each stratum the ``fraction`` of keys with the smallest hashes is carved out, at least one if there are two.
+    Rows with equal keys stay together (in the stratum of the first), so no text lands in both parts.
+
+    Args:
+        keys: one per row, such as its text or image bytes.
+        fraction: share of the keys to carve out.
+        strata: one per row, such as its label; None for a single stratum.
+
+    Returns:
+        The indices of the remaining rows, and those of the carved rows.
     """
     first: dict[str | bytes, Any] = {}
     for index, key in enumerate(keys):
@@ -155,10 +168,19 @@ def complete(
     strata: Sequence[int] | np.ndarray | None = None,
     limit: int | None = None,
 ) -> tuple[dict[str, Source], list[str]]:
-    """Adds the splits that are missing: test is a fifth of train, then validation a tenth of what is left.
+    """Adds missing splits: test takes a fifth of train, then validation a tenth of what is left.
 
-    Cut by hash of ``keys`` within each of the ``strata``, one of each for every example of train; at most about
-    ``limit`` examples. Returns the splits and a note on each cut.
+    Args:
+        splits: the given splits, ``train`` among them.
+        keys: one per example of train; splits are cut by their hash.
+        strata: one per example of train, such as its label; each is cut alike.
+        limit: approximate maximum size of a cut split.
+
+    Returns:
+        All splits, and a note on each cut.
+
+    Raises:
+        DataError: train is too small to cut.
     """
     splits, notes, train = dict(splits), [], splits["train"]
     left = list(range(len(train)))
@@ -183,7 +205,11 @@ def complete(
 
 
 def check_labels(label: Sequence[int] | np.ndarray, classes: Sequence[str], split: str, where: str) -> None:
-    """Raises DataError unless labels lie in ``range(len(classes))`` and, in train, every class has an example."""
+    """Checks that labels lie in ``range(len(classes))`` and, in train, that every class has an example.
+
+    Raises:
+        DataError: a label is out of range, the split is empty, or a class has no example in train.
+    """
     counts = Counter(int(one) for one in label)
     if not counts:
         raise DataError(f"{where}: split {split} is empty; give it rows or leave it out")
@@ -206,7 +232,11 @@ ALIASES = {"train": "train", "training": "train", "validation": "validation", "v
 
 
 def by_split(path: Path, entries: Sequence[Path]) -> dict[str, Path]:
-    """The files or folders in ``path`` by the split that each is named after. Raises DataError for other names."""
+    """Returns the files or folders in ``path`` by the split each is named after.
+
+    Raises:
+        DataError: a name is not a split's, two name the same split, or there is no train.
+    """
     splits: dict[str, Path] = {}
     for entry in entries:
         name = entry.stem if entry.is_file() else entry.name
@@ -223,7 +253,7 @@ def by_split(path: Path, entries: Sequence[Path]) -> dict[str, Path]:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Identity of the content of ``files``, in this order."""
+    """Returns a hash of the content of ``files``, in this order."""
     whole = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:
@@ -231,13 +261,14 @@ def digest(files: Iterable[Path]) -> str:
     return whole.hexdigest()[:16]
 
 
-VOID = 255  # a pixel of no class: no loss and no metric counts it
+VOID = 255  # a pixel of no class, ignored by losses and metrics
 
 
 def split_classes(classes: Iterable[int], shares: Mapping[str, int], seed: int) -> dict[str, list[int]]:
-    """``classes`` in random disjoint parts of the sizes ``shares``, the same for the same ``seed``.
+    """Partitions ``classes`` at random into parts of the sizes ``shares``, decided by ``seed``.
 
-    Raises DataError if there are too few.
+    Raises:
+        DataError: there are too few classes.
 
     >>> split_classes(range(5), {"train": 3, "test": 2}, seed=0)
     {'train': [2, 3, 4], 'test': [0, 1]}

@@ -1,4 +1,4 @@
-"""``load``: a data set by name, whether it ships with a name, is public or your own."""
+"""``load``: a data set by name: one that ships with a name, a public one, or your own files."""
 
 from __future__ import annotations
 
@@ -25,32 +25,37 @@ NAMES = (
 
 
 def load(name: str | os.PathLike, kind: Kind = "labels", **columns: str | None) -> Dataset:
-    """The data set called ``name``.
+    """Loads the data set called ``name``.
 
-    * one of ``NAMES``: embedded data (``jtl.data.sets.builders`` documents each), prepared once into the cache;
-    * ``"newsgroups20:TASK:DOMAIN"``, such as ``"newsgroups20:comp_sci:source"``: a domain of one of the six transfer
-      tasks of 20 Newsgroups, see ``jtl.data.sets.newsgroups``;
-    * ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``: any public set of TensorFlow Datasets, no TensorFlow needed (but for
-      sound). It is kept in ``$TFDS_DATA_DIR``, else in jtl's cache. Columns default to its supervised keys;
-    * a path of your own: what it should hold stands at ``own`` of the kind's module in ``jtl.data.readers``.
+    ``name`` is one of:
 
-    A missing test split is a fifth of train, a missing validation split a tenth, cut by a stable hash, of labelled data
-    within each class; ``notes`` of the result say so. For ``tfds:`` the cut is by position, and a test split without
-    labels (-1) is replaced by the validation split.
+    * one of ``NAMES``: a data set contained in PyPI packages (``jtl.data.sets.builders`` documents each), prepared once
+      into the cache;
+    * ``"newsgroups20:TASK:DOMAIN"``, such as ``"newsgroups20:comp_sci:source"``: one domain of the six transfer tasks
+      of 20 Newsgroups, see ``jtl.data.sets.newsgroups``;
+    * ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``: a public data set of TensorFlow Datasets, stored in ``$TFDS_DATA_DIR``
+      or else in jtl's cache. TensorFlow is needed only for sound. Columns default to its supervised keys;
+    * a path to your own files: ``own`` of the kind's module in ``jtl.data.readers`` documents what they must hold, and
+      ``public`` the same for ``tfds:``.
+
+    A missing test split is cut from train as a fifth, a missing validation split as a tenth, by a stable hash; labelled
+    data are cut within each class. ``notes`` of the result say so. For ``tfds:`` the hash is of the position, and a
+    test split without labels (-1) is replaced by the validation split.
 
     Args:
-        name: of the set, or its path.
-        kind: what the examples hold beside texts, images or sounds: a label (``text`` or ``image``, and ``label``),
-            ``questions`` whose answers stand in a text, ``summaries``, ``boxes`` around objects, ``masks`` with a class
-            for every pixel, or ``speech`` with its transcript.
-        **columns: of your own tables and of public sets: ``text_column`` and ``label_column`` ("text", "label"),
-            ``image_column``, ``summary_column``, ``mask_column``, as the kind has them; None leaves the default.
+        name: of the data set, or its path.
+        kind: what the examples hold: ``labels`` of texts or images, ``questions`` whose answers stand in a context,
+            ``summaries`` of texts, ``boxes`` around objects in images, ``masks`` with a class for every pixel, or
+            ``speech`` with transcripts.
+        **columns: columns of your own tables and of public sets, depending on the kind: ``text_column`` (``"text"``),
+            ``label_column`` (``"label"``), ``image_column``, ``summary_column``, ``mask_column``. None is the default.
 
     Raises:
-        DataError: unknown name (near misses are listed), missing column (those found are listed), label out of range,
-            not a whole number or unseen in train, empty split, class without example, undecodable image.
-        FileNotFoundError: a path that does not exist.
-        jtl._wheels.WheelError: the wheel of an embedded set cannot be fetched.
+        DataError: an unknown name (close matches are listed), a missing column (existing ones are listed), a label that
+            is out of range, not a whole number or unseen in train, an empty split, a class without examples, or an
+            image that cannot be decoded.
+        FileNotFoundError: the path does not exist.
+        jtl._wheels.WheelError: the wheel of a named data set cannot be fetched.
     """
     if kind not in KINDS:
         raise DataError(f"kind={kind!r} is unknown: expected one of {', '.join(KINDS)}")
@@ -67,17 +72,24 @@ def load(name: str | os.PathLike, kind: Kind = "labels", **columns: str | None) 
 
 
 def load_classes(name: str | os.PathLike, *, seed: int = 0) -> Dataset:
-    """The data set called ``name`` for few-shot learning: each class is in one split alone.
+    """Loads the data set called ``name`` for few-shot learning: each class is in one split only.
 
-    * ``"glyphs"``: letters of many scripts, whole alphabets held out (``jtl.data.sets.glyphs``);
+    ``name`` is one of:
+
+    * ``"glyphs"``: letters of many scripts with whole alphabets held out, see ``jtl.data.sets.glyphs``;
     * ``"newsgroups20"``: rec and sci in train, comp in validation, the others in test;
-    * a folder with ``train/CLASS/`` and ``test/CLASS/`` of images, perhaps ``validation/CLASS/``, whose classes differ;
-    * anything else that ``load`` knows, its examples pooled: see ``jtl.data.sets.few_shot.new_classes``.
+    * a folder with images in ``train/CLASS/``, ``test/CLASS/`` and optionally ``validation/CLASS/``, all of different
+      classes;
+    * any other name that ``load`` knows: its examples are pooled, see ``jtl.data.sets.few_shot.new_classes``.
 
-    ``classes`` are those of all splits.
+    ``classes`` of the result are those of all splits.
+
+    Args:
+        name: of the data set, or its path.
+        seed: decides which classes go to which split, where they have to be split.
 
     Raises:
-        DataError: as ``load`` does; too few classes to split; or the folders of two splits share a class.
+        DataError: as for ``load``; there are too few classes to split; or two splits of a folder share a class.
     """
     name = os.fspath(name)
     if name == few_shot.GLYPHS:
@@ -89,13 +101,13 @@ def load_classes(name: str | os.PathLike, *, seed: int = 0) -> Dataset:
 
 
 def _embedded(name: str) -> Dataset:
-    from jtl.data.sets import builders  # brings TensorFlow Datasets along
+    from jtl.data.sets import builders  # imports TensorFlow Datasets, so late
 
     return builders.embedded(name)
 
 
 def _given(reader: Callable[..., Dataset], name: str, columns: dict[str, str | None]) -> dict[str, str]:
-    """The columns that were asked for. Raises DataError for one that the reader does not know."""
+    """The columns that were asked for; DataError for one that the reader does not take."""
     known = list(inspect.signature(reader).parameters)[1:]
     given = {column: value for column, value in columns.items() if value is not None}
     if unknown := [column for column in given if column not in known]:

@@ -1,4 +1,4 @@
-"""Tasks: for each its loss, metrics and decoding."""
+"""Tasks: the loss, the metrics and the decoding of each."""
 
 from jtl.tasks.answers import answer_f1, exact_match
 from jtl.tasks.average_precision import average_precision

@@ -1,7 +1,7 @@
-"""How well answers agree with the right ones: exact match and F1 of words, as SQuAD counts them.
+"""Metrics for question answering: exact match and word-level F1 of predicted answers, as SQuAD defines them.
 
 Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", https://arxiv.org/abs/1606.05250,
-section 6.1, with the normalisation of the official script, ``evaluate-v2.0.py``.
+section 6.1, with the text normalisation of the official script ``evaluate-v2.0.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jtl.errors import InputError
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and white space that says nothing.
+    """Lower-cases a text and removes punctuation, articles and surplus white space.
 
     >>> normalise_answer("The  Eiffel-Tower, a sight!")
     'eiffeltower sight'
@@ -27,12 +27,27 @@ def normalise_answer(text: str) -> str:
 
 
 def exact_match(said: Sequence[str], right: Sequence[Sequence[str]]) -> float:
-    """The share of answers that, normalised, are one of the right ones, in [0, 1]."""
+    """Returns the share of predictions that equal one of their reference answers after normalisation, in [0, 1].
+
+    Args:
+        said: the predicted answers.
+        right: the reference answers of each question, at least one.
+
+    Raises:
+        ValueError: different numbers of predictions and questions, or a question without a reference answer.
+    """
     return float(np.mean(each_answer(_same, said, right)))
 
 
 def answer_f1(said: Sequence[str], right: Sequence[Sequence[str]]) -> float:
-    """The mean F1 of the normalised words of each answer against the right one that it agrees with best, in [0, 1].
+    """Returns the mean word F1 of predictions, each against its best-matching reference answer, in [0, 1].
+
+    Args:
+        said: the predicted answers.
+        right: the reference answers of each question, at least one.
+
+    Raises:
+        ValueError: as for ``exact_match``.
 
     >>> answer_f1(["the Denver Broncos team"], [["Denver Broncos", "Broncos"]])
     0.8
@@ -43,9 +58,10 @@ def answer_f1(said: Sequence[str], right: Sequence[Sequence[str]]) -> float:
 def each_answer(
     measure: Callable[[str, str], float], said: Sequence[str], right: Sequence[Sequence[str]]
 ) -> list[float]:
-    """``measure(said, right)`` of each answer, the largest over its right ones.
+    """Returns ``measure(prediction, reference)`` of each prediction, maximised over its reference answers.
 
-    Raises ValueError if there are not as many of both, or a question has no right answer.
+    Raises:
+        ValueError: different numbers of predictions and questions, or a question without a reference answer.
     """
     if len(said) != len(right) or not all(right):
         empty = sum(not own for own in right)
@@ -56,7 +72,7 @@ def each_answer(
 
 
 def word_f1(said: str, right: str) -> float:
-    """F1 of the normalised words of two answers; 1 if both have none, as in SQuAD 2.0."""
+    """Returns the F1 of the normalised words of two answers; 1 if both have none, as in SQuAD 2.0."""
     one, other = normalise_answer(said).split(), normalise_answer(right).split()
     if not one or not other:
         return float(one == other)

@@ -1,4 +1,4 @@
-"""How well objects were found: COCO's average precision, by its own code in ``pycocotools``."""
+"""Average precision for object detection as COCO defines it, computed by ``pycocotools``."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ def average_precision(
     true_boxes: Float[np.ndarray, "N M 4"],
     true_label: Int[np.ndarray, "N M"],
 ) -> dict[str, float]:
-    """``map``, the mean over overlaps of 0.50, 0.55, ... 0.95 and over the classes that are there.
+    """Returns COCO's average precision as ``map``, ``map_50`` and ``map_75``, all in [0, 1].
 
-    ``map_50`` and ``map_75`` are those of one overlap. At most 100 objects of an image count. All are in [0, 1]. Lin et
-    al. 2014, "Microsoft COCO", https://arxiv.org/abs/1405.0312.
+    ``map`` is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 and over the classes that occur in the ground
+    truth; ``map_50`` and ``map_75`` use one threshold. At most 100 detections per image count. Lin et al. 2014,
+    "Microsoft COCO: Common Objects in Context", https://arxiv.org/abs/1405.0312.
 
     Args:
-        boxes: those found in each of N images, as in ``jtl.tasks.boxes``.
-        score: how sure; rows of 0 only fill up.
-        label: their classes.
-        true_boxes: those that are there.
-        true_label: their classes, -1 for rows that only fill up.
+        boxes: detected boxes of each of N images, as in ``jtl.tasks.boxes``.
+        score: confidences; rows of score 0 are padding.
+        label: predicted classes.
+        true_boxes: ground-truth boxes.
+        true_label: ground-truth classes, -1 for padding rows.
 
-    Raises ValueError if there is no object to be found.
+    Raises:
+        ValueError: there is no ground-truth object.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -61,7 +63,7 @@ def average_precision(
             np.asarray(label)[image, place],
         ]
     ).astype(np.float64)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it works
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         truth.createIndex()
         judged = COCOeval(truth, truth.loadRes(found), "bbox")
         judged.evaluate()
@@ -71,5 +73,5 @@ def average_precision(
 
 
 def _corner_and_sides(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
-    """COCO's own way to write a box: left, top, width, height."""
+    """COCO's box format: left, top, width, height."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)

@@ -1,8 +1,8 @@
-"""Beam search: of the texts that continue a prompt, those of the highest probability that a narrow search finds.
+"""Beam search: approximately the most probable continuations of a prompt.
 
 Lowerre 1976, "The HARPY Speech Recognition System"; for neural decoders Sutskever et al. 2014, "Sequence to Sequence
-Learning with Neural Networks", https://arxiv.org/abs/1409.3215, section 3.2. Which texts are kept, how long the search
-goes on and how lengths weigh are as in the beam search of ``transformers``.
+Learning with Neural Networks", https://arxiv.org/abs/1409.3215, section 3.2. The choice of candidates, the stopping
+rule and the length penalty follow the beam search of ``transformers``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from jtl.errors import InputError
 from jtl.model import Model
 from jtl.tasks.decode import Cache, Rule, begin, prompts, read, take_rows
 
-NEVER = -1e9  # the score of what is no text
+NEVER = -1e9  # the score of an empty slot
 
 
 class Beams(NamedTuple):
-    """The K texts that a search ended with, the best first.
+    """The K texts a search ended with, best first.
 
     Attributes:
-        tokens: of the texts; an ended one repeats ``eos_id``.
-        scores: sum of the log-probabilities of a text's n tokens, its end among them, divided by ``n^length_penalty``.
+        tokens: generated tokens; after its end a text repeats ``eos_id``.
+        scores: sum of the log-probabilities of a text's n tokens, including ``eos_id``, divided by
+            ``n^length_penalty``.
     """
 
     tokens: Int[Array, "B K N"]
@@ -48,27 +49,31 @@ def beam_search(
     encoder: Mapping[str, Array | np.ndarray] | None = None,
     rule: Rule | None = None,
 ) -> Beams:
-    """The best continuations of each text by up to ``max_new_tokens`` = N tokens; all of it is one program.
+    """Returns the best continuations of each prompt by up to ``max_new_tokens`` = N tokens, in one compiled program.
 
-    Each step reads the ``beams`` = K open texts, and goes on with the K likeliest continuations of all of them that do
-    not end. What ends while among the K likeliest is a candidate for the result. A search is over once K candidates
-    score at least as the likeliest open text would if it ended there (with a ``length_penalty`` above 0 that could
-    still grow: a heuristic), or after N tokens, when all open texts end.
+    Each step extends the ``beams`` = K open texts by one token and keeps the K most probable extensions that do not
+    end. An extension that ends and is among the K most probable becomes a candidate for the result. The search for a
+    prompt stops after N tokens, where all open texts end, or once K candidates score at least as well as the best open
+    text would if it ended there. The latter is a heuristic: with ``length_penalty`` above 0 the score of a longer text
+    may still rise.
 
     Args:
         model: see ``jtl.tasks.generate``.
-        input_ids: see there.
-        attention_mask: see there.
+        input_ids: prompts; see ``jtl.tasks.generate``.
+        attention_mask: 0 at padding; see ``jtl.tasks.generate``.
         beams: K.
         max_new_tokens: N.
-        length_penalty: the exponent of a text's length in its score: above 0 long texts gain, below 0 short ones.
-        early_stopping: be over once K candidates are found.
+        length_penalty: exponent of a text's length in its score: above 0 favours long texts, below 0 short ones.
+        early_stopping: stop as soon as K candidates are found.
         eos_id: the token that ends a text.
         encoder: see ``jtl.tasks.generate``.
-        rule: changes log-probabilities (B K, V) before continuations are chosen: see there.
+        rule: changes the log-probabilities (B K, V) before extensions are chosen; see ``jtl.tasks.generate``.
+
+    Returns:
+        For each prompt K texts and their scores, best first.
 
     Raises:
-        ValueError: as ``jtl.tasks.generate`` does; fewer than one beam, or more than there are tokens to open them.
+        ValueError: as for ``jtl.tasks.generate``; or ``beams`` below 1.
     """
     ids, mask = prompts(model, input_ids, attention_mask, encoder, max_new_tokens)
     if beams < 1:
@@ -88,10 +93,7 @@ def beam_search(
 
 
 class _Carry(NamedTuple):
-    """Of the loop: K open texts and K candidates of each row, by falling score.
-
-    `hopeful`: whether an open text may still beat a candidate. `last`: the token of each open text that is read next.
-    """
+    """Loop state: K open texts and K candidates a row, best first; ``hopeful`` while an open text may still win."""
 
     i: Int[Array, ""]
     last: Int[Array, " BK"]
@@ -108,7 +110,7 @@ def _search(model, ids, mask, penalty, encoder, K, N, early, eos_id, rule) -> Be
     last, cache = begin(model, ids, mask, N, encoder)
     each = jnp.repeat(jnp.arange(B), K)
     fill = jnp.full((B, K, N), 0 if eos_id is None else eos_id, ids.dtype)
-    # All open texts are one at first: without these scores it would be found K times.
+    # All K open texts start equal: without these scores the search would find the same text K times.
     scores = jnp.full((B, K), NEVER).at[:, 0].set(0.0)
     start = _Carry(
         jnp.int32(0),
@@ -132,7 +134,7 @@ def _search(model, ids, mask, penalty, encoder, K, N, early, eos_id, rule) -> Be
             log_p = rule(log_p, texts.tokens.reshape(B * K, N), i)
         V = log_p.shape[-1]
         total = (log_p.reshape(B, K, V) + texts.scores[..., None]).reshape(B, K * V)
-        # Of 2 K continuations at least K do not end: each text ends in one way.
+        # Of 2 K extensions at least K do not end, since each text has one extension by eos_id.
         scores, places = jax.lax.top_k(total, 2 * K)
         beam, token = places // V, (places % V).astype(ids.dtype)
         tokens = _rows(texts.tokens, beam).at[:, :, i].set(token)
@@ -165,5 +167,5 @@ def _search(model, ids, mask, penalty, encoder, K, N, early, eos_id, rule) -> Be
 
 
 def _rows(x: Array, index: Int[Array, "B M"]) -> Array:
-    """x[b, index[b, m]]."""
+    """``x[b, index[b, m]]``."""
     return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), 1)

@@ -1,6 +1,6 @@
-"""Boxes: how two overlap, and which of many overlapping ones stay.
+"""Bounding boxes: area, intersection over union, and non-maximum suppression.
 
-A box is ``(left, top, right, bottom)`` in pixels, the origin at the upper left corner of the image.
+A box is ``(left, top, right, bottom)`` in pixels, with the origin at the upper left corner of the image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def area(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
-    """Area in square pixels; 0 for a box whose sides are in the wrong order."""
+    """Returns the area in square pixels; 0 for a box whose sides are in the wrong order."""
     sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
     return sides[..., 0] * sides[..., 1]
 
@@ -22,7 +22,7 @@ def _shared(one: Float[Array, "*B 4"], other: Float[Array, "*B 4"]) -> Float[Arr
 
 
 def iou(one: Float[Array, "N 4"], other: Float[Array, "M 4"]) -> Float[Array, "N M"]:
-    """Intersection over union of every pair, in [0, 1]; 0 where both boxes are empty.
+    """Returns the intersection over union of every pair of boxes, in [0, 1]; 0 where both are empty.
 
     >>> iou(jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.array([[0.0, 0.0, 4.0, 2.0], [5.0, 5.0, 6.0, 6.0]])).tolist()
     [[0.5, 0.0]]
@@ -34,10 +34,10 @@ def iou(one: Float[Array, "N 4"], other: Float[Array, "M 4"]) -> Float[Array, "N
 
 
 def giou(one: Float[Array, "*B 4"], other: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
-    """Generalised intersection over union of boxes pair by pair, in [-1, 1].
+    """Returns the generalised intersection over union of corresponding boxes, in [-1, 1].
 
-    The intersection over union, less the share of the smallest box around both that neither fills. So it has a
-    gradient where they do not touch. Rezatofighi et al. 2019, "Generalized Intersection over Union",
+    It is the IoU minus the share of the smallest enclosing box that neither box covers, so it has a gradient even where
+    the boxes do not overlap. Rezatofighi et al. 2019, "Generalized Intersection over Union",
     https://arxiv.org/abs/1902.09630, algorithm 1.
     """
     shared = _shared(one, other)
@@ -53,11 +53,11 @@ def nms(
     label: Int[Array, " N"],
     overlap: float = 0.6,
 ) -> Bool[Array, " N"]:
-    """Non-maximum suppression within each class: which boxes stay.
+    """Non-maximum suppression within each class: returns which boxes to keep.
 
-    From the highest score down, a box that stays removes those of its class whose intersection over union with it is
-    above ``overlap``. Boxes of score 0 or less are padding: they neither stay nor remove. The shapes are static, so it
-    runs inside ``jit`` and ``vmap``; it takes N² memory.
+    In order of falling score, each kept box removes those of its class whose IoU with it exceeds ``overlap``. Boxes of
+    score 0 or less are padding: they are never kept and remove none. Shapes are static, so it runs inside ``jit`` and
+    ``vmap``; it takes N² memory.
     """
     order = jnp.argsort(-score, stable=True)
     boxes, score, label = boxes[order], score[order], label[order]

@@ -1,7 +1,7 @@
-"""Causal language modelling: predict each token from those before it.
+"""Causal language modelling: the loss of predicting each token from those before it.
 
 Bengio et al. 2003, "A Neural Probabilistic Language Model"; Radford et al. 2018, "Improving Language Understanding by
-Generative Pre-Training", eq. 1.
+Generative Pre-Training", equation 1.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from jtl.rows import mean_token_cross_entropy
 class CausalLM(Loss):
     """Mean cross-entropy of each next token, in nats: ``token_logits`` at t against ``input_ids`` at t + 1.
 
-    It takes any model that gives ``token_logits`` (B, L, V) of which those at t depend on the tokens up to t alone;
-    that is the model's own doing and is not checked: Llama, Mistral, Qwen2 and Qwen3 of ``jtl.models``, such as
-    ``jtl.load("smollm2")``, or yours by ``jtl.wrap`` or ``jtl.model.linen``. A pair with padding in it
-    (``attention_mask`` 0) does not count, nor do rows of ``batch["weight"]`` 0. An id outside the vocabulary makes the
-    loss NaN.
+    The model may be any that outputs ``token_logits`` (B, L, V) where those at t depend only on tokens up to t (the
+    loss cannot check this): Llama, Mistral, Qwen2 and Qwen3 of ``jtl.models``, such as ``jtl.load("smollm2")``, or your
+    own by ``jtl.wrap`` or ``jtl.model.linen``. A pair of tokens does not count if either is padding (``attention_mask``
+    0) or its row has ``batch["weight"]`` 0. A token id outside the vocabulary makes the loss NaN.
 
     Attributes:
-        mask: the batch's field (B, L) that is 1 where the next token counts, such as the ``continuation`` of
-            ``jtl.data.pairs``: an answer is learned, and not the prompt before it. None: all that are real count.
+        mask: name of a batch field (B, L) that is 1 where the next token counts, such as ``continuation`` of
+            ``jtl.data.pairs``, to learn answers but not prompts. None: every real token counts.
     """
 
     mask: str | None = struct.field(pytree_node=False, default=None)
@@ -35,11 +34,11 @@ class CausalLM(Loss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and its ``tokens`` (how many were predicted) and ``token_accuracy``.
+        """Returns the loss, and as metrics ``tokens`` (number of predicted tokens) and ``token_accuracy``.
 
         Raises:
-            KeyError: the model gives no ``token_logits``, or the batch has no field ``mask``.
-            ValueError: they are not those of every position.
+            KeyError: the model outputs no ``token_logits``, or the batch has no field ``mask``.
+            ValueError: ``token_logits`` do not cover every position.
         """
         if "token_logits" not in outputs:
             raise MissingError(f"CausalLM reads output 'token_logits'; the model gives {sorted(outputs)}")

@@ -1,8 +1,8 @@
-"""Connectionist temporal classification: letters out of frames that nobody aligned with them.
+"""Connectionist temporal classification (CTC), for speech recognition without alignments: loss, head, decoding.
 
 Graves et al. 2006, "Connectionist Temporal Classification: Labelling Unsegmented Sequence Data with Recurrent Neural
-Networks", https://www.cs.toronto.edu/~graves/icml_2006.pdf: the probability of a text is that of all ways to write it
-over the frames, with repeats and blanks.
+Networks", https://www.cs.toronto.edu/~graves/icml_2006.pdf. The probability of a text is the sum over all its
+alignments to the frames, with repeats and blanks.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from jtl.model import Batch, Model, Outputs, with_config
 
 
 class CTC(Loss):
-    """Minus log-probability of ``labels`` given ``token_logits`` (B, S, V), in nats a label, mean over the rows.
+    """Negative log-probability of ``labels`` given ``token_logits`` (B, S, V), in nats per label, averaged over rows.
 
-    That of ``torch.nn.functional.ctc_loss`` with ``reduction="mean"``. Frames whose ``sequence_mask``, an output of the
-    model, is 0 are padding, as are labels below 0, which stand behind the others. Rows of ``batch["weight"]`` 0 do not
-    count. A row with fewer frames than its labels need, each one and a blank between equal neighbours, makes the loss
-    infinite, a label outside the vocabulary NaN.
+    Equals ``torch.nn.functional.ctc_loss`` with ``reduction="mean"``. Frames where the model's output ``sequence_mask``
+    is 0 are padding, and so are labels below 0, which must come last. Rows of ``batch["weight"]`` 0 do not count. The
+    loss is infinite for a row with too few frames (one per label, and a blank between equal neighbours), and NaN for a
+    label outside the vocabulary.
 
     Attributes:
-        blank: the token of no label: ``config.pad_token_id`` of Wav2Vec2 and HuBERT.
+        blank: id of the blank token: ``config.pad_token_id`` of Wav2Vec2 and HuBERT.
     """
 
     blank: int = struct.field(pytree_node=False, default=0)
@@ -38,10 +38,10 @@ class CTC(Loss):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and how many ``labels`` it is of.
+        """Returns the loss, and the number of ``labels`` as a metric.
 
         Raises:
-            KeyError: the model gives no ``token_logits``.
+            KeyError: the model outputs no ``token_logits``.
         """
         if "token_logits" not in outputs:
             raise MissingError(
@@ -67,15 +67,15 @@ def decode(
     *,
     blank: int = 0,
 ) -> list[list[int]]:
-    """The labels of the most likely way through the frames: repeats are one, blanks none.
+    """Greedy decoding: the labels of the most probable alignment, with repeats merged and blanks removed.
+
+    Args:
+        logits: the model's ``token_logits``.
+        mask: the model's ``sequence_mask``; None if all frames are real.
+        blank: id of the blank token.
 
     >>> decode(np.eye(3)[[[1, 1, 0, 1, 2, 2]]])
     [[1, 1, 2]]
-
-    Args:
-        logits: ``token_logits`` of a model.
-        mask: its ``sequence_mask``; None if all frames are real.
-        blank: the token of no label.
     """
     best = np.asarray(logits).argmax(-1)
     new = np.concatenate([np.ones_like(best[:, :1], bool), best[:, 1:] != best[:, :-1]], 1)
@@ -84,9 +84,12 @@ def decode(
 
 
 def head(model: Model, labels: int, *, key: Array) -> Model:
-    """A Wav2Vec2 or HuBERT with a new layer over so many ``labels``, the blank among them; one it has is replaced.
+    """Returns a Wav2Vec2 or HuBERT with a new output layer over ``labels`` tokens, the blank among them.
 
-    Raises ValueError for a model whose configuration has no ``ctc``.
+    It replaces an existing CTC head.
+
+    Raises:
+        ValueError: the model's configuration has no ``ctc``.
     """
     _check(model)
     new = nn.Dense(labels, kernel_init=nn.initializers.normal(model.config.initializer_range))
@@ -96,9 +99,10 @@ def head(model: Model, labels: int, *, key: Array) -> Model:
 
 
 def without_head(model: Model) -> Model:
-    """A Wav2Vec2 or HuBERT without its layer for CTC: what another head is put on, and saved with.
+    """Returns a Wav2Vec2 or HuBERT without its CTC head, to attach another head to and to save with it.
 
-    Raises ValueError for a model whose configuration has no ``ctc``.
+    Raises:
+        ValueError: the model's configuration has no ``ctc``.
     """
     _check(model)
     params = {name: leaves for name, leaves in model.params.items() if name != "lm_head"}

@@ -1,4 +1,4 @@
-"""What every way of generating shares: reading a prompt into a cache, then a token after the other."""
+"""Shared parts of all decoding methods: reading a prompt into a cache, then one token at a time."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def prompts(
     encoder: Mapping[str, Any] | None,
     length: int,
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-    """The texts to continue by ``length`` tokens, and their mask; without them the token that starts a decoder's.
+    """Validates prompts that are to be continued by ``length`` tokens; returns token ids and attention mask.
 
-    Raises ValueError for a model without a cache, tokens that the model does not have, and if there is nothing to
-    continue or to write.
+    Without ``input_ids``, each row of ``encoder`` starts with the configuration's ``decoder_start_token_id``.
+
+    Raises:
+        ValueError: the model has no cache, a token is outside its vocabulary, or the prompts or ``length`` are empty.
     """
     if not hasattr(model.config, "cache"):
         kind = getattr(model.config, "model_type", type(model.base).__name__)
@@ -63,13 +65,13 @@ def begin(
     length: int,
     encoder: Mapping[str, Array] | None,
 ) -> tuple[Int[Array, " B"], Cache]:
-    """The last token of each text, and a cache of all before it with room for ``length`` tokens more."""
-    # All padding to the left, so that each row ends in a token.
+    """Returns the last token of each prompt, and a cache of all tokens before it with room for ``length`` more."""
+    # Move all padding to the left, so that each row ends in a token.
     left = jnp.argsort(mask != 0, axis=1, stable=True)
     ids, mask = (jnp.take_along_axis(x, left, 1) for x in (ids, mask))
     B, L = ids.shape
     cache = model.config.cache(B, L - 1 + length, _dtype(model))
-    if L > 1 or encoder is not None:  # XLA drops the logits, which are most of what a long prompt would take
+    if L > 1 or encoder is not None:  # XLA drops the unused logits, most of a long prompt's memory
         _, cache = _forward(model, ids[:, :-1], mask[:, :-1], cache, encoder is not None, encoder or {})
     return ids[:, -1], cache
 
@@ -77,7 +79,10 @@ def begin(
 def read(
     model: Model, last: Int[Array, " B"], cache: Cache, *, decoder: bool
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """The logits after one more token of each text, in float32. ``decoder``: whether an encoder comes before it."""
+    """Reads one more token of each text; returns the next logits in float32, and the cache.
+
+    ``decoder``: whether the model is a decoder behind an encoder.
+    """
     logits, cache = _forward(model, last[:, None], jnp.ones((len(last), 1), last.dtype), cache, decoder, {})
     return logits[:, -1].astype(jnp.float32), cache
 
@@ -91,9 +96,9 @@ def _forward(
 
 
 def take_rows(cache: Cache, rows: Int[Array, " C"], *, heard: bool = True) -> Cache:
-    """The cache of those ``rows`` of texts. Without ``heard`` what an encoder gave them stays as it is.
+    """Returns the cache of the texts at ``rows``; without ``heard``, cross-attention entries stay as they are.
 
-    Keys and values end in the axes rows, heads, length, size; other leaves start with rows, but for ``filled``.
+    Keys and values end in the axes rows, heads, length, size; other leaves start with rows, except ``filled``.
     """
 
     def take(path: str, leaf: Array) -> Array:
@@ -105,15 +110,18 @@ def take_rows(cache: Cache, rows: Int[Array, " C"], *, heard: bool = True) -> Ca
 
 
 def _dtype(model: Model) -> Any:
-    """The type that the model computes in."""
+    """The dtype in which the model computes."""
     casts = [technique.dtype for technique in model.techniques if isinstance(technique, Cast)]
     return casts[-1] if casts else jnp.result_type(*jax.tree.leaves(model.params))
 
 
 def check_ids(ids: Any, config: Any, name: str = "input_ids") -> None:
-    """Raise ValueError if a token lies outside the model's vocabulary, as those of another model's tokenizer may.
+    """Checks that all token ids lie in the vocabulary, as those of another model's tokenizer may not.
 
-    JAX would look up NaN. Ids that are only traced, and models without a ``vocab_size``, pass.
+    JAX would look up NaN instead. Traced ids and models without a ``vocab_size`` pass unchecked.
+
+    Raises:
+        ValueError: an id is outside the vocabulary.
     """
     size = getattr(config, "vocab_size", None)
     if size is None or isinstance(ids, jax.core.Tracer) or not np.size(ids):

@@ -1,13 +1,13 @@
-"""Detection: every cell of a feature pyramid says which object it lies in and how far the edges are.
+"""Object detection with FCOS: each cell of a feature pyramid predicts a class and the distances to its object's edges.
 
-Tian, Shen, Chen, He: "FCOS: Fully Convolutional One-Stage Object Detection", 2019, https://arxiv.org/abs/1904.01355,
-with the improvements of its last table: GIoU as the loss of boxes, cells near the centre of an object alone, distances
-in units of the stride. ``jtl.models.feature_pyramid.detector`` makes the model.
+Tian, Shen, Chen, He 2019, "FCOS: Fully Convolutional One-Stage Object Detection", https://arxiv.org/abs/1904.01355,
+with the improvements of its last table: GIoU loss for boxes, positive cells only near an object's centre, distances in
+units of the stride. ``jtl.models.feature_pyramid.detector`` builds the model.
 
-A model's outputs: ``cells`` (L, 3), the centre x and y of each cell of all levels and its stride, in pixels;
-``class_logits`` (B, L, C); ``distances`` (B, L, 4) from the centre to the left, top, right and bottom edge, in pixels;
-``centerness`` (B, L), a logit. A batch: ``boxes`` (B, K, 4) as in ``jtl.tasks.boxes``, ``box_label`` (B, K), -1 for
-rows that only fill up.
+Model outputs: ``cells`` (L, 3), centre x, centre y and stride of each cell of all levels, in pixels; ``class_logits``
+(B, L, C); ``distances`` (B, L, 4) from the centre to the left, top, right and bottom edge, in pixels; ``centerness``
+(B, L), a logit. Batch fields: ``boxes`` (B, K, 4) as in ``jtl.tasks.boxes``, and ``box_label`` (B, K), -1 for padding
+rows.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from jtl.tasks.boxes import area, giou, nms
 
 
 class Assigned(NamedTuple):
-    """What each cell of an image should say; see ``assign``.
+    """Training targets of each cell of an image; see ``assign``.
 
     Attributes:
         label: class of its object, -1 for background.
         box: its object's box; zeros for background.
-        centerness: how central the cell is in it, in [0, 1]; 0 for background.
+        centerness: how central the cell is in the box, in [0, 1]; 0 for background.
     """
 
     label: Int[Array, " L"]
@@ -41,7 +41,7 @@ class Assigned(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The objects found in each image, surest first; rows of score 0 only fill up.
+    """Detected objects of each image, by falling score; rows of score 0 are padding.
 
     Attributes:
         boxes: in pixels.
@@ -62,16 +62,17 @@ def assign(
     radius: float = 1.5,
     reach: float = 8.0,
 ) -> Assigned:
-    """Which object each cell answers for (section 3.1 and 3.2 of the paper).
+    """Assigns an object or background to each cell (sections 3.1 and 3.2 of the paper).
 
-    An object claims the cells inside its box whose centre is within ``radius`` strides of the box's own, on the level
-    whose range holds the largest of the four distances m: ``reach / 2 < m / stride <= reach``, without a lower end on
-    the finest level and without an upper one on the coarsest. Of several objects the smallest gets the cell.
+    An object claims cells whose centre is inside its box and within ``radius`` strides of the box's centre. They lie on
+    the level whose range contains m, the largest of the four distances: ``reach / 2 < m / stride <= reach``, with no
+    lower bound on the finest level and no upper bound on the coarsest. If several objects claim a cell, the smallest
+    gets it.
 
     Args:
-        cells: centre x, y and stride of every cell.
-        boxes: of the objects.
-        label: their classes, -1 for rows that only fill up.
+        cells: centre x, centre y and stride of every cell.
+        boxes: ground-truth boxes.
+        label: ground-truth classes, -1 for padding rows.
         radius: in strides.
         reach: in strides; the paper's levels of stride 8, 16, 32 end at 64, 128, 256 pixels.
     """
@@ -100,21 +101,22 @@ def assign(
 
 
 def to_boxes(cells: Float[Array, "L 3"], distances: Float[Array, "*B L 4"]) -> Float[Array, "*B L 4"]:
-    """The boxes that lie so far around the centres of the cells."""
+    """Returns the boxes at the given distances around the centres of the cells."""
     at = jnp.concatenate([cells[:, :2], cells[:, :2]], -1)
     signs = jnp.array([-1.0, -1.0, 1.0, 1.0], distances.dtype)
     return jnp.broadcast_to(at, distances.shape) + distances * jnp.broadcast_to(signs, distances.shape)
 
 
 class Detect(Loss):
-    """Focal loss of the classes, GIoU loss of the boxes and cross-entropy of the centerness (equation 2 of the paper).
+    """Sum of the focal loss of classes, GIoU loss of boxes and cross-entropy of centerness (equation 2 of the paper).
 
-    The first and the last are sums over cells, divided by the number of cells that answer for an object; boxes count by
-    their centerness. Rows of ``batch["weight"]`` 0 do not count.
+    The focal loss is summed over all cells and divided by the number of cells with an object. The other two are means
+    over cells with an object, the GIoU loss weighted by target centerness. Rows of ``batch["weight"]`` 0 do not count.
 
     Attributes:
-        alpha: weight of the positive class (Lin et al. 2017, https://arxiv.org/abs/1708.02002, equation 5).
-        gamma: by how much easy cells count less.
+        alpha: weight of the positive class (Lin et al. 2017, "Focal Loss for Dense Object Detection",
+            https://arxiv.org/abs/1708.02002, equation 5).
+        gamma: focusing parameter: the larger, the less easy cells count.
         radius: see ``assign``.
         reach: see ``assign``.
         stats: normalise by ``"running"`` or ``"batch"`` statistics.
@@ -127,13 +129,13 @@ class Detect(Loss):
     stats: Literal["running", "batch"] = struct.field(pytree_node=False, default="running")
 
     def mode(self) -> Mode:
-        """Dropout on, normalisation as ``stats`` says."""
+        """Dropout on, normalisation as set by ``stats``."""
         return Mode(train=True, stats=self.stats)
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and its parts ``class_loss``, ``box_loss`` and ``centerness_loss``."""
+        """Returns the loss, and its parts ``class_loss``, ``box_loss`` and ``centerness_loss`` as metrics."""
         cells, logits = outputs["cells"], outputs["class_logits"]
         boxes, label = batch["boxes"], batch["box_label"]
         true = jax.vmap(lambda b, c: assign(cells, b, c, radius=self.radius, reach=self.reach))(boxes, label)
@@ -141,7 +143,7 @@ class Detect(Loss):
         owned = weight * (true.label >= 0)
         count = owned.sum()
 
-        targets = jax.nn.one_hot(true.label, logits.shape[-1])  # -1 gives zeros: no class at all
+        targets = jax.nn.one_hot(true.label, logits.shape[-1])  # -1 becomes zeros: no class
         focal = optax.sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma)
         class_loss = (weight * focal.sum(-1)).sum() / jnp.where(count > 0, count, 1.0)
         overlap = giou(to_boxes(cells, outputs["distances"]), true.box)
@@ -163,20 +165,20 @@ def decode(
     most: int = 20,
     one_class: bool = False,
 ) -> Detections:
-    """The objects of each image: the surest cells, and of boxes that overlap the surest alone.
+    """Returns the detected objects of each image: the highest-scoring cells after non-maximum suppression.
 
-    A cell's score for a class is the geometric mean of the class's probability and the centerness. Static shapes
-    throughout, for ``jit``.
+    A cell's score for a class is the geometric mean of the class probability and the centerness. Shapes are static, for
+    ``jit``.
 
     Args:
         outputs: of the model.
-        size: height and width of the images, to which boxes are cut.
-        threshold: the least score.
-        candidates: how many pairs of a cell and a class enter ``jtl.tasks.boxes.nms``.
-        overlap: see there.
-        most: K, the most objects of an image.
-        one_class: whether a box also removes those of other classes, so that an object is named once: for people.
-            Average precision is better where each class has its say.
+        size: height and width of the images, to which boxes are clipped.
+        threshold: scores must exceed this.
+        candidates: number of (cell, class) pairs that enter ``jtl.tasks.boxes.nms``.
+        overlap: IoU threshold of ``jtl.tasks.boxes.nms``.
+        most: K, the maximum number of objects per image.
+        one_class: whether boxes also suppress those of other classes, so that each object gets one label. This is for
+            display; average precision is better with suppression within each class.
     """
     height, width = size
     edge = jnp.array([width, height, width, height], jnp.float32)

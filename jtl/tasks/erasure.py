@@ -1,4 +1,4 @@
-"""What a classifier leans on: what changes where a token, or a part of an image, is hidden from it."""
+"""Attribution by erasure: how a classifier's prediction changes when a token or image region is hidden."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from jtl.model import Batch, Model
 
 
 def erasure(model: Model, batch: Batch) -> Float[Array, "B L"]:
-    """How much of its log-probability the predicted class loses when the model does not see a token, in nats.
+    """Returns by how many nats the predicted class's log-probability falls when each token is hidden.
 
-    Above 0 a token speaks for the prediction, below 0 against it; padding is 0. The token is left out of the
-    ``attention_mask``, the positions of the others stay. Li, Monroe and Jurafsky 2016, "Understanding Neural Networks
+    Above 0 a token supports the prediction, below 0 it speaks against it; padding is 0. A token is hidden through the
+    ``attention_mask``; the others keep their positions. Li, Monroe, Jurafsky 2016, "Understanding Neural Networks
     through Representation Erasure", https://arxiv.org/abs/1612.08220, section 3.
 
     Args:
-        model: a classifier of texts; one forward of L + 1 rows for each row of the batch.
-        batch: ``input_ids`` and ``attention_mask`` (B, L); other fields are not read.
+        model: a text classifier; each row of the batch takes one forward pass of L + 1 rows.
+        batch: ``input_ids`` and ``attention_mask`` (B, L); other fields are ignored.
     """
     ids, mask = jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"])
 
@@ -28,7 +28,7 @@ def erasure(model: Model, batch: Batch) -> Float[Array, "B L"]:
         L = own_ids.shape[0]
         masks = own_mask[None] * (
             1 - jnp.eye(L + 1, L, -1, dtype=own_mask.dtype)
-        )  # all of it, then without each token
+        )  # the whole text, then without each token
         rows = {"input_ids": jnp.tile(own_ids[None], (L + 1, 1)), "attention_mask": masks}
         said = jax.nn.log_softmax(model(rows)["logits"])
         whole, without = said[0], said[1:]
@@ -39,18 +39,19 @@ def erasure(model: Model, batch: Batch) -> Float[Array, "B L"]:
 
 
 def occlusion(model: Model, batch: Batch, *, patch: int, stride: int | None = None) -> Float[Array, "B h w"]:
-    """How much of its log-probability the predicted class loses when a square of the image is grey, in nats.
+    """Returns by how many nats the predicted class's log-probability falls when a square of the image is grey.
 
-    The square takes the value 0, the mean of normalised images. Zeiler and Fergus 2014, "Visualizing and Understanding
+    The square has value 0, the mean of normalised images. Zeiler and Fergus 2014, "Visualizing and Understanding
     Convolutional Networks", https://arxiv.org/abs/1311.2901, section 4.2.
 
     Args:
-        model: a classifier of images; one forward of the batch for each of the h · w places.
-        batch: ``image`` (B, H, W, C); other fields are not read.
+        model: an image classifier; one forward pass of the batch for each of the h · w positions.
+        batch: ``image`` (B, H, W, C); other fields are ignored.
         patch: side of the square in pixels.
-        stride: pixels between two places; by default half of ``patch``.
+        stride: pixels between positions; by default half of ``patch``.
 
-    Raises ValueError if the square is larger than the images.
+    Raises:
+        ValueError: the square is larger than the images.
     """
     image = jnp.asarray(batch["image"])
     _, H, W, _ = image.shape

@@ -1,11 +1,11 @@
-"""Flow matching: images out of noise, along a velocity that a network has learned.
+"""Flow matching: generates images from noise by integrating a learned velocity field.
 
-Lipman et al.: "Flow Matching for Generative Modeling", 2023, https://arxiv.org/abs/2210.02747; Liu, Gong and Liu: "Flow
-Straight and Fast", 2023, https://arxiv.org/abs/2209.03003. Noise x₀ ~ N(0, I) and an image x₁ are the ends of a line
-``x_t = (1 - t) x₀ + t x₁``; the network learns its direction ``x₁ - x₀`` from ``x_t``, t and the class.
+Lipman et al. 2023, "Flow Matching for Generative Modeling", https://arxiv.org/abs/2210.02747; Liu, Gong, Liu 2023,
+"Flow Straight and Fast", https://arxiv.org/abs/2209.03003. Noise x₀ ~ N(0, I) and an image x₁ are joined by a straight
+line ``x_t = (1 - t) x₀ + t x₁``. The network learns its direction ``x₁ - x₀`` from ``x_t``, t and the class.
 
-It is a technique on the model and a loss: the technique draws noise and time, and gives the body ``x_t``; the loss
-compares. So one forward serves every term of a sum, and a batch holds plain images. Images are in about -1 to 1.
+It consists of a technique on the model, which draws noise and time and passes ``x_t`` to the body, and a loss. So one
+forward pass serves every term of a sum of losses, and batches hold plain images. Images range from about -1 to 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Noised:
     name: ClassVar[str] = "noised"
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` of noised images while training."""
+        """Returns ``forward`` with images noised during training."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             if not mode.train:
@@ -70,15 +70,19 @@ def noised(
     dropped: float = 0.1,
     none: int | None = None,
 ) -> Model:
-    """``model`` that, while training, reads noised images in place of those of the batch.
+    """Returns ``model`` such that, in training, it reads noised images in place of the batch's own.
 
     Args:
-        model: reads ``image`` (B, H, W, C), ``time`` (B,) and ``label`` (B,), and gives ``velocity`` (B, H, W, C).
-        times: t is the sigmoid of a normal number of this mean and deviation (Esser et al. 2024,
-            https://arxiv.org/abs/2403.03206, equation 19; a mean below 0 asks for more noise); None: it is uniform.
-        dropped: share of the rows whose class is withheld, which classifier-free guidance needs (Ho and Salimans 2022,
+        model: reads ``image`` (B, H, W, C), ``time`` (B,) and ``label`` (B,), and outputs ``velocity`` (B, H, W, C).
+        times: mean and standard deviation of a normal variable whose sigmoid is t (Esser et al. 2024, "Scaling
+            Rectified Flow Transformers for High-Resolution Image Synthesis", https://arxiv.org/abs/2403.03206, equation
+            19); a mean below 0 favours more noise. None: t is uniform.
+        dropped: share of the rows whose class is withheld, for classifier-free guidance (Ho and Salimans 2022,
             https://arxiv.org/abs/2207.12598).
-        none: the label of no class; by default the model's ``config.num_classes``.
+        none: the label for "no class"; by default the model's ``config.num_classes``.
+
+    Raises:
+        ValueError: ``dropped`` is outside [0, 1).
     """
     if not 0 <= dropped < 1:
         raise InputError(f"dropped is a share of the rows, at least 0 and below 1, got {dropped}")
@@ -89,13 +93,17 @@ def noised(
 class FlowMatching(Loss):
     """Mean squared error of ``velocity`` against ``x₁ - x₀``, over pixels and the rows of a batch.
 
-    The model is ``noised``. Rows count by ``batch["weight"]``.
+    The model must be wrapped by ``noised``. Rows are weighted by ``batch["weight"]``.
     """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError unless the model is noised."""
+        """Returns the loss.
+
+        Raises:
+            KeyError: the model is not wrapped by ``noised``, or not in training mode.
+        """
         if "flow" not in outputs:
             raise MissingError("FlowMatching needs jtl.tasks.flow_matching.noised(model), in training")
         target = outputs["flow"]["target"].astype(jnp.float32)
@@ -115,19 +123,20 @@ def sample(
     power: float = 1.0,
     none: int | None = None,
 ) -> Float[Array, "B H W C"]:
-    """Images of the classes ``label``: ``dx/dt = velocity(x, t)`` from ``noise`` at t = 0 to t = 1.
+    """Generates images of the classes ``label``: integrates ``dx/dt = velocity(x, t)`` from ``noise`` at t = 0 to 1.
 
     Args:
-        model: as for ``noised``; forwards run without ``train``.
-        noise: x₀, drawn from N(0, I). The same noise gives the same image.
-        label: the class of each.
-        steps: of time.
-        guidance: s in ``v(none) + s (v(label) - v(none))``: 1 is the class as it was learned, more is more typical
-            images and fewer kinds of them.
-        method: ``euler``; or ``heun``, of second order and two forwards a step but the last, which is Euler's: a
-            network that names the clean image has no velocity at t = 1.
-        power: step i begins at ``(i / steps) ** power``: 1 makes equal steps, more makes the first ones shorter.
-        none: the label of no class; by default the model's ``config.num_classes``.
+        model: as for ``noised``; runs in evaluation mode.
+        noise: x₀, drawn from N(0, I). Equal noise yields equal images.
+        label: the class of each image.
+        steps: number of time steps.
+        guidance: s in ``v(none) + s (v(label) - v(none))``. 1 samples the learned class; larger values make images more
+            typical and less diverse.
+        method: ``euler``, or ``heun``, which is of second order and takes two forward passes per step. Its last step is
+            an Euler step, since a network that predicts the clean image has no velocity at t = 1.
+        power: step i begins at ``(i / steps) ** power``: 1 makes equal steps, larger values make the first steps
+            shorter.
+        none: the label for "no class"; by default the model's ``config.num_classes``.
     """
     none = model.config.num_classes if none is None else none
     rows = len(label)

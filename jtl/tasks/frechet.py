@@ -1,7 +1,7 @@
-"""How near generated images are to real ones, and how much they differ among themselves, by features of a network.
+"""Metrics for generated images, from a network's features: distance to real images, and diversity.
 
-The numbers depend on the network, so name it beside them; those of another network, Inception's among them, do not
-compare. Both distances want as many generated images as real ones, of the same proportions of classes.
+Values depend on the network, so report it; those of another network, such as Inception, are not comparable. Both
+distances want as many generated images as real ones, in the same class proportions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from jtl.errors import InputError
 
 
 def frechet_distance(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> float:
-    """``||μx - μy||² + tr(Σx + Σy - 2 (Σx Σy)^½)``: the squared Fréchet distance of two Gaussians with these moments.
+    """Returns the squared Fréchet distance of Gaussians fitted to the features.
 
-    Heusel et al. 2017, https://arxiv.org/abs/1706.08500, equation 6 (there of Inception's features: FID). Few rows make
-    it too large, the more so the larger D is (Bińkowski et al. 2018, appendix D): compare figures of one N, and see
-    beside them that of real rows against other real rows.
+    It is ``||μx - μy||² + tr(Σx + Σy - 2 (Σx Σy)^½)``. Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update
+    Rule Converge to a Local Nash Equilibrium", https://arxiv.org/abs/1706.08500, equation 6 (on Inception features:
+    FID). It is biased upwards for few rows, more so the larger D is (Bińkowski et al. 2018, appendix D): compare values
+    at the same N, and report that of real rows against other real rows beside them.
 
-    Raises ValueError for fewer than two rows.
+    Raises:
+        ValueError: fewer than two rows.
     """
     x, y = _checked(x), _checked(y)
     first, second = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (x, y))
@@ -32,10 +34,13 @@ def frechet_distance(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -
 
 
 def kernel_distance(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> float:
-    """The unbiased estimate of the squared maximum mean discrepancy under ``k(a, b) = (a·b / D + 1)³``.
+    """Returns the unbiased estimate of the squared maximum mean discrepancy with kernel ``k(a, b) = (a·b / D + 1)³``.
 
-    Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401, section 4 (there of Inception's features: KID). Its mean
-    does not depend on the number of rows, and it may fall below 0. Raises ValueError for fewer than two rows.
+    Bińkowski et al. 2018, "Demystifying MMD GANs", https://arxiv.org/abs/1801.01401, section 4 (on Inception features:
+    KID). Its expectation does not depend on the number of rows; it may be negative.
+
+    Raises:
+        ValueError: fewer than two rows.
     """
     x, y = _checked(x), _checked(y)
 
@@ -50,9 +55,12 @@ def kernel_distance(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) ->
 
 
 def diversity(x: Float[np.ndarray, "N D"], label: Int[np.ndarray, " N"]) -> float:
-    """The mean distance between two different rows of a class, averaged over the classes with two rows or more.
+    """Returns the mean Euclidean distance between two rows of a class, averaged over classes with two rows or more.
 
-    Distances are Euclidean. Copies of one image make 0. Raises ValueError if no class has two rows.
+    Identical rows yield 0.
+
+    Raises:
+        ValueError: no class has two rows.
     """
     means = []
     for one in np.unique(label):

@@ -1,10 +1,9 @@
-"""Generation: a model continues texts, a token at a time, with the keys and values of what it has read.
+"""Text generation: greedy decoding, sampling and streaming with a cache of keys and values.
 
-A causal language model reads the text it continues; a decoder also looks at what its encoder was given, which is
-encoded once.
+A causal language model continues its prompt; a decoder also attends to its encoder's input, which is encoded once.
 
-Sampling at a temperature; among the k most likely tokens (Fan et al. 2018, "Hierarchical Neural Story Generation",
-https://arxiv.org/abs/1805.04833); among the fewest that hold a share p of the probability (Holtzman et al. 2020, "The
+Sampling may be restricted to the k most probable tokens (Fan et al. 2018, "Hierarchical Neural Story Generation",
+https://arxiv.org/abs/1805.04833) or to the fewest tokens whose probabilities sum to p (Holtzman et al. 2020, "The
 Curious Case of Neural Text Degeneration", https://arxiv.org/abs/1904.09751).
 """
 
@@ -42,34 +41,34 @@ def generate(
     encoder: Mapping[str, Array | np.ndarray] | None = None,
     rule: Rule | None = None,
 ) -> Int[Array, "B N"]:
-    """The ``max_new_tokens`` = N tokens that follow each text; the prompt and its continuation are one program.
+    """Returns the ``max_new_tokens`` = N tokens that continue each prompt, in one compiled program.
+
+    Args:
+        model: outputs ``token_logits``, and its configuration makes a ``cache``, as those of ``jtl.models.llama``,
+            ``gpt2``, ``whisper`` and ``t5`` do.
+        input_ids: the prompts, of at least one token each; with ``encoder``, the first tokens of the decoder: None for
+            the configuration's ``decoder_start_token_id``.
+        attention_mask: 0 at padding, on either side; None if there is none.
+        max_new_tokens: N. Each N and each shape of ``input_ids`` compiles anew.
+        temperature: 0 takes the most probable token; above 0 it divides the logits, and a token is sampled.
+        top_k: sample among the k most probable tokens, after ``temperature``.
+        top_p: sample among the fewest most probable tokens whose probabilities sum to this, after ``top_k``.
+        beams: above 1, return the best text of a beam search of this width; see ``jtl.tasks.beam_search``.
+        length_penalty: of the beam search.
+        eos_id: the token that ends a text; an ended text repeats it. The loop stops once all texts have ended.
+        key: for sampling.
+        encoder: the batch fields that the encoder reads, such as ``log_mel``. They enter the first forward pass, and
+            the cache keeps what later passes need; the tokens are then ``decoder_input_ids``.
+        rule: a function ``rule(logits, new, i)`` that changes the logits (B, V) before a token is chosen, for example
+            to minus infinity where a token is forbidden, given the first i tokens of each row of ``new`` (B, N). It
+            should compare by value, otherwise each call compiles anew.
+
+    Raises:
+        ValueError: the model has no cache, a token is outside its vocabulary, or the settings are inconsistent.
 
     >>> tokens = tokenizer(texts, padding=True, return_tensors="np")  # doctest: +SKIP
     >>> new = generate(model, **tokens, max_new_tokens=20, eos_id=tokenizer.eos_token_id)  # doctest: +SKIP
     >>> tokenizer.batch_decode(new, skip_special_tokens=True)  # doctest: +SKIP
-
-    Args:
-        model: gives ``token_logits``, and its configuration makes a ``cache``, as those of ``jtl.models.llama``,
-            ``gpt2``, ``whisper`` and ``t5`` do.
-        input_ids: the texts, at least a token each; with ``encoder``, how the decoder's texts begin: None for the
-            configuration's ``decoder_start_token_id``.
-        attention_mask: 0 at padding, which may stand on either side; None if there is none.
-        max_new_tokens: N. Each N, and each shape of ``input_ids``, is a compilation.
-        temperature: 0 takes the most likely token; above 0 logits are divided by it and a token is drawn.
-        top_k: draw among the k most likely tokens, after ``temperature``.
-        top_p: draw among the most likely tokens, as few as have this much probability together, after ``top_k``.
-        beams: above 1 the best text of a beam search of that width: see ``jtl.tasks.beam_search``.
-        length_penalty: of beams.
-        eos_id: the token that ends a text; an ended text repeats it. Once all have ended, the loop stops.
-        key: for drawing.
-        encoder: the fields of a batch that the encoder reads, such as ``log_mel``. They come with the first forward,
-            and the cache keeps what later ones need; the tokens are then ``decoder_input_ids``.
-        rule: changes logits (B, V) before a token is chosen, say to minus infinity where it is forbidden, given the
-            tokens so far: ``rule(logits, new, i)``, the first i of each row of ``new`` (B, N). Compares by value, or
-            each call is a compilation.
-
-    Raises:
-        ValueError: a model without a cache, tokens that it does not have, or settings that mean nothing.
     """
     if beams > 1:
         if key is not None or temperature != 0:
@@ -106,13 +105,13 @@ def stream(
     encoder: Mapping[str, Array | np.ndarray] | None = None,
     rule: Rule | None = None,
 ) -> Iterator[Int[np.ndarray, " B"]]:
-    """The tokens of ``generate``, those of each step as soon as they are there; it ends when all texts have.
+    """Yields the tokens of ``generate`` step by step, until all texts have ended.
 
-    >>> for text in written(tokenizer, stream(model, **tokens, max_new_tokens=20)):  # doctest: +SKIP
+    Each step is a separate program, so a token costs one more call than in ``generate``. Arguments and errors are those
+    of ``generate``, without beams.
+
+    >>> for text in stream_text(tokenizer, stream(model, **tokens, max_new_tokens=20)):  # doctest: +SKIP
     ...     print(text, end="", flush=True)
-
-    A step is a program of its own, so that a token costs a call more than in ``generate``. Arguments and errors are
-    those of ``generate``.
     """
     ids, mask = prompts(model, input_ids, attention_mask, encoder, max_new_tokens)
     draws = _draws(temperature, top_k, top_p, key)
@@ -121,7 +120,7 @@ def stream(
 
 
 def stream_text(tokenizer: Any, tokens: Iterator[Int[np.ndarray, " B"]]) -> Iterator[str]:
-    """What each step of ``stream`` adds to the first text; a character of several tokens comes with its last.
+    """Yields what each step of ``stream`` adds to the first text; a multi-token character appears with its last token.
 
     Args:
         tokenizer: has ``decode``.
@@ -141,7 +140,7 @@ def stream_text(tokenizer: Any, tokens: Iterator[Int[np.ndarray, " B"]]) -> Iter
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-    """What is compiled into the programs."""
+    """Static settings of the compiled programs."""
 
     length: int
     top_k: int | None
@@ -152,7 +151,7 @@ class _Settings:
 
 
 class _Carry(NamedTuple):
-    """Of the loop: how many tokens are written, the last of them, which texts have ended, all of them, the cache."""
+    """Loop state: number of tokens written, last token of each text, which texts ended, all new tokens, the cache."""
 
     i: Int[Array, ""]
     last: Int[Array, " B"]
@@ -222,7 +221,7 @@ _next = jax.jit(_step, static_argnames="settings", donate_argnames="carry")
 def kept(
     logits: Float[Array, "B V"], top_k: int | None = None, top_p: float | None = None
 ) -> Float[Array, "B V"]:
-    """``logits``, with minus infinity at what neither filter keeps; tokens as likely as the last kept are kept.
+    """Returns ``logits`` with minus infinity where a filter removes a token; ties with the last kept token are kept.
 
     >>> jnp.isfinite(kept(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.6)).tolist()
     [[True, True, False]]

@@ -1,11 +1,11 @@
-"""Masked language modelling: hide words of a text and name them, with BERT's head tied to the word embedding.
+"""Masked language modelling: predict hidden tokens with BERT's head, which is tied to the word embedding.
 
-Devlin, Chang, Lee, Toutanova: "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
-2019, https://arxiv.org/abs/1810.04805, section 3.1 and appendix A.1. The mask is drawn anew at every forward, as in
+Devlin, Chang, Lee, Toutanova 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+https://arxiv.org/abs/1810.04805, section 3.1 and appendix A.1. The mask is resampled at every forward pass, as in
 RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692, section 4.1).
 
-It is a technique on the model and a loss: the technique masks the ids that the body reads and gives logits at the
-masked positions alone, a seventh of what all would take; the loss compares them with the words that stood there.
+It consists of a technique on the model and a loss. The technique masks the ids that the body reads and computes logits
+only at masked positions, a seventh of the cost of all; the loss compares them with the original tokens.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ WORDS = "embeddings/word/embedding"  # of BERT, RoBERTa and DistilBERT
 
 
 class Masked(NamedTuple):
-    """Texts with hidden words; see ``mask``.
+    """Masked texts; see ``mask``.
 
     Attributes:
         input_ids: what the model reads.
-        positions: the chosen positions, K a row.
-        target: the ids that stood there.
-        weight: 1 for each of them, 0 for the entries that only fill a row up.
+        positions: the chosen positions, K per row.
+        target: the original ids at these positions.
+        weight: 1 for each chosen position, 0 for padding.
     """
 
     input_ids: Int[Array, "B L"]
@@ -56,18 +56,18 @@ def mask(
     vocabulary: int,
     rate: float = 0.15,
 ) -> Masked:
-    """Choose ``rate`` of the tokens of each text; 80 % become ``mask_id``, 10 % any id, 10 % stay.
+    """Chooses ``rate`` of the tokens of each text; 80 % become ``mask_id``, 10 % a random id, 10 % stay.
 
-    Of a text's n tokens, neither special nor padding, ``round(rate * n)`` are chosen, at least one if n > 0, as in
-    BERT's own code. K is ``ceil(rate * L)``, so the shapes depend on L alone.
+    Of a text's n tokens that are neither special nor padding, ``round(rate * n)`` are chosen, at least one if n > 0, as
+    in BERT's code. K is ``ceil(rate * L)``, so shapes depend only on L.
 
     Args:
         input_ids: token ids.
-        attention_mask: 0 where a row is padding; None if nothing is.
-        key: decides everything.
+        attention_mask: 0 at padding; None if there is none.
+        key: the only source of randomness.
         mask_id: the id of [MASK].
         special: ids never chosen.
-        vocabulary: the number V of ids; the random ones are uniform over all of them.
+        vocabulary: the number V of ids; random ids are uniform over all of them.
         rate: share of the tokens to choose, in (0, 1).
     """
     ids = jnp.asarray(input_ids)
@@ -89,11 +89,11 @@ def mask(
 
 
 class TokenHead(nn.Module):
-    """``norm(gelu(dense(x))) @ table.T + bias``: BERT's head over the vocabulary.
+    """BERT's head over the vocabulary: ``norm(gelu(dense(x))) @ table.T + bias``.
 
     Attributes:
         eps: of the layer norm.
-        std: of the initial kernel.
+        std: standard deviation of the initial kernel.
     """
 
     eps: float = 1e-12
@@ -101,7 +101,7 @@ class TokenHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B K D"], table: Float[Array, "V D"]) -> Float[Array, "B K V"]:
-        """Logits of every word of the ``table`` of embeddings."""
+        """Returns the logits of all tokens of the embedding ``table``."""
         init = nn.initializers.normal(self.std)
         x = nn.gelu(nn.Dense(x.shape[-1], kernel_init=init, name="dense")(x), approximate=False)
         x = nn.LayerNorm(self.eps, name="norm")(x)
@@ -125,7 +125,7 @@ class MaskedHead:
 
     Attributes:
         module: the head.
-        table: path of the word embedding in ``params``: one leaf, which both ends of the model read.
+        table: path of the word embedding in ``params``, a single leaf shared by both ends of the model.
         mask_id: the id of [MASK].
         special: ids never masked.
         rate: share of the tokens to mask.
@@ -139,7 +139,7 @@ class MaskedHead:
     name: ClassVar[str] = NAME
 
     def wrap(self, forward: Forward) -> Forward:
-        """``forward`` of masked ids, with the head's outputs added."""
+        """Returns ``forward`` on masked ids, with the head's outputs added."""
 
         def run(variables: Variables, batch: Batch, mode: Mode, key: Array | None) -> tuple[Outputs, State]:
             table = tree.flatten(variables["params"])[self.table]
@@ -183,24 +183,24 @@ def masked_head(
     table: str = WORDS,
     params: dict[str, Any] | None = None,
 ) -> Model:
-    """``model`` that names hidden words: a new head under ``params["mlm"]``, whose decoder is the word embedding.
+    """Returns ``model`` with a masked language modelling head under ``params["mlm"]``, decoded by the word embedding.
 
-    A forward with a key hides words of ``input_ids`` first: ``token_logits`` (B, K, V) are those of the chosen
-    positions, ``masked`` has their ``target`` and ``weight`` (B, K). *Every* output is then one of masked texts, so
-    take the head off with ``jtl.remove(model, "mlm")`` before other training. A forward without a key hides nothing and
-    gives ``token_logits`` (B, L, V).
+    A forward pass with a key masks ``input_ids`` first: ``token_logits`` (B, K, V) are those of the chosen positions,
+    and ``masked`` holds their ``target`` and ``weight`` (B, K). All other outputs are then of masked texts too, so
+    remove the head with ``jtl.remove(model, "mlm")`` before other training. A forward pass without a key masks nothing
+    and outputs ``token_logits`` (B, L, V).
 
     Args:
-        model: reads ``input_ids`` and ``attention_mask``, and gives ``sequence`` (B, L, D).
-        tokenizer: of the model; its ``mask_token_id`` and ``all_special_ids`` are read.
+        model: reads ``input_ids`` and ``attention_mask``, and outputs ``sequence`` (B, L, D).
+        tokenizer: of the model; supplies ``mask_token_id`` and ``all_special_ids``.
         key: for the head's initialisation.
-        rate: share of the tokens to hide.
+        rate: share of the tokens to mask.
         table: path of the word embedding (V, D).
-        params: the head's leaves, if it has been trained before.
+        params: the head's leaves, if it was trained before.
 
     Raises:
-        ValueError: a rate outside (0, 1), a tokenizer without a mask token, a model that has such a head or has no
-            word embedding at ``table``.
+        ValueError: ``rate`` is outside (0, 1), the tokenizer has no mask token, or the model already has such a head or
+            no word embedding at ``table``.
     """
     if not 0 < rate < 1:
         raise InputError(f"rate is a share of the tokens, between 0 and 1, got {rate}")
@@ -235,18 +235,19 @@ def masked_head(
 
 
 class MaskedLM(Loss):
-    """Mean cross-entropy of the hidden words under ``token_logits``, in nats, over all of a batch.
+    """Mean cross-entropy of the masked tokens under ``token_logits``, in nats, over all of a batch.
 
-    The model is one of ``masked_head``. Rows of ``batch["weight"]`` 0 do not count. To measure without dropout:
-    ``loss.value(model, model(batch, key=key), batch, None)``, the same key for every model compared.
+    The model must have a ``masked_head``. Rows of ``batch["weight"]`` 0 do not count. To evaluate without dropout,
+    compute ``loss.value(model, model(batch, key=key), batch, None)`` with the same key for every model compared.
     """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and its ``tokens`` (how many were hidden) and ``token_accuracy``.
+        """Returns the loss, and as metrics ``tokens`` (number of masked tokens) and ``token_accuracy``.
 
-        Raises KeyError if no word was hidden.
+        Raises:
+            KeyError: no token was masked.
         """
         if "masked" not in outputs:
             raise MissingError(

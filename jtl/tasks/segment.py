@@ -1,7 +1,7 @@
-"""Segmentation: a class for every pixel. Losses on ``outputs["pixel_logits"]`` and ``batch["mask"]``, and metrics.
+"""Semantic segmentation: losses of ``outputs["pixel_logits"]`` against ``batch["mask"]``, and metrics.
 
-``jtl.models.feature_pyramid.segmenter`` makes the model. Pixels whose value in the mask is no class, 255 by custom,
-count nowhere.
+``jtl.models.feature_pyramid.segmenter`` builds the model. Pixels whose mask value is not a class, by convention 255,
+are ignored everywhere.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ from jtl.model import Batch, Mode, Model, Outputs
 
 
 class _Pixels(Loss):
-    """What both losses share.
-
-    Attributes:
-        stats: normalise by ``"running"`` or ``"batch"`` statistics.
-    """
+    """Base of both losses; ``stats``: normalise by ``"running"`` or ``"batch"`` statistics."""
 
     stats: Literal["running", "batch"] = struct.field(pytree_node=False, default="running")
 
     def mode(self) -> Mode:
-        """Dropout on, normalisation as ``stats`` says."""
+        """Dropout on, normalisation as set by ``stats``."""
         return Mode(train=True, stats=self.stats)
 
 
@@ -55,7 +51,7 @@ class Segment(_Pixels):
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and the batch's ``pixel_accuracy``."""
+        """Returns the loss, and the batch's ``pixel_accuracy`` as a metric."""
         logits, mask, weight = _known(outputs, batch)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(weight > 0, mask, 0))
         hits = jnp.argmax(logits, -1) == mask
@@ -63,17 +59,17 @@ class Segment(_Pixels):
 
 
 class Dice(_Pixels):
-    """One less the mean over classes of ``2 Σ p t / (Σ p² + Σ t²)``, sums over all pixels of a batch.
+    """One minus the mean over classes of ``2 Σ p t / (Σ p² + Σ t²)``, with sums over all pixels of a batch.
 
-    p is the probability of the class, t whether it is there; only classes that are there count. Rare classes count as
-    much as background, which a mean over pixels drowns them in. Milletari, Navab and Ahmadi 2016, "V-Net",
-    https://arxiv.org/abs/1606.04797, section 3, for each class.
+    p is the probability of the class and t its indicator; only classes present in the batch count. Rare classes weigh
+    as much as the background, which dominates a mean over pixels. Milletari, Navab, Ahmadi 2016, "V-Net",
+    https://arxiv.org/abs/1606.04797, section 3, applied per class.
     """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss."""
+        """Returns the loss."""
         logits, mask, weight = _known(outputs, batch)
         chance = jax.nn.softmax(logits) * weight[..., None]
         there = jax.nn.one_hot(mask, logits.shape[-1]) * weight[..., None]
@@ -85,10 +81,10 @@ class Dice(_Pixels):
 
 
 def pixel_confusion(pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Int[np.ndarray, "C C"]:
-    """How often a pixel of class i (row) was called j (column), over pairs of true and predicted masks.
+    """Returns how often pixels of class i (row) were predicted as j (column), over pairs of true and predicted masks.
 
-    By scikit-learn, mask after mask, so that no more than one is held. Pixels of a true value that is no class do not
-    count.
+    It uses scikit-learn on one mask at a time, to hold only one in memory. Pixels whose true value is not a class are
+    ignored.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -101,11 +97,11 @@ def pixel_confusion(pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
 
 
 def segmentation_scores(confusion: Int[np.ndarray, "C C"]) -> dict[str, float]:
-    """``mean_iou``, ``mean_dice`` and ``pixel_accuracy`` of a table of ``pixel_confusion``, all in [0, 1].
+    """Returns ``mean_iou``, ``mean_dice`` and ``pixel_accuracy`` of a table of ``pixel_confusion``, all in [0, 1].
 
-    For each class the intersection over union TP / (TP + FP + FN), as in PASCAL VOC (Everingham et al. 2010), and
-    Dice's coefficient 2 TP / (2 TP + FP + FN), over all images together; means are over the classes that are there or
-    were named, background included.
+    For each class, the intersection over union is TP / (TP + FP + FN), as in PASCAL VOC (Everingham et al. 2010), and
+    the Dice coefficient 2 TP / (2 TP + FP + FN), over all images together. Means are over classes that occur or were
+    predicted, background included.
     """
     hits = np.diag(confusion).astype(float)
     named, there = confusion.sum(0), confusion.sum(1)

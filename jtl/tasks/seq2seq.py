@@ -1,8 +1,8 @@
-"""Sequence to sequence: write the text that answers another, or a sound, each token given those before it.
+"""Sequence to sequence: training a decoder to write an answer to a text or sound, with teacher forcing.
 
-Sutskever, Vinyals, Le 2014: "Sequence to Sequence Learning with Neural Networks", https://arxiv.org/abs/1409.3215,
-section 2. In training the tokens before are those of the right answer (Williams and Zipser 1989, "A Learning Algorithm
-for Continually Running Fully Recurrent Neural Networks", section 3: teacher forcing).
+Sutskever, Vinyals, Le 2014, "Sequence to Sequence Learning with Neural Networks", https://arxiv.org/abs/1409.3215,
+section 2. In training each token is predicted from the preceding reference tokens (Williams and Zipser 1989, "A
+Learning Algorithm for Continually Running Fully Recurrent Neural Networks", section 3: teacher forcing).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jtl.loss import Loss
 from jtl.model import Batch, Model, Outputs
 from jtl.rows import mean_token_cross_entropy
 
-IGNORED = -100  # a label that does not count, as in torch
+IGNORED = -100  # label of a token that does not count, as in torch
 
 
 def teacher_forcing(
@@ -25,20 +25,20 @@ def teacher_forcing(
     *,
     start_id: int,
 ) -> dict[str, Int[Array, "B L"]]:
-    """What a decoder reads and what it should write: fields of a batch for ``Seq2Seq``.
+    """Returns the decoder's inputs and targets, as batch fields for ``Seq2Seq``.
 
-    ``labels`` are the answers, -100 at padding; ``decoder_input_ids`` the same one place later, behind ``start_id``;
-    ``decoder_attention_mask`` which of these are real. Padding on either side comes to stand behind the answers.
+    ``labels`` are the answers, with -100 at padding; ``decoder_input_ids`` are the answers shifted right by one, after
+    ``start_id``; ``decoder_attention_mask`` is 1 where these are real. Padding on either side is moved to the end.
+
+    Args:
+        answers: token ids of each answer, with its end token but without a start token. Whisper's tokenizer adds a
+            start token: leave it out by ``ids[:, 1:]``.
+        mask: 0 at padding; None if there is none.
+        start_id: ``model.config.decoder_start_token_id``.
 
     >>> fields = teacher_forcing(jnp.array([[5, 6, 1], [7, 1, 0]]), jnp.array([[1, 1, 1], [1, 1, 0]]), start_id=0)
     >>> fields["decoder_input_ids"].tolist(), fields["labels"].tolist()
     ([[0, 5, 6], [0, 7, 1]], [[5, 6, 1], [7, 1, -100]])
-
-    Args:
-        answers: token ids, each text with its end; without a start: Whisper's tokenizer gives one, which is left out
-            (``ids[:, 1:]``).
-        mask: 0 at padding; None if there is none.
-        start_id: ``model.config.decoder_start_token_id``.
     """
     ids = jnp.asarray(answers)
     real = jnp.ones_like(ids) if mask is None else (jnp.asarray(mask) != 0).astype(ids.dtype)
@@ -53,21 +53,21 @@ def teacher_forcing(
 
 
 class Seq2Seq(Loss):
-    """Mean cross-entropy of each token of the answers, in nats: ``token_logits`` against ``labels``, both at t.
+    """Mean cross-entropy of each answer token, in nats: ``token_logits`` against ``labels``, both at t.
 
-    For models that give the ``token_logits`` (B, L, V) of ``decoder_input_ids`` (B, L): T5 and Whisper of
-    ``jtl.models``, or yours. ``teacher_forcing`` makes the fields. Labels of -100 and rows of ``batch["weight"]`` 0 do
-    not count; any other label outside the vocabulary makes the loss NaN.
+    The model outputs the ``token_logits`` (B, L, V) of ``decoder_input_ids`` (B, L): T5 and Whisper of ``jtl.models``,
+    or your own. ``teacher_forcing`` makes the fields. Labels of -100 and rows of ``batch["weight"]`` 0 do not count;
+    any other label outside the vocabulary makes the loss NaN.
     """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and its ``tokens`` (how many were predicted) and ``token_accuracy``.
+        """Returns the loss, and as metrics ``tokens`` (number of predicted tokens) and ``token_accuracy``.
 
         Raises:
-            KeyError: the batch has no ``labels``, or the model gives no ``token_logits``.
-            ValueError: these are not those of every label.
+            KeyError: the batch has no ``labels``, or the model outputs no ``token_logits``.
+            ValueError: ``token_logits`` do not cover every label.
         """
         if "labels" not in batch:
             raise MissingError(

@@ -1,8 +1,8 @@
-"""Extractive question answering: which span of a text answers a question.
+"""Extractive question answering: find the span of a context that answers a question.
 
-Devlin, Chang, Lee, Toutanova: "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
-2019, https://arxiv.org/abs/1810.04805, section 4.2: a token is the answer's first with the probability softmax(S · T)
-over all tokens, and its last with softmax(E · T).
+Devlin, Chang, Lee, Toutanova 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+https://arxiv.org/abs/1810.04805, section 4.2. The probability that a token starts the answer is softmax(S · T) over all
+tokens, and that it ends the answer softmax(E · T).
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ OUTPUT = "span_logits"
 
 
 def span_head(model: Model, *, key: Array, width: int | None = None) -> Model:
-    """``model`` with the vectors S and E, a linear layer on each token: ``span_logits`` (B, L, 2).
+    """Returns ``model`` with a span head, the vectors S and E: a linear layer on each token, ``span_logits`` (B, L, 2).
 
-    BERT, RoBERTa and DistilBERT with it can be saved as ``...ForQuestionAnswering`` of ``transformers``. A head that is
-    there is replaced.
+    BERT, RoBERTa and DistilBERT with it can be saved as ``...ForQuestionAnswering`` of ``transformers``. It replaces an
+    existing span head.
 
     Args:
-        model: gives ``sequence`` (B, L, D).
+        model: outputs ``sequence`` (B, L, D).
         key: for the initialisation.
-        width: D, for a model that does not know it.
+        width: D, for a model whose configuration does not know it.
 
-    Raises ValueError if the width is missing.
+    Raises:
+        ValueError: the width is unknown.
     """
     if width is None:
         if not hasattr(model.config, "width"):
@@ -47,17 +48,20 @@ def span_head(model: Model, *, key: Array, width: int | None = None) -> Model:
 class Spans(Loss):
     """Mean of the cross-entropies of the answers' first and last tokens, in nats.
 
-    ``span_logits`` (B, L, 2) against ``start`` and ``end`` (B,). The softmax is over the tokens that are no padding, so
-    that the padded length changes nothing; ``transformers`` takes all L. Rows of ``batch["weight"]`` 0 do not count. A
-    position that is none of the row's tokens makes the loss NaN.
+    ``span_logits`` (B, L, 2) against ``start`` and ``end`` (B,). The softmax excludes padding, so the padded length has
+    no influence (``transformers`` includes all L). Rows of ``batch["weight"]`` 0 do not count. A position that is not
+    one of the row's tokens makes the loss NaN.
     """
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss, and ``span_accuracy``, the share of rows whose likeliest first and last tokens are both right.
+        """Returns the loss, and as metric ``span_accuracy``.
 
-        Raises KeyError if the model has no head for spans.
+        This is the share of rows whose most probable first and last tokens are both right.
+
+        Raises:
+            KeyError: the model has no span head.
         """
         log_p = log_probabilities(outputs, batch)
         target = jnp.stack([jnp.asarray(batch[name]) for name in ("start", "end")], 1)
@@ -75,7 +79,8 @@ class Found(NamedTuple):
     Attributes:
         start: its first token.
         end: its last token.
-        log_probability: of both, under softmaxes over all tokens of the window; comparable between windows.
+        log_probability: of start and end together, each under a softmax over the window's tokens; comparable between
+            windows.
     """
 
     start: Int[Array | np.ndarray, " B"]
@@ -84,7 +89,7 @@ class Found(NamedTuple):
 
 
 def log_probabilities(outputs: Outputs, batch: Batch) -> Float[Array, "B L 2"]:
-    """Log-probabilities of each token as the first and as the last of the answer; minus infinity at padding."""
+    """Returns the log-probabilities of each token as first and last of the answer; minus infinity at padding."""
     if OUTPUT not in outputs:
         raise MissingError(
             f"no output {OUTPUT!r}, which jtl.tasks.span_head(model, key=) adds; the model gives {sorted(outputs)}"
@@ -99,17 +104,17 @@ def log_probabilities(outputs: Outputs, batch: Batch) -> Float[Array, "B L 2"]:
 def best_spans(
     log_p: Float[Array, "B L 2"], inside: Int[Array | np.ndarray, "B L"], longest: int = 30
 ) -> Found:
-    """The likeliest spans of 1 to ``longest`` tokens that lie inside the context (Devlin et al. 2019, section 4.2).
-
-    >>> log_p = jnp.log(jnp.array([[[0.1, 0.6], [0.2, 0.1], [0.6, 0.1], [0.1, 0.2]]]))
-    >>> found = best_spans(log_p, jnp.ones((1, 4), int))  # the likeliest last token comes before the likeliest first
-    >>> found.start.tolist(), found.end.tolist()
-    ([2], [3])
+    """Returns the most probable spans of 1 to ``longest`` tokens inside the context (Devlin et al. 2019, section 4.2).
 
     Args:
-        log_p: of ``log_probabilities``; any scores of first and last tokens.
-        inside: not 0 at tokens of the context.
-        longest: span allowed, in tokens.
+        log_p: of ``log_probabilities``, or any scores of first and last tokens.
+        inside: nonzero at tokens of the context.
+        longest: maximum length of a span in tokens.
+
+    >>> log_p = jnp.log(jnp.array([[[0.1, 0.6], [0.2, 0.1], [0.6, 0.1], [0.1, 0.2]]]))
+    >>> found = best_spans(log_p, jnp.ones((1, 4), int))  # the most probable end precedes the most probable start
+    >>> found.start.tolist(), found.end.tolist()
+    ([2], [3])
     """
     L = log_p.shape[1]
     scores = log_p[:, :, None, 0] + log_p[:, None, :, 1]
@@ -127,12 +132,12 @@ def _find(model: Model, batch: Batch, longest: int) -> Found:
 
 
 def find_spans(model: Model, batches: Iterable[Any], *, longest: int = 30) -> Found:
-    """The best span of each window, in the order of their ``index``; rows of ``weight`` 0 are dropped.
+    """Returns the best span of each window, ordered by ``index``; rows of ``weight`` 0 are dropped.
 
     Args:
         model: with a ``span_head``.
-        batches: with ``inside`` and ``index``, as ``jtl.data.windows.encode`` and ``Batches`` make them.
-        longest: span allowed, in tokens.
+        batches: with ``inside`` and ``index``, as made by ``jtl.data.windows.encode`` and ``jtl.data.loader.Batches``.
+        longest: maximum length of a span in tokens.
     """
     parts, index = [], []
     for batch in batches:

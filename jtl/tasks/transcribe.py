@@ -1,8 +1,8 @@
-"""Transcripts by Whisper: what is said in up to half a minute of sound, greedily, and when.
+"""Speech recognition with Whisper: transcripts of sounds of up to 30 s by greedy decoding, optionally with timestamps.
 
 Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", https://arxiv.org/abs/2212.04356,
-section 2.3: tokens say the language, the task and whether to write times. The rules for times are those of the paper's
-code, `ApplyTimestampRules` of https://github.com/openai/whisper.
+section 2.3: special tokens set the language, the task and whether to write timestamps. The timestamp rules are those of
+the paper's code, ``ApplyTimestampRules`` of https://github.com/openai/whisper.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from jtl.model import Model
 from jtl.tasks.decode import check_ids
 from jtl.tasks.generate import generate
 
-TICK = 0.02  # seconds between two tokens of time
-LATEST_START = 50  # ticks: the first words begin within a second
+TICK = 0.02  # seconds between two timestamp tokens
+LATEST_START = 50  # ticks: the first segment begins within a second
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of speech: ``text``, from ``start`` to ``end`` in seconds; None where the transcript was cut."""
+    """A stretch of speech: ``text``, from ``start`` to ``end`` in seconds; ``end`` is None if it was cut off."""
 
     start: float
     end: float | None
@@ -37,7 +37,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was said: the whole ``text``, its ``language``, and ``segments`` if times were asked for."""
+    """A transcript: the whole ``text``, its ``language``, and ``segments`` if timestamps were requested."""
 
     text: str
     language: str
@@ -46,14 +46,14 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Rules:
-    """Which tokens may come next: a ``rule`` of ``generate``.
+    """Which tokens may come next, as a ``rule`` of ``generate``.
 
     Attributes:
-        suppress: never.
-        begin_suppress: not at the start.
-        end: the token that ends a text; text tokens are below it.
-        times: the first token of time, one behind that which forbids them.
-        timed: whether each segment begins and ends with a token of time.
+        suppress: tokens that never occur.
+        begin_suppress: tokens that do not occur first.
+        end: the token that ends a text; text tokens have smaller ids.
+        times: the first timestamp token, which follows the no-timestamps token.
+        timed: whether each segment begins and ends with a timestamp token.
     """
 
     suppress: tuple[int, ...]
@@ -65,7 +65,7 @@ class Rules:
     def __call__(
         self, logits: Float[Array, "B V"], new: Int[Array, "B N"], i: Int[Array, ""]
     ) -> Float[Array, "B V"]:
-        """Minus infinity at what may not come after the first i of ``new``."""
+        """Returns the logits with minus infinity at tokens that may not follow the first i of ``new``."""
         ids = jnp.arange(logits.shape[-1])
         never = jnp.isin(ids, jnp.array(self.suppress, int)) | (
             (i == 0) & jnp.isin(ids, jnp.array(self.begin_suppress, int))
@@ -79,7 +79,7 @@ class Rules:
         before = jnp.take_along_axis(new, jnp.full((len(new), 1), jnp.maximum(i - 2, 0)), 1)
         ended, paired = (i > 0) & (last >= self.times), (i < 2) | (before >= self.times)
         latest = jnp.max(jnp.where(done & (new >= self.times), new, self.times - 1), 1, keepdims=True)
-        # A time after text may be followed by the same time alone; all others come later than the latest.
+        # A timestamp that ends a segment may be followed by an equal one; all others must exceed the latest.
         soonest = jnp.where(ended & ~paired, latest, latest + 1)
         forbidden = (
             (ids == self.times - 1)
@@ -89,7 +89,7 @@ class Rules:
             | ((i == 0) & (~is_time | (ids > self.times + LATEST_START)))
         )
         logits = jnp.where(forbidden, -jnp.inf, logits)
-        # If a time is likelier than the likeliest word, it is a time.
+        # If all timestamps together are more probable than the most probable text token, write a timestamp.
         time = jax.nn.logsumexp(jnp.where(is_time, logits, -jnp.inf), 1, keepdims=True)
         word = jnp.max(jnp.where(is_time, -jnp.inf, logits), 1, keepdims=True)
         return jnp.where((time > word) & ~is_time, -jnp.inf, logits)
@@ -105,23 +105,23 @@ def transcribe(
     timestamps: bool = False,
     max_new_tokens: int = 224,
 ) -> list[Transcript]:
-    """What is said in each of B sounds, by the likeliest token at each step.
-
-    >>> sounds = np.stack([jtl.data.spectrograms.log_mel(clip) for clip in clips])  # doctest: +SKIP
-    >>> transcribe(jtl.load("whisper-base"), jtl.pretrained.tokenizer("whisper-base"), sounds)  # doctest: +SKIP
+    """Returns the transcript of each of B sounds, by greedy decoding.
 
     Args:
         model: a Whisper.
-        tokenizer: its own.
-        log_mel: as ``jtl.data.spectrograms.log_mel`` gives them, of 30 s; longer sounds are for ``transcribe_long``.
+        tokenizer: the model's own.
+        log_mel: spectrograms of ``jtl.data.spectrograms.log_mel``, of 30 s; see ``transcribe_long`` for longer sounds.
         language: as in ``"en"``; None detects it for each sound.
-        task: ``"translate"`` writes English whatever is spoken.
-        timestamps: whether to write ``segments``.
-        max_new_tokens: where a transcript is cut; each number is a compilation.
+        task: ``"translate"`` writes English whatever the spoken language.
+        timestamps: whether to return ``segments``.
+        max_new_tokens: where a transcript is cut; each value compiles anew.
 
     Raises:
-        ValueError: a model that is no Whisper, the tokenizer of a larger one, an unknown language, a task that a model
-            of English alone does not know, or more tokens than the model has positions.
+        ValueError: the model is not a Whisper, the tokenizer is of a larger model, the language is unknown, an
+            English-only model is asked for another language or task, or the tokens exceed the model's positions.
+
+    >>> sounds = np.stack([jtl.data.spectrograms.log_mel(clip) for clip in clips])  # doctest: +SKIP
+    >>> transcribe(jtl.load("whisper-base"), jtl.pretrained.tokenizer("whisper-base"), sounds)  # doctest: +SKIP
     """
     rows, spoken, rule = tokens(model, tokenizer, log_mel, language, task, timestamps, max_new_tokens)
     return [_transcript(row, name, tokenizer, rule) for row, name in zip(rows, spoken, strict=True)]
@@ -136,7 +136,7 @@ def tokens(
     timestamps: bool,
     max_new_tokens: int,
 ) -> tuple[list[list[int]], list[str], Rules]:
-    """What ``transcribe`` writes, as tokens without those that begin and end; the languages; and the rules."""
+    """Returns the transcripts of ``transcribe`` as tokens without prompt and end; the languages; and the rules."""
     config, vocabulary = _config(model), tokenizer.get_vocab()
     check_ids(max(vocabulary.values()), config, "the tokenizer")
     silent = vocabulary["<|notimestamps|>"]
@@ -185,7 +185,11 @@ def tokens(
 
 
 def detect_language(model: Model, tokenizer: Any, log_mel: Float[np.ndarray | Array, "B T M"]) -> list[str]:
-    """The language of each sound that a multilingual Whisper finds most likely. Raises ValueError for other models."""
+    """Returns the most probable language of each sound by a multilingual Whisper.
+
+    Raises:
+        ValueError: the model is not a multilingual Whisper.
+    """
     config, languages = _config(model), _languages(tokenizer.get_vocab())
     if not config.multilingual:
         raise InputError("this Whisper knows English alone")
@@ -207,13 +211,13 @@ def _config(model: Model) -> Any:
 
 
 def _languages(vocabulary: dict[str, int]) -> dict[str, int]:
-    """The tokens of languages, by name: they stand between those of the start and of translation."""
+    """Language tokens by name; their ids lie between those of start and translation."""
     first, last = vocabulary["<|startoftranscript|>"], vocabulary["<|translate|>"]
     return {name[2:-2]: token for name, token in vocabulary.items() if first < token < last}
 
 
 def text_of(tokens: list[int], tokenizer: Any, rule: Rules) -> str:
-    """The text of tokens, without those of time."""
+    """Returns the text of ``tokens``, without timestamps."""
     return tokenizer.decode([token for token in tokens if token < rule.end]).strip()
 
 

@@ -1,10 +1,10 @@
-"""Transcripts by Whisper of sounds of any length, window after window.
+"""Speech recognition with Whisper for sounds of any length, window by window.
 
 Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", https://arxiv.org/abs/2212.04356,
-section 3.8: what is said in half a minute is written with its times, and the next window begins where the last stretch
-that was heard to its end ends. As `transcribe` of https://github.com/openai/whisper at temperature 0, without what it
-adds against bad transcripts: higher temperatures, thresholds of probability and compression, and the text before as a
-prompt. Where nobody speaks, a Whisper may thus write words.
+section 3.8: each 30 s window is transcribed with timestamps, and the next window begins where the last complete segment
+ends. It follows ``transcribe`` of https://github.com/openai/whisper at temperature 0, without its safeguards against
+bad transcripts: higher temperatures, thresholds on probability and compression, and the previous text as prompt. So
+Whisper may write words where nobody speaks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jtl.model import Model
 from jtl.tasks.transcribe import TICK, Rules, Segment, Transcript, text_of, tokens
 
-FRAMES = 2  # of a spectrogram, in a tick
+FRAMES = 2  # spectrogram frames per tick
 
 
 def transcribe_long(
@@ -30,21 +30,21 @@ def transcribe_long(
     task: Literal["transcribe", "translate"] = "transcribe",
     max_new_tokens: int = 224,
 ) -> Transcript:
-    """What is said in one sound of any length, with the times of its segments; one compilation serves all windows.
-
-    >>> sound = jtl.data.encode.spectrograms.log_mel(clip, seconds=None)  # doctest: +SKIP
-    >>> transcribe_long(model, tokenizer, sound).segments  # doctest: +SKIP
+    """Returns the transcript of one sound of any length, with timed segments; all windows share one compiled program.
 
     Args:
         model: a Whisper.
-        tokenizer: its own.
-        log_mel: of the whole sound, as ``jtl.data.spectrograms.log_mel(..., seconds=None)`` gives it.
+        tokenizer: the model's own.
+        log_mel: the spectrogram of the whole sound, of ``jtl.data.spectrograms.log_mel(..., seconds=None)``.
         language: as in ``"en"``; None detects it in the first window.
         task: as for ``transcribe``.
         max_new_tokens: where the transcript of a window is cut.
 
     Raises:
-        ValueError: as ``transcribe`` does.
+        ValueError: as for ``transcribe``.
+
+    >>> sound = jtl.data.spectrograms.log_mel(clip, seconds=None)  # doctest: +SKIP
+    >>> transcribe_long(model, tokenizer, sound).segments  # doctest: +SKIP
     """
     window = 2 * getattr(model.config, "max_source_positions", 1500)
     sound, place = np.asarray(log_mel), 0
@@ -67,11 +67,11 @@ def transcribe_long(
 
 
 def cut(row: list[int], frames: int, rule: Rules) -> tuple[list[tuple[int, int, list[int]]], int]:
-    """The stretches of a window's transcript, and after how many of its ``frames`` the next window begins.
+    """Splits a window's transcript into segments; returns them and how many of its ``frames`` were consumed.
 
-    A stretch is where it starts and ends, in ticks, and its tokens. Two times side by side end one and start another:
-    what follows the last of them is left to the next window, unless it is a whole stretch and the last, behind which
-    nobody speaks. A transcript without them is one stretch.
+    The next window begins after those frames. A segment is its start and end, in ticks, and its tokens. Two adjacent
+    timestamps end one segment and start the next. Text after the last such pair is left to the next window, unless it
+    is a complete final segment, after which nobody speaks. A transcript without such a pair is one segment.
     """
     timed = [token >= rule.times for token in row]
     ends = [place for place in range(1, len(row)) if timed[place - 1] and timed[place]]

@@ -1,4 +1,4 @@
-"""How well a transcript agrees with what was said."""
+"""Word error rate, the metric of speech recognition."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from jtl.errors import InputError
 
 
 def word_error_rate(said: Sequence[str], written: Sequence[str]) -> float:
-    """Words that must be changed, left out or put in to make ``written`` of ``said``, over the words of ``said``.
+    """Returns the substitutions, deletions and insertions that turn ``said`` into ``written``, per word of ``said``.
 
-    Over all texts together (not a mean of theirs), words between white space; letters and points count as they stand,
-    so put both sides into one form first. 0 is exact; above 1 more is wrong than was said.
+    It is computed over all texts together (not a mean over texts). Words are separated by white space, and case and
+    punctuation matter, so normalise both sides first. 0 is perfect; values above 1 are possible.
+
+    Args:
+        said: the reference transcripts.
+        written: the predicted transcripts.
+
+    Raises:
+        ValueError: different numbers of texts, or references without any word.
 
     >>> word_error_rate(["a cat sat", "on it"], ["a hat sat", "on"])
     0.4
-
-    Raises ValueError if the texts are not as many, or nothing was said.
     """
     if len(said) != len(written):
         raise InputError(f"expected a transcript of each text, got {len(said)} texts and {len(written)}")
@@ -30,11 +35,11 @@ def word_error_rate(said: Sequence[str], written: Sequence[str]) -> float:
 
 
 def _distance(one: list[str], other: list[str]) -> int:
-    """Levenshtein's: the least changes, one word at a time, that turn one text into the other."""
+    """Levenshtein distance in words."""
     row = np.arange(len(other) + 1)
     for word in one:
         changed = row[:-1] + [word != own for own in other]
         row = np.concatenate([row[:1] + 1, np.minimum(changed, row[1:] + 1)])
-        # Words put in: the cheapest way to any place on the left, and a step for each word from there.
+        # Insertions: the cheapest way to any place on the left, plus one per word from there.
         row = np.minimum.accumulate(row - np.arange(len(row))) + np.arange(len(row))
     return int(row[-1])

@@ -1,5 +1,6 @@
-"""A classifier of images out of the names of classes, by a model that embeds texts too (Radford et al. 2021, CLIP).
+"""Zero-shot image classification from class names, by a model that embeds images and texts, such as CLIP.
 
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 https://arxiv.org/abs/2103.00020, section 3.1.
 """
 
@@ -27,21 +28,21 @@ def zero_shot(
     classes: Sequence[str],
     templates: Sequence[str] = (TEMPLATE,),
 ) -> Model:
-    """``model`` with a head whose ``logits`` (B, C) are those of its images and the classes' texts: nothing is trained.
+    """Returns ``model`` with a classification head made of the class names' text embeddings, without training.
 
-    The head is linear, without bias, on ``image_embeds``, and its kernel (P, C) holds the embeddings of the classes
-    times exp(``logit_scale``). It is evaluated and fine-tuned as any other (Wortsman et al. 2021, WiSE-FT,
-    https://arxiv.org/abs/2109.01903, fine-tune from there).
+    The head is linear without bias on ``image_embeds``; its kernel (P, C) holds the class embeddings times
+    exp(``logit_scale``). It outputs ``logits`` (B, C), and can be evaluated and fine-tuned like any other (Wortsman et
+    al. 2021, "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903, start fine-tuning from it).
 
     Args:
-        model: one that gives ``image_embeds`` and ``text_embeds`` and has a ``logit_scale``, such as CLIP.
+        model: outputs ``image_embeds`` and ``text_embeds`` and has a ``logit_scale``, such as CLIP.
         tokenizer: the model's own, of ``transformers``: see ``jtl.pretrained.tokenizer``.
-        classes: their names, in the order of the labels.
-        templates: texts with ``{}`` for the name: see ``class_embeddings``.
+        classes: their names, in label order.
+        templates: texts with ``{}`` for the name; see ``class_embeddings``.
 
     Raises:
-        ValueError: no class, no template, one without ``{}``, a model that does not embed texts, or the tokenizer of
-            another.
+        ValueError: there is no class or no template, a template lacks ``{}``, the model does not embed texts, or the
+            tokenizer belongs to another model.
     """
     if "logit_scale" not in model.params:
         raise InputError(
@@ -56,9 +57,9 @@ def zero_shot(
 def class_embeddings(
     model: Model, tokenizer: Any, classes: Sequence[str], templates: Sequence[str] = (TEMPLATE,)
 ) -> Float[Array, "C P"]:
-    """Embedding of each class, of length 1: the mean over the templates of its texts' (section 3.1.4, "ensembling").
+    """Returns the unit-length embedding of each class, the mean over its templates (section 3.1.4, "ensembling").
 
-    Arguments and errors as ``zero_shot``.
+    Arguments and errors are those of ``zero_shot``.
     """
     lacking = [template for template in templates if "{}" not in template]
     if not classes or not templates or lacking:

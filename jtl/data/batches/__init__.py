@@ -1,1 +1,1 @@
-"""Arrays to batches: the loader, mixtures of data sets and episodes."""
+"""From arrays to batches: the loader, mixtures of domains, mixup and few-shot episodes."""

@@ -1,4 +1,4 @@
-"""Cached features as a split that ``jtl.data`` loaders cut batches from."""
+"""Arrays in memory, such as cached features, as a split to cut batches from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from jtl.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Arrays of N rows each, as ``extract`` returns them, for ``jtl.data.loader.Batches``.
+    """Arrays of N rows each, as returned by ``jtl.outputs.outputs``, for ``jtl.data.loader.Batches``.
+
+    Raises:
+        ValueError: arrays differ in their number of rows.
 
     Attributes:
-        arrays: by the name that the field has in a batch.
+        arrays: by the name of the field in a batch.
 
-    >>> rows = Rows({"features": np.eye(3), "label": np.arange(3)})
+    >>> rows = Arrays({"features": np.eye(3), "label": np.arange(3)})
     >>> rows.batch(np.array([2, 0]))["label"]
     array([2, 0])
     """
@@ -35,16 +38,16 @@ class Arrays:
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
-        """All alike: cached arrays have one shape."""
+        """All equal: arrays have one shape."""
         return np.ones(len(self), np.int64)
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """One shape."""
+        """A single length."""
         return (1,)
 
     def batch(
         self, indices: Int[np.ndarray, " B"], length: int = 1, draws: Any = None
     ) -> dict[str, np.ndarray]:
-        """The rows at ``indices``."""
+        """Returns the rows at ``indices``."""
         return {name: array[indices] for name, array in self.arrays.items()}

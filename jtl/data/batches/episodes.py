@@ -1,4 +1,4 @@
-"""Episodes: many small tasks as one batch of fixed shapes, drawn on the device and decided by a key alone.
+"""Episodes for meta-learning: many small tasks as one batch of fixed shapes, sampled on the device from a key.
 
 A batch is ``{"support": {...}, "query": {...}}``; every array has a leading axis of tasks.
 """
@@ -21,14 +21,14 @@ Episodes = dict[str, dict[str, Array]]
 
 
 class Pool(struct.PyTreeNode):
-    """The examples of some classes, ready to draw episodes from.
+    """The examples of some classes, ready to sample episodes from.
 
     Attributes:
-        arrays: fields of the examples, with a first axis of rows.
-        rows: the rows of each class, filled up with 0, (C, largest class).
+        arrays: fields of the examples, with a leading axis of rows.
+        rows: the rows of each class, padded with 0, (C, size of the largest class).
         sizes: the number of rows of each class, (C,).
         classes: their labels in the data set.
-        smallest: the smallest class.
+        smallest: the size of the smallest class.
     """
 
     arrays: dict[str, Array]
@@ -41,15 +41,15 @@ class Pool(struct.PyTreeNode):
 def pool(
     arrays: Mapping[str, Any], label: Int[np.ndarray, " N"] | Int[Array, " N"], classes: Iterable[int]
 ) -> Pool:
-    """The examples of ``classes``.
+    """Returns the examples of ``classes`` as a ``Pool``.
 
     Args:
-        arrays: fields by name, each with N rows; ``label`` itself need not be among them.
+        arrays: fields by name, each with N rows; ``label`` may be left out.
         label: the class of each row.
-        classes: labels to draw from.
+        classes: the labels to sample from.
 
     Raises:
-        DataError: a class is named twice or has no example, or an array has other than N rows.
+        DataError: a class is named twice or has no example, or an array does not have N rows.
     """
     known, chosen = np.asarray(label), tuple(int(one) for one in classes)
     if not chosen or len(set(chosen)) < len(chosen):
@@ -73,9 +73,15 @@ def pools(
     label: Int[np.ndarray, " N"] | Int[Array, " N"],
     splits: Mapping[str, Iterable[int]],
 ) -> dict[str, Pool]:
-    """A pool for each split, ``{"train": classes, "test": other classes}``.
+    """Returns a pool for each split of classes, given as ``{"train": classes, "test": other classes}``.
 
-    Raises DataError if two splits share a class, and as ``pool`` does.
+    Args:
+        arrays: as for ``pool``.
+        label: the class of each row.
+        splits: the labels of each split.
+
+    Raises:
+        DataError: two splits share a class, or as for ``pool``.
     """
     chosen = {name: tuple(int(one) for one in classes) for name, classes in splits.items()}
     names = list(chosen)
@@ -91,21 +97,22 @@ def pools(
 
 @partial(jax.jit, static_argnames=("tasks", "ways", "shots", "queries"))
 def sample(pool: Pool, key: Array, *, tasks: int, ways: int, shots: int, queries: int) -> Episodes:
-    """``tasks`` episodes of N-way K-shot classification.
+    """Samples ``tasks`` episodes of N-way K-shot classification.
 
-    Each draws ``ways`` classes and ``shots + queries`` rows of each without repetition. Rows lie class by class; their
-    ``label`` is 0 ... ways − 1, in random order of the classes.
+    Each samples ``ways`` classes, and ``shots + queries`` rows of each without replacement. Rows are ordered by class;
+    their ``label`` is 0 ... ways − 1, in random order of the classes.
 
     Args:
-        pool: where from.
-        key: decides everything.
+        pool: the examples.
+        key: the only source of randomness.
         tasks: T.
-        ways: N classes.
-        shots: K support rows a class: the support's fields are (T, N · K, ...).
-        queries: query rows a class.
+        ways: N, number of classes per task.
+        shots: K, support rows per class: the support's fields are (T, N · K, ...).
+        queries: query rows per class.
 
     Raises:
-        DataError: more ways than classes, or more shots and queries than the smallest class has rows.
+        DataError: an argument is below 1, there are more ways than classes, or the smallest class has fewer rows than
+            shots and queries.
     """
     if min(tasks, ways, shots, queries) < 1:
         raise DataError(
@@ -140,9 +147,11 @@ def sample(pool: Pool, key: Array, *, tasks: int, ways: int, shots: int, queries
 
 @partial(jax.jit, static_argnames=("tasks", "shots", "queries"))
 def sinusoids(key: Array, *, tasks: int, shots: int, queries: int) -> Episodes:
-    """Tasks y = A sin(x − φ): A uniform in [0.1, 5], φ in [0, π], x in [−5, 5] (Finn et al. 2017, section 5.1).
+    """Samples regression tasks y = A sin(x − φ): A uniform in [0.1, 5], φ in [0, π], x in [−5, 5].
 
-    https://arxiv.org/abs/1703.03400; the sign of φ is that of the authors' code. Fields ``x`` and ``y``, (T, K, 1).
+    Finn et al. 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+    https://arxiv.org/abs/1703.03400, section 5.1; the sign of φ is that of the authors' code. Fields ``x`` and ``y``,
+    (T, K, 1).
     """
     keys = jax.random.split(key, 3)
     amplitude = jax.random.uniform(keys[0], (tasks, 1, 1), minval=0.1, maxval=5.0)

@@ -1,4 +1,4 @@
-"""Batches as a pure function of the step: deterministic, resumable, sharded by process."""
+"""Batches as a pure function of the step: deterministic, resumable, and sharded by process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Plan = list[tuple[np.ndarray, int]]
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A split that makes batches: ``jtl.data.text.Texts`` or ``jtl.data.image.Images``."""
+    """A split that makes batches, such as ``jtl.data.text.Texts`` or ``jtl.data.image.Images``."""
 
     def __len__(self) -> int: ...
 
@@ -38,13 +38,13 @@ class Encoded(Protocol):
     def batch(
         self, indices: Int[np.ndarray, " B"], length: int, draws: Float[np.ndarray, "B 3"] | None
     ) -> dict[str, np.ndarray]:
-        """The fields of a batch."""
+        """Returns the fields of a batch."""
         ...
 
 
 @runtime_checkable
 class Steps(Protocol):
-    """All batches of a run, by step: ``Batches``, or ``jtl.data.SideBySide`` of several."""
+    """All batches of a run, by step: ``Batches``, or several as ``jtl.data.SideBySide``."""
 
     def __len__(self) -> int: ...
 
@@ -59,12 +59,20 @@ def plan(
     epoch: int,
     window: int = 50,
 ) -> Plan:
-    """One epoch of training: ``(indices, padded length)`` of each batch.
+    """Plans one epoch of training: returns ``(indices, padded length)`` of each batch.
 
-    All examples are shuffled and cut into windows of ``window`` batches; each window is sorted by length and cut
-    into batches, and the batches are shuffled. So batches hold texts of like length, yet differ from epoch to epoch.
-    The padded length is the smallest bucket that holds the batch's longest text, or else the last. The
-    ``N % batch_size`` examples that fill no batch are left out; other ones each epoch.
+    All examples are shuffled and cut into windows of ``window`` batches; each window is sorted by length and cut into
+    batches, and the batches are shuffled. So texts in a batch have similar lengths, yet batches differ between epochs.
+    The padded length is the smallest bucket that fits the batch's longest text, otherwise the last. The
+    ``N % batch_size`` examples that fill no batch are left out, different ones each epoch.
+
+    Args:
+        lengths: length of each example.
+        batch_size: examples per batch.
+        buckets: padded lengths, ascending.
+        seed: of the order, together with ``epoch``.
+        epoch: number of the epoch.
+        window: batches that are sorted by length together.
     """
     lengths = np.asarray(lengths)
     rng = np.random.default_rng((seed, epoch))
@@ -80,7 +88,7 @@ def plan(
 
 
 def evaluation_plan(lengths: Int[np.ndarray, " N"], batch_size: int, buckets: Sequence[int]) -> Plan:
-    """Every example once, sorted by length; the last batch is filled up with -1."""
+    """Plans one pass over every example, sorted by length; the last batch is padded with index -1."""
     lengths = np.asarray(lengths)
     order = np.argsort(lengths, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -95,7 +103,7 @@ def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
 
 
 def padding_waste(lengths: Int[np.ndarray, " N"], batches: Plan) -> float:
-    """Tokens computed over real tokens, of a plan: 1 is no padding."""
+    """Returns computed tokens over real tokens of a plan; 1 means no padding."""
     computed = sum(len(indices) * length for indices, length in batches)
     real = sum(int(np.asarray(lengths)[indices[indices >= 0]].sum()) for indices, _ in batches)
     return computed / real
@@ -103,25 +111,26 @@ def padding_waste(lengths: Int[np.ndarray, " N"], batches: Plan) -> float:
 
 @dataclass(frozen=True)
 class Batches:
-    """All batches of a run, by step: ``batches[step]`` depends on nothing but its fields and ``step``.
+    """All batches of a run: ``batches[step]`` depends only on the attributes and ``step``.
 
     A batch has the split's fields (``input_ids``, ``attention_mask`` int32 ``(B, L)``, or ``image`` float32
-    ``(B, H, W, C)``; ``label`` int32 ``(B,)``), ``weight`` float32 ``(B,)``, 0 for rows that only fill up, and
-    ``index`` int32 ``(B,)``, the example's place in the split, -1 where weight is 0. B is this process's share.
-
-    Attributes:
-      split: what to cut batches from.
-      batch_size: rows of a global batch, over all processes.
-      train: shuffled, augmented, without remainder; otherwise every example once, in order of length.
-      seed: of the order and the augmentation.
-      epochs: how often the split is gone through.
-      steps: how many batches there are, in place of ``epochs``: as many epochs as it takes, the last cut short.
-      buckets: padded lengths; the split's own if None.
-      process_index: which share of each global batch this process reads.
-      process_count: how many processes share it.
+    ``(B, H, W, C)``; ``label`` int32 ``(B,)``), ``weight`` float32 ``(B,)``, 0 for padding rows, and ``index`` int32
+    ``(B,)``, the example's position in the split, -1 where the weight is 0. B is this process's share of the rows.
 
     Raises:
-      DataError: no batch can be cut, a text exceeds the last bucket, or the processes cannot share evenly.
+        DataError: no batch can be cut, a text exceeds the last bucket, the processes cannot share a batch evenly, or
+            both ``steps`` and ``epochs`` are given.
+
+    Attributes:
+        split: the examples.
+        batch_size: rows of a global batch, over all processes.
+        train: if True, shuffled, augmented and without the remainder; otherwise every example once, ordered by length.
+        seed: of the order and the augmentation.
+        epochs: number of passes over the split.
+        steps: number of batches, in place of ``epochs``: as many epochs as needed, the last cut short.
+        buckets: padded lengths; by default the split's own.
+        process_index: index of this process.
+        process_count: number of processes that share each global batch.
     """
 
     split: Encoded
@@ -177,7 +186,7 @@ class Batches:
     def _plan(self) -> Any:
         if not self.train:
             return lru_cache(1)(lambda _: evaluation_plan(self.split.lengths, self.batch_size, self.lengths))
-        # Threads that read ahead may stand in two epochs at once.
+        # Threads that read ahead may be in two epochs at once.
         return lru_cache(2)(
             lambda epoch: plan(self.split.lengths, self.batch_size, self.lengths, self.seed, epoch)
         )
@@ -202,10 +211,15 @@ class Batches:
 
 
 def loader(batches: Steps, threads: int = 2, ahead: int = 8) -> grain.IterDataset:
-    """A grain dataset over ``batches``, read ``ahead`` by ``threads``.
+    """Returns a grain dataset that reads ``batches`` ahead in threads.
 
-    ``iterator.get_state()`` of ``iterator = iter(loader(batches))`` is a small dict that JSON can hold;
-    ``set_state`` with it, in another process too, continues with exactly the next batch.
+    With ``iterator = iter(loader(batches))``, ``iterator.get_state()`` is a small JSON-serialisable dict, and
+    ``set_state`` with it, even in another process, continues with exactly the next batch.
+
+    Args:
+        batches: such as ``Batches``.
+        threads: number of reading threads.
+        ahead: number of batches to read ahead.
     """
     import grain
 

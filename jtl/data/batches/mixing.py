@@ -1,4 +1,4 @@
-"""Batches that hold rows of several domains."""
+"""Batches that combine rows of several domains, for domain adaptation and generalisation."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from jtl.data.dataset import DataError
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Batches of several splits side by side: ``mixed[step]`` is one batch of every part, row upon row.
+    """Batches of several splits concatenated: ``mixed[step]`` holds the rows of one batch of every part.
 
-    A batch has the parts' fields, and ``domain`` int32 ``(B,)``, the number of the part a row is from: what
-    ``jtl.domain`` reads, with the source first. ``index`` is the example's place in its own split. Texts are padded
-    to the longest part. Like ``Batches`` it depends on nothing but its fields and ``step``, so
-    ``jtl.data.loader.loader`` reads and resumes it.
+    A batch has the parts' fields and ``domain`` int32 ``(B,)``, the number of the part each row comes from, as read by
+    ``jtl.domain`` (source first). ``index`` is the example's position in its own split. Texts are padded to the longest
+    part. Like ``Batches`` it depends only on its attributes and ``step``, so ``jtl.data.loader.loader`` can read and
+    resume it.
 
-    It is as long as the longest part. A shorter one begins again, *in the same order*: give it as many epochs as it
-    takes to be as long, and each time through it has another one. Give parts that hold the same examples in the same
-    order (MNIST and MNIST-M) seeds that differ: or each batch holds pairs, which tell a loss more than domains do.
-
-    Attributes:
-      parts: the batches of each domain, each at its own batch size.
-      hide_labels: make ``label`` -1 in all parts but the first, so that no loss learns from a target label by
-        accident. False for domain generalisation, where every domain is labelled.
+    Its length is that of the longest part. A shorter part starts again in the same order: give it enough epochs to be
+    as long, so that each pass has a new order. If parts hold the same examples in the same order (MNIST and MNIST-M),
+    give them different seeds: otherwise each batch holds pairs, which tell a loss more than domains do.
 
     Raises:
-      DataError: there is no part; or, when read, parts differ in their fields, in a shape (but the length of texts) or
-        in the token that pads.
+        DataError: there is no part; or, when read, parts differ in their fields, in a shape (other than the length of
+            texts) or in the padding token.
+
+    Attributes:
+        parts: the batches of each domain, each with its own batch size.
+        hide_labels: set ``label`` to -1 in all parts but the first, so that no loss learns from a target label by
+            accident. False for domain generalisation, where every domain is labelled.
     """
 
     parts: Sequence[Batches]

@@ -1,4 +1,4 @@
-"""Mixup: batches of rows mixed with other rows."""
+"""Mixup: convex combinations of a batch's rows, as data augmentation."""
 
 from __future__ import annotations
 
@@ -13,19 +13,29 @@ from jtl.errors import MissingError
 
 
 def mix(x: Array, share: Array, partner: Array) -> Array:
-    """``λ x_i + (1 - λ) x_π(i)``: each row with its partner's, λ one for all rows or one a row.
+    """Returns ``λ x_i + (1 - λ) x_π(i)``: each row mixed with its partner's, with one λ for all rows or one per row.
 
     Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", https://arxiv.org/abs/1710.09412, equation 1.
+
+    Args:
+        x: the rows.
+        share: λ, broadcastable to ``x``.
+        partner: π(i), the index of each row's partner.
     """
     return share * x + (1 - share) * x[partner]
 
 
 def mixup(batch: Mapping[str, Any], key: Array, field: str = "image") -> dict[str, Any]:
-    """``batch`` with each row of ``field`` mixed with another row's, ``λ · x_i + (1 - λ) · x_j``, λ uniform in [0, 1].
+    """Returns ``batch`` with each row of ``field`` mixed with another's, ``λ x_i + (1 - λ) x_j``, λ uniform in [0, 1].
 
     This is the augmentation of function matching: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient
-    and consistent", https://arxiv.org/abs/2106.05237. The partner j is a random permutation's. The field ``label`` no
-    longer holds and is left out, like the columns of a cached teacher.
+    and consistent", https://arxiv.org/abs/2106.05237. Partners j are a random permutation. ``label`` and fields that
+    start with ``teacher`` (cached teacher outputs) no longer hold and are left out.
+
+    Args:
+        batch: the batch.
+        key: for λ and the permutation.
+        field: the field to mix.
 
     Raises:
         KeyError: the batch lacks ``field``.

@@ -1,1 +1,1 @@
-"""Examples to arrays: texts, pairs, windows, images and spectrograms."""
+"""From examples to arrays: texts, pairs of texts, windows, images, waveforms and spectrograms."""

@@ -1,4 +1,4 @@
-"""Images with boxes or masks beside them, made ready for a model: resized once, kept in memory."""
+"""Images with boxes or masks, encoded for detection and segmentation: resized once and kept in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Annotated:
     Attributes:
         preprocess: how images were resized and are normalised.
         pixels: the resized images.
-        fields: an array of N rows by the name it has in a batch.
+        fields: arrays of N rows by their names in a batch.
     """
 
     preprocess: Preprocess
@@ -32,39 +32,43 @@ class Annotated:
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
-        """All alike: images need no bucketing."""
+        """All equal: images need no bucketing."""
         return np.ones(len(self), np.int64)
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """One shape."""
+        """A single length."""
         return (1,)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Annotated:
-        """The images at ``indices``, in that order."""
+        """Returns the images at ``indices``, in that order."""
         fields = {name: rows[indices] for name, rows in self.fields.items()}
         return replace(self, pixels=self.pixels[indices], fields=fields)
 
     def batch(
         self, indices: Int[np.ndarray, " B"], length: int = 1, draws: Float[np.ndarray, "B 3"] | None = None
     ) -> dict[str, np.ndarray]:
-        """``image`` float32 ``(B, H, W, C)``, normalised, and the fields."""
+        """Returns ``image`` float32 ``(B, H, W, C)``, normalised, and the fields."""
         pixels = self.preprocess.normalise(self.pixels[indices])
         return {"image": pixels, **{name: rows[indices] for name, rows in self.fields.items()}}
 
 
 def stretched(preprocess: Preprocess, side: int) -> Preprocess:
-    """The same for squares of ``side`` pixels, into which the whole image goes: a crop would cut objects."""
+    """Returns ``preprocess`` without a crop, which would cut objects: whole images are stretched to ``side`` pixels."""
     return replace(preprocess, size=(side, side), shortest=None)
 
 
 def with_boxes(source: Source, preprocess: Preprocess, most: int | None = None) -> Annotated:
-    """Images with ``boxes`` float32 (N, K, 4) and ``box_label`` int32 (N, K), -1 for rows that only fill up.
+    """Encodes images with ``boxes`` float32 (N, K, 4) and ``box_label`` int32 (N, K), -1 for padding rows.
 
     Args:
         source: examples with ``image``, ``boxes`` (n, 4) in pixels of that image, and ``box_label`` (n,).
-        preprocess: without a crop: see ``stretched``. Boxes are stretched with their images.
-        most: K; by default the most objects of an image. Of images that hold more the largest objects are kept.
+        preprocess: without a crop, see ``stretched``. Boxes are scaled with their images.
+        most: K; by default the largest number of objects in an image. Images with more keep the largest objects.
+
+    Raises:
+        DataError: the split is empty.
+        ValueError: ``preprocess`` crops.
     """
     rows = [source[i] for i in range(_some(source, preprocess))]
     K = max(1, max(len(row["box_label"]) for row in rows)) if most is None else most
@@ -82,11 +86,15 @@ def with_boxes(source: Source, preprocess: Preprocess, most: int | None = None) 
 
 
 def with_masks(source: Source, preprocess: Preprocess) -> Annotated:
-    """Images with ``mask`` int32 (N, H, W): the class of every pixel, ``VOID`` where there is none.
+    """Encodes images with ``mask`` int32 (N, H, W): the class of every pixel, ``VOID`` where there is none.
 
     Args:
         source: examples with ``image`` (h, w, c) and ``mask`` uint8 (h, w, 1).
-        preprocess: without a crop: see ``stretched``. A mask is resized to the nearest pixel.
+        preprocess: without a crop, see ``stretched``. Masks are resized by nearest neighbour.
+
+    Raises:
+        DataError: the split is empty, or a mask differs in size from its image.
+        ValueError: ``preprocess`` crops.
     """
     from PIL import Image
 

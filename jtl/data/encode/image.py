@@ -1,4 +1,4 @@
-"""Images to normalised batches: resized once, kept as bytes, normalised as they are read."""
+"""Images encoded for a model: resized once, kept as bytes, normalised when a batch is read."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from jtl.errors import InputError
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its images.
+    """How a model expects its images.
+
+    Raises:
+        ValueError: ``mean`` and ``std`` do not have 1 or 3 channels each.
 
     Attributes:
-      size: height and width it takes, in pixels.
-      mean: per channel, on the scale 0 to 1; as many as the model has channels.
-      std: per channel, on the scale 0 to 1.
-      shortest: if given, the shorter side is resized to it and the centre cut out; otherwise the image is resized to
-        ``size`` whatever its shape.
-      resample: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``, with antialiasing as PIL does.
+        size: height and width in pixels.
+        mean: per channel, on the scale 0 to 1; one value for each of the model's 1 or 3 channels.
+        std: per channel, on the scale 0 to 1.
+        shortest: if set, the shorter side is resized to it and the centre cropped; otherwise the image is stretched to
+            ``size``.
+        resample: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``, antialiased as in PIL.
     """
 
     size: tuple[int, int]
@@ -39,12 +42,18 @@ class Preprocess:
             )
 
     def resized(self, side: int) -> Preprocess:
-        """The same for squares of ``side`` pixels; what is cut off keeps its share."""
+        """Returns the same preprocessing for squares of ``side`` pixels; a crop removes the same share."""
         shortest = None if self.shortest is None else max(side, round(self.shortest * side / min(self.size)))
         return replace(self, size=(side, side), shortest=shortest)
 
     def resize(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W C"]:
-        """``image`` at the model's size. Colour becomes grey for a model of one channel; grey stays one channel."""
+        """Resizes ``image`` to the model's size.
+
+        Colour becomes grey for a model of one channel; grey stays one channel.
+
+        Raises:
+            DataError: ``image`` is not uint8 with 1, 3 or 4 channels, or ``shortest`` is below ``size``.
+        """
         from PIL import Image
 
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
@@ -66,10 +75,10 @@ class Preprocess:
         return np.asarray(picture).reshape(height, width, -1)
 
     def normalise(self, pixels: UInt8[np.ndarray, "B H W c"]) -> Float[np.ndarray, "B H W C"]:
-        """float32 ``(pixels / 255 - mean) / std``; a grey image fills all channels."""
+        """Returns float32 ``(pixels / 255 - mean) / std``; a grey image fills all channels."""
         std = np.asarray(self.std, np.float32)
         scale, offset = 1 / (255 * std), np.asarray(self.mean, np.float32) / std
-        if pixels.shape[-1] == 1:  # a table of 256 rows: ten times as fast as arithmetic on so short an axis
+        if pixels.shape[-1] == 1:  # a lookup table, ten times as fast as arithmetic on so short an axis
             return np.take(np.arange(256, dtype=np.float32)[:, None] * scale - offset, pixels[..., 0], axis=0)
         rows = pixels.reshape(*pixels.shape[:2], -1)
         width = pixels.shape[2]
@@ -78,11 +87,12 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images.
+    """Random augmentation of training images.
 
     Attributes:
-      shift: pixels by which an image moves at most, black moving in (He et al. 2016, section 4.2: 4 at 32×32).
-      flip: mirror half of them left to right. Not for digits and letters.
+        shift: maximum translation in pixels, filled with black (He et al. 2016, "Deep Residual Learning for Image
+            Recognition", https://arxiv.org/abs/1512.03385, section 4.2: 4 at 32×32).
+        flip: mirror half of them left to right. Not for digits and letters.
     """
 
     shift: int = 0
@@ -91,7 +101,7 @@ class Augment:
     def __call__(
         self, pixels: UInt8[np.ndarray, "B H W c"], draws: Float[np.ndarray, "B 3"]
     ) -> UInt8[np.ndarray, "B H W c"]:
-        """Changed images; ``draws`` are uniform on [0, 1)."""
+        """Returns augmented images; ``draws`` are uniform on [0, 1)."""
         _, height, width, _ = pixels.shape
         pad = self.shift
         padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else pixels
@@ -106,14 +116,14 @@ class Augment:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A split of images, ready for a model.
+    """A split of images, encoded for a model.
 
     Attributes:
-      source: the examples.
-      preprocess: how they are resized and normalised.
-      pixels: resized images, if they are kept in memory; otherwise they are decoded and resized when read.
-      known_labels: label of each image, kept together with ``pixels``.
-      augment: applied when the loader gives draws, which it does in training only.
+        source: the examples.
+        preprocess: how they are resized and normalised.
+        pixels: resized images, if kept in memory; otherwise images are decoded and resized when read.
+        known_labels: label of each image, kept together with ``pixels``.
+        augment: applied when the loader passes draws, which it does only in training.
     """
 
     source: Source
@@ -132,17 +142,17 @@ class Images:
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
-        """All alike: images need no bucketing."""
+        """All equal: images need no bucketing."""
         return np.ones(len(self), np.int64)
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """One shape."""
+        """A single length."""
         return (1,)
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content, for caches of what is computed from it; reads everything if not in memory."""
+        """Hash of the content, for caches of what is computed from it; reads every example if not in memory."""
         digest = hashlib.sha256(repr(self.preprocess).encode())
         for i in range(len(self)):
             pixels, label = self._read(i)
@@ -151,7 +161,7 @@ class Images:
         return digest.hexdigest()[:16]
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Images:
-        """The images at ``indices``, in that order."""
+        """Returns the images at ``indices``, in that order."""
         indices = np.asarray(indices)
         return replace(
             self,
@@ -169,7 +179,7 @@ class Images:
     def batch(
         self, indices: Int[np.ndarray, " B"], length: int = 1, draws: Float[np.ndarray, "B 3"] | None = None
     ) -> dict[str, np.ndarray]:
-        """``image`` float32 ``(B, H, W, C)``, normalised, and ``label`` int32 ``(B,)``."""
+        """Returns ``image`` float32 ``(B, H, W, C)``, normalised, and ``label`` int32 ``(B,)``."""
         if self.pixels is not None and self.known_labels is not None:
             pixels, label = self.pixels[indices], self.known_labels[indices]
         else:
@@ -183,10 +193,16 @@ class Images:
 def prepare(
     source: Source, preprocess: Preprocess, augment: Augment | None = None, memory: int = 2 << 30
 ) -> Images:
-    """A split ready for a model. Resized images are kept if they take at most ``memory`` bytes.
+    """Encodes a split for a model.
+
+    Args:
+        source: examples with ``image`` and ``label``.
+        preprocess: how the model expects its images.
+        augment: random augmentation in training.
+        memory: resized images are kept in memory if they take at most this many bytes.
 
     Raises:
-      DataError: the split is empty, or (at once if kept, else when read) an image cannot be decoded.
+        DataError: the split is empty, or an image cannot be decoded (now if kept in memory, else when read).
     """
     if not len(source):
         raise DataError("cannot prepare an empty split")
@@ -199,7 +215,7 @@ def prepare(
 
 
 def stack(rows: Sequence[UInt8[np.ndarray, "H W _"]]) -> UInt8[np.ndarray, "B H W c"]:
-    """One array of ``rows``; where some are in colour, the grey ones get three equal channels."""
+    """Stacks ``rows`` into one array; if some are in colour, grey ones become three equal channels."""
     if len({row.shape for row in rows}) > 1:
         rows = [np.broadcast_to(row, (*row.shape[:2], 3)) for row in rows]
     return np.stack(rows)

@@ -1,7 +1,7 @@
-"""Texts and what a language model should write after them, as rows of tokens.
+"""Texts and target texts encoded for fine-tuning language models, for example to summarise.
 
-A causal model reads a prompt that holds the text and goes on with the answer, one row. A decoder behind an encoder gets
-the text there, and writes the answer itself.
+A causal model reads a prompt that contains the text and continues with the answer, in one row. An encoder-decoder reads
+the prompt in its encoder and writes the answer with its decoder.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jtl.data.encode.text import SHAPES, best_buckets
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A tokenised split: N texts and answers.
+    """A tokenised split of N prompts and answers.
 
     Attributes:
-      prompts: token ids of each prompt.
-      answers: token ids of each answer, its end included.
-      pad_id: token id that fills short rows.
-      start_id: with which a decoder behind an encoder begins; None for a causal model.
+        prompts: token ids of each prompt.
+        answers: token ids of each answer, including its end token.
+        pad_id: token id of padding.
+        start_id: the first decoder token of an encoder-decoder; None for a causal model.
     """
 
     prompts: tuple[Int[np.ndarray, " _"], ...]
@@ -37,7 +37,7 @@ class Pairs:
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
-        """Tokens of each row, of a causal model with the answer."""
+        """Tokens of each row; for a causal model, including the answer."""
         own = self.prompt_lengths
         return own if self.start_id is not None else own + np.array([len(answer) for answer in self.answers])
 
@@ -52,11 +52,12 @@ class Pairs:
         return best_buckets(self.lengths, SHAPES)
 
     def batch(self, indices: Int[np.ndarray, " B"], length: int, draws: Any = None) -> dict[str, np.ndarray]:
-        """The fields of training, int32.
+        """Returns the fields for training, int32.
 
-        ``input_ids`` and ``attention_mask`` ``(B, length)``. For a causal model also ``continuation``, 1 where a token
-        of the answer is predicted (``jtl.tasks.CausalLM(mask="continuation")``); for a decoder ``labels``,
-        ``decoder_input_ids`` and ``decoder_attention_mask``, padded to the longest answer (``jtl.tasks.Seq2Seq``).
+        These are ``input_ids`` and ``attention_mask`` ``(B, length)``. A causal model also gets ``continuation``, 1
+        where an answer token is predicted (``jtl.tasks.CausalLM(mask="continuation")``). An encoder-decoder gets
+        ``labels``, ``decoder_input_ids`` and ``decoder_attention_mask``, padded to the longest answer
+        (``jtl.tasks.Seq2Seq``).
         """
         prompts, answers = ([part[i] for i in indices] for part in (self.prompts, self.answers))
         if self.start_id is None:
@@ -77,7 +78,7 @@ class Pairs:
         }
 
     def prompt(self, indices: Int[np.ndarray, " B"], length: int) -> dict[str, Int[np.ndarray, "B L"]]:
-        """The prompts alone, ``input_ids`` and ``attention_mask``, to be answered."""
+        """Returns ``input_ids`` and ``attention_mask`` of the prompts alone, to generate answers from."""
         ids, mask = self._padded([self.prompts[i] for i in indices], length)
         return {"input_ids": ids, "attention_mask": mask}
 
@@ -100,20 +101,21 @@ def encode(
     max_answer: int = 32,
     start_id: int | None = None,
 ) -> Pairs:
-    """Tokenises every text of a split with its prompt, and the summary behind it, once.
+    """Tokenises every text of a split with its prompt, followed by its summary.
 
-    A text longer than ``max_text`` loses its end, and a summary longer than ``max_answer`` too; the prompt is whole.
+    Texts longer than ``max_text`` and summaries longer than ``max_answer`` are truncated; the prompt is not.
 
     Args:
-      source: examples with ``text``, and ``summary`` where there is one.
-      tokenizer: a fast tokenizer of ``transformers`` with an ``eos_token``.
-      prompt: what the model reads, with the text in the place of ``{text}``.
-      max_text: tokens of a text.
-      max_answer: tokens of an answer, its end included.
-      start_id: ``model.config.decoder_start_token_id`` of a decoder behind an encoder.
+        source: examples with ``text``, and ``summary`` if there is one.
+        tokenizer: a fast tokenizer of ``transformers`` with an ``eos_token``.
+        prompt: the prompt, with ``{text}`` in place of the text.
+        max_text: maximum tokens of a text.
+        max_answer: maximum tokens of an answer, including its end token.
+        start_id: ``model.config.decoder_start_token_id`` of an encoder-decoder; None for a causal model.
 
     Raises:
-      DataError: the split is empty, a text is blank, the prompt has no place for it, or the tokenizer has no end.
+        DataError: the split is empty, a text is blank, the prompt does not contain ``{text}`` once, or the tokenizer
+            has no ``eos_token``.
     """
     if not len(source):
         raise DataError("cannot tokenise an empty split")
@@ -130,7 +132,7 @@ def encode(
     def ids(texts: list[str], special: bool = False) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
 
-    # The text is cut by its tokens, then the whole prompt is tokenised, so that words at its borders are as ever.
+    # Truncate the text by its tokens, then tokenise the whole prompt, so that its borders are tokenised as usual.
     texts = [one["text"] for one in examples]
     short = [
         text if len(own) <= max_text else tokenizer.decode(own[:max_text])

@@ -1,7 +1,8 @@
-"""SpecAugment: spectrograms with bands of frequency and stretches of time hidden, for training.
+"""SpecAugment: masks bands of frequency and spans of time in spectrograms, as data augmentation for training.
 
-Park et al. 2019, "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition", arXiv 1904.08779,
-section 2. Its third part, warping in time, is left out: by the paper it adds little and costs the most (section 5).
+Park et al. 2019, "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition",
+https://arxiv.org/abs/1904.08779, section 2. Its third part, time warping, is left out: according to the paper it helps
+least and costs most (section 5).
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ def spec_augment(
     share: float = 1.0,
     lengths: Int[Array | np.ndarray, " B"] | None = None,
 ) -> Float[Array, "B T M"]:
-    """``log_mel`` with the mean of each spectrogram where a mask lies; rows have masks of their own.
+    """Returns ``log_mel`` with masked regions set to the spectrogram's mean; each row has its own masks.
 
-    A mask hides f neighbouring bands, f uniform from 0 to ``frequency`` (the paper's F), or t frames, t uniform from 0
-    to ``time`` (T); it begins anywhere that it fits. The paper hides by 0, the mean of its normalised spectrograms. The
-    defaults are its policy LD, without the warping.
+    A mask hides f adjacent bands, f uniform from 0 to ``frequency`` (the paper's F), or t frames, t uniform from 0 to
+    ``time`` (T); its position is uniform. The paper masks with 0, the mean of its normalised spectrograms. The defaults
+    are its policy LD without time warping.
 
     Args:
-        log_mel: spectrograms, say of ``jtl.data.spectrograms.log_mel``.
+        log_mel: spectrograms, such as those of ``jtl.data.spectrograms.log_mel``.
         key: for the masks.
         frequency: F, at most M.
-        frequencies: how many masks of frequency (m_F).
+        frequencies: number of frequency masks (m_F).
         time: T, in frames.
-        times: how many masks of time (m_T).
-        share: p: no mask of time is longer than this share of the frames.
-        lengths: frames of each row that are real, the first ones; None if all are.
+        times: number of time masks (m_T).
+        share: p; no time mask is longer than this share of the frames.
+        lengths: number of real frames of each row, which come first; None if all are real.
 
-    Raises ValueError for an F over M or a share that is none.
+    Raises:
+        ValueError: F is above M, or ``share`` is outside (0, 1].
     """
     B, T, M = log_mel.shape
     if not 0 <= frequency <= M or not 0 < share <= 1:
@@ -62,7 +64,7 @@ def spec_augment(
 def _spans(
     key: Array, count: int, longest: Int[Array, " B"], places: Int[Array, " B"], length: int
 ) -> Bool[Array, "B L"]:
-    """What ``count`` spans of up to ``longest`` among the first ``places`` of ``length`` cover."""
+    """Positions covered by ``count`` random spans of up to ``longest`` among the first ``places`` of ``length``."""
     for_width, for_start = jax.random.uniform(key, (2, len(places), count))
     width = jnp.floor(for_width * (longest[:, None] + 1))
     start = jnp.floor(for_start * (places[:, None] - width))

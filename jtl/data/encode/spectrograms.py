@@ -1,4 +1,4 @@
-"""Sound as models take it: samples at 16 kHz, Whisper's log-mel spectrogram, waveforms of unit variance."""
+"""Sound encoded for a model: Whisper's log-mel spectrograms, and waveforms normalised for Wav2Vec2 and HuBERT."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from jtl.data.readers.sound import FRAME, HOP, RATE
 
 
 def log_mel(audio: np.ndarray, mels: int = 80, seconds: int | None = 30) -> Float[np.ndarray, "T M"]:
-    """The log-mel spectrogram that Whisper reads (Radford et al. 2022, section 2.2), T = 100 frames a second.
+    """Computes the log-mel spectrogram that Whisper reads, at T = 100 frames a second.
 
-    Silence fills ``audio`` up to ``seconds``. Powers in Hann windows of 25 ms, every 10 ms, in M bands of Slaney's mel
-    scale; their log10, at most 8 below the largest; that x as (x + 4) / 4. As by ``WhisperFeatureExtractor`` of
-    ``transformers``, whose arrays are (M, T); computed in float64.
+    ``audio`` is padded with silence to ``seconds``. Powers in Hann windows of 25 ms, every 10 ms, are summed in M bands
+    of Slaney's mel scale. Their log10 x is clipped to at most 8 below the maximum and scaled to (x + 4) / 4. It equals
+    ``WhisperFeatureExtractor`` of ``transformers``, whose arrays are (M, T); computed in float64. Radford et al. 2022,
+    "Robust Speech Recognition via Large-Scale Weak Supervision", https://arxiv.org/abs/2212.04356, section 2.2.
 
     Args:
         audio: (N,), at 16 kHz, in [-1, 1].
-        mels: M, a model's ``config.num_mel_bins``: 80, or 128 for large-v3.
-        seconds: what the model was trained on; None for the length that ``audio`` has, which
-            ``jtl.tasks.transcribe_long`` reads in pieces.
+        mels: M, the model's ``config.num_mel_bins``: 80, or 128 for large-v3.
+        seconds: the input length the model was trained on; None for the length of ``audio``, for
+            ``jtl.tasks.transcribe_long``.
 
     Raises:
-        DataError: ``audio`` is longer than ``seconds``, or not one row of samples, more than a window's half.
+        DataError: ``audio`` is longer than ``seconds``, not one row of floating-point samples, or no longer than half a
+            window.
     """
     _check(audio)
     length = len(audio) if seconds is None else seconds * RATE
@@ -53,9 +55,9 @@ def _filters(mels: int) -> Float[np.ndarray, "F M"]:
 
 
 def waveforms(audios: Sequence[np.ndarray], length: int | None = None) -> dict[str, np.ndarray]:
-    """What Wav2Vec2 and HuBERT read: each audio at zero mean and unit variance, and zeros behind the short ones.
+    """Returns the input of Wav2Vec2 and HuBERT: audios of zero mean and unit variance, padded with zeros to one length.
 
-    As by ``Wav2Vec2FeatureExtractor`` of ``transformers`` with ``do_normalize``.
+    Equals ``Wav2Vec2FeatureExtractor`` of ``transformers`` with ``do_normalize``.
 
     Args:
         audios: each (N,) of its own length, at 16 kHz.
@@ -65,7 +67,7 @@ def waveforms(audios: Sequence[np.ndarray], length: int | None = None) -> dict[s
         ``audio`` (B, L), and ``attention_mask`` (B, L), 1 at samples.
 
     Raises:
-        DataError: an audio is longer than ``length``, empty, or not one row of samples.
+        DataError: an audio is longer than ``length``, empty, or not one row of floating-point samples.
     """
     longest = max(map(len, audios))
     length = longest if length is None else length
@@ -81,7 +83,7 @@ def waveforms(audios: Sequence[np.ndarray], length: int | None = None) -> dict[s
 
 
 def _check(audio: np.ndarray) -> None:
-    """Raise DataError for what is not one row of floating-point samples."""
+    """Raises DataError unless ``audio`` is one row of floating-point samples."""
     if audio.ndim != 1 or not len(audio) or audio.dtype.kind != "f":
         raise DataError(
             f"expected one row of floating-point samples in [-1, 1], found {audio.dtype} {audio.shape}: average the "

@@ -1,4 +1,4 @@
-"""Texts to token batches of a few static lengths."""
+"""Labelled texts encoded for a model: tokenised once, batched at a few static lengths."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jaxtyping import Bool, Int
 
 from jtl.data.dataset import DataError, Source
 
-SHAPES = 4  # each padded length is a compilation, which costs about as much as ten updates
+SHAPES = 4  # each padded length compiles anew, which costs about ten updates
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """A tokenised split, held as one run of tokens.
+    """A tokenised split, held as one array of tokens.
 
     Attributes:
-      tokens: token ids of all texts, special tokens included.
-      starts: where each text begins in ``tokens``, and a last entry for the end.
-      labels: label of each text.
-      pad_id: token id that fills short rows.
-      max_length: longest text allowed, in tokens; longer ones were cut by the tokenizer, special tokens kept.
-      cut: which were.
+        tokens: token ids of all texts, including special tokens.
+        starts: where each text begins in ``tokens``, and as last entry the end.
+        labels: label of each text.
+        pad_id: token id of padding.
+        max_length: maximum length of a text in tokens; the tokenizer truncated longer ones and kept special tokens.
+        cut: which texts were truncated.
     """
 
     tokens: Int[np.ndarray, " T"]
@@ -39,7 +39,7 @@ class Texts:
 
     @property
     def truncated(self) -> int:
-        """How many texts were cut."""
+        """Number of truncated texts."""
         return int(self.cut.sum())
 
     @property
@@ -49,19 +49,19 @@ class Texts:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Default padded lengths: the few that waste the least padding, see ``best_buckets``."""
+        """Default padded lengths, those that waste the least padding; see ``best_buckets``."""
         return best_buckets(self.lengths, SHAPES, self.max_length)
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content, for caches of what is computed from it."""
+        """Hash of the content, for caches of what is computed from it."""
         digest = hashlib.sha256()
         for array in (self.tokens, self.starts, self.labels):
             digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Texts:
-        """The texts at ``indices``, in that order."""
+        """Returns the texts at ``indices``, in that order."""
         rows = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in indices]
         starts = np.cumsum([0, *(len(row) for row in rows)])
         return replace(
@@ -73,7 +73,7 @@ class Texts:
         )
 
     def batch(self, indices: Int[np.ndarray, " B"], length: int, draws: Any = None) -> dict[str, np.ndarray]:
-        """``input_ids`` and ``attention_mask`` ``(B, length)``, ``label`` ``(B,)``, all int32."""
+        """Returns ``input_ids`` and ``attention_mask`` ``(B, length)``, ``label`` ``(B,)``, all int32."""
         starts, lengths = self.starts[indices, None], self.lengths[indices, None]
         column = np.arange(length)
         mask = column < lengths
@@ -86,9 +86,9 @@ class Texts:
 
 
 def best_buckets(lengths: Int[np.ndarray, " N"], count: int, most: int | None = None) -> tuple[int, ...]:
-    """At most ``count`` padded lengths, multiples of 8, that pad texts of these lengths with the fewest tokens.
+    """Returns at most ``count`` padded lengths, multiples of 8, that minimise the padding of texts of these lengths.
 
-    The last holds the longest text; it is no more than ``most``, where that is not shorter than the text.
+    The last fits the longest text and is at most ``most``, unless the longest text exceeds it.
 
     >>> best_buckets(np.array([5, 6, 7, 30, 31, 60]), 2)
     (8, 64)
@@ -96,8 +96,8 @@ def best_buckets(lengths: Int[np.ndarray, " N"], count: int, most: int | None = 
     longest = int(np.max(lengths))
     top = min(-(-longest // 8) * 8, max(most or longest + 8, longest))
     ends = np.array([*range(8, top, 8), top])
-    below = np.searchsorted(np.sort(lengths), ends, side="right")  # texts that each length holds
-    # cost[j]: the least padded tokens of the texts that ends[j] holds; chosen[j]: the lengths that give it.
+    below = np.searchsorted(np.sort(lengths), ends, side="right")  # number of texts that fit each length
+    # cost[j]: the fewest padded tokens of the texts that fit ends[j]; chosen[j]: the lengths that reach it.
     cost = ends * below
     chosen: list[tuple[int, ...]] = [(int(end),) for end in ends]
     for _ in range(count - 1):
@@ -111,17 +111,17 @@ def best_buckets(lengths: Int[np.ndarray, " N"], count: int, most: int | None = 
 
 
 def encode(source: Source, tokenizer: Any, max_length: int = 128, *, vocab_size: int | None = None) -> Texts:
-    """Tokenises every text of a split once.
+    """Tokenises every text of a split.
 
     Args:
-      source: examples with ``text`` and ``label``.
-      tokenizer: a fast tokenizer of ``transformers``.
-      max_length: longest row in tokens, special tokens included; longer texts lose their end.
-      vocab_size: how many tokens the model knows, ``model.config.vocab_size``; None does not check it.
+        source: examples with ``text`` and ``label``.
+        tokenizer: a fast tokenizer of ``transformers``.
+        max_length: maximum row length in tokens, including special tokens; longer texts lose their end.
+        vocab_size: the model's vocabulary size, ``model.config.vocab_size``; None skips the check.
 
     Raises:
-      DataError: the split is empty, the tokenizer has no padding token, a text gives no token at all, or one that the
-        model does not know: its embedding would be NaN.
+        DataError: the split is empty, the tokenizer has no padding token, a text has no tokens, or a token is outside
+            the model's vocabulary, where its embedding would be NaN.
     """
     if not len(source):
         raise DataError("cannot tokenise an empty split")

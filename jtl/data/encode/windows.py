@@ -1,7 +1,8 @@
-"""Questions with their contexts as rows of tokens; a context too long for one row becomes overlapping windows.
+"""Questions with their contexts encoded for a model; a context too long for one row is split into overlapping windows.
 
-Devlin et al. 2019, https://arxiv.org/abs/1810.04805, and its ``run_squad.py``: windows of ``max_length`` tokens, of
-which two neighbours share ``stride``; one that does not hold the whole answer is labelled with its first token, [CLS].
+Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+https://arxiv.org/abs/1810.04805, and its ``run_squad.py``: windows of ``max_length`` tokens, of which neighbours share
+``stride``. A window that does not contain the whole answer is labelled with its first token, [CLS].
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from jtl.data.encode.text import SHAPES, best_buckets
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """A split of questions, N windows of M of them.
+    """A split of M questions, as N windows.
 
     Attributes:
-      tokens: token ids of all windows, special tokens included.
-      characters: where each token begins and ends in its context, in characters; 0 outside of it.
-      starts: where each window begins in ``tokens``, and a last entry for the end.
-      context: first and last token of the context in each window, counted from its own start.
-      answer: likewise of the answer; 0, 0 if the window does not hold it.
-      example: which question each window is of.
-      pad_id: token id that fills short rows.
-      max_length: of a window, in tokens.
-      segments: whether the model tells question and context apart by ``token_type_ids``.
+        tokens: token ids of all windows, including special tokens.
+        characters: where each token begins and ends in its context, in characters; 0 outside it.
+        starts: where each window begins in ``tokens``, and as last entry the end.
+        context: first and last token of the context in each window, counted from the window's start.
+        answer: first and last token of the answer likewise; 0, 0 if the window does not contain it.
+        example: which question each window belongs to.
+        pad_id: token id of padding.
+        max_length: of a window, in tokens.
+        segments: whether the model distinguishes question and context by ``token_type_ids``.
     """
 
     tokens: Int[np.ndarray, " T"]
@@ -56,10 +57,10 @@ class Windows:
         return best_buckets(self.lengths, SHAPES, self.max_length)
 
     def batch(self, indices: Int[np.ndarray, " B"], length: int, draws: Any = None) -> dict[str, np.ndarray]:
-        """What a model reads and should find, all int32.
+        """Returns inputs and targets, all int32.
 
-        ``input_ids``, ``attention_mask``, ``inside`` (1 at tokens of the context), and ``token_type_ids`` where the
-        model has them, ``(B, length)``; ``start`` and ``end``, first and last token of the answer, ``(B,)``.
+        ``input_ids``, ``attention_mask``, ``inside`` (1 at tokens of the context), and ``token_type_ids`` if the model
+        has them, are ``(B, length)``; ``start`` and ``end``, first and last token of the answer, are ``(B,)``.
         """
         column = np.arange(length)
         mask = column < self.lengths[indices, None]
@@ -79,7 +80,7 @@ class Windows:
     def in_context(
         self, windows: Int[np.ndarray, " B"], start: Int[np.ndarray, " B"], end: Int[np.ndarray, " B"]
     ) -> Int[np.ndarray, "B 2"]:
-        """The characters of spans of tokens in their contexts: first, and the one behind the last."""
+        """Converts spans of tokens to characters of their contexts: the first, and one past the last."""
         begin = self.starts[windows]
         return np.stack([self.characters[begin + start, 0], self.characters[begin + end, 1]], 1)
 
@@ -93,20 +94,20 @@ def encode(
     segments: bool = True,
     vocab_size: int | None = None,
 ) -> Windows:
-    """Tokenises every question of a split once, with its context.
+    """Tokenises every question of a split with its context.
 
     Args:
-      source: examples of ``jtl.data.load_questions``; ``answers`` and ``starts`` may lack where nothing is trained. The
-        first answer is the one to learn.
-      tokenizer: a fast tokenizer of ``transformers``.
-      max_length: tokens of a window, the question and special tokens included.
-      stride: tokens of the context that two neighbours share.
-      segments: give ``token_type_ids``, as BERT takes them and RoBERTa and DistilBERT do not.
-      vocab_size: how many tokens the model knows; None does not check it.
+        source: examples of ``jtl.data.load(name, "questions")``; ``answers`` and ``starts`` may be missing if nothing
+            is trained. The first answer is the training target.
+        tokenizer: a fast tokenizer of ``transformers``.
+        max_length: tokens of a window, including the question and special tokens.
+        stride: context tokens that neighbouring windows share.
+        segments: include ``token_type_ids``, which BERT takes, but RoBERTa and DistilBERT do not.
+        vocab_size: the model's vocabulary size; None skips the check.
 
     Raises:
-      DataError: the split is empty, a question leaves no room for its context, a context has no tokens, or the model
-        does not know a token.
+        DataError: the split is empty, a question leaves no room for its context, a context has no tokens, or a token is
+            outside the model's vocabulary.
     """
     if not len(source):
         raise DataError("cannot tokenise an empty split")
@@ -162,7 +163,7 @@ def encode(
 
 
 def _find(example: Any, offsets: Int[np.ndarray, "L 2"], first: int, last: int) -> tuple[int, int]:
-    """First and last token of the answer in a window with the context ``first`` to ``last``; (0, 0) if not there."""
+    """First and last token of the answer in a window with context ``first`` to ``last``; (0, 0) if it is not there."""
     if not example.get("answers"):
         return 0, 0
     begin = example["starts"][0]

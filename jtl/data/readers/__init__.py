@@ -1,1 +1,5 @@
-"""Files to examples: one reader a kind of data, of your own files and of public sets."""
+"""From files to examples: one module per kind of data.
+
+The modules ``labels``, ``questions``, ``summaries``, ``boxes``, ``masks`` and ``speech`` are the kinds of
+``jtl.data.load``: ``own`` reads your files and ``public`` a set of TensorFlow Datasets. The others read single formats.
+"""

@@ -1,4 +1,4 @@
-"""Images with boxes: your own in COCO's layout, or a public set of TensorFlow Datasets."""
+"""Images with bounding boxes, for detection: your own in COCO's format, or a public set of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ FILE = "annotations.json"
 
 
 def own(path: Path) -> Dataset:
-    """The images and boxes in a folder of COCO's layout.
+    """Loads your own images with bounding boxes, in COCO's format.
 
-    Examples have ``image``, ``boxes`` float32 (n, 4) (left, top, right and bottom in pixels of the image) and
+    ``path`` is a folder with ``annotations.json`` and the images beside it or in ``images/``; or a folder with such
+    folders ``train``, ``validation`` and ``test``. ``annotations.json`` holds ``images``, ``categories`` and
+    ``annotations`` with ``bbox`` as left, top, width, height. Crowds (``iscrowd``) and boxes without area are left out.
+
+    An example has ``image``, ``boxes`` float32 (n, 4) (left, top, right, bottom in pixels of the image) and
     ``box_label`` int32 (n,).
 
+    Missing splits are cut from train by hash of the file name.
+
     Args:
-        path: a folder with ``annotations.json`` (``images``, ``annotations`` with ``bbox`` as left, top, width, height,
-            and ``categories``) and the images, beside it or in ``images/``; or with folders ``train``, ``validation``
-            and ``test`` of that form. Missing splits are cut from train, see ``jtl.data.load``. Crowds (``iscrowd``)
-            and boxes without area are left out.
+        path: the folder.
 
     Raises:
-        DataError: another layout; an annotation that names no image or category; train without boxes.
-        FileNotFoundError: an image that is not there.
+        DataError: another layout, an annotation of an unknown image or category, a category that is unseen in train, or
+            a train split without boxes.
+        FileNotFoundError: an image does not exist.
     """
     if not path.is_dir():
         raise DataError(f"{path}: expected a folder with {FILE}, in COCO's layout, and the images")
@@ -62,7 +66,7 @@ def own(path: Path) -> Dataset:
 
 @dataclass(frozen=True, eq=False)
 class BoxedImages:
-    """The images at ``paths``, decoded when asked for, each with its ``boxes`` (n, 4) and their ``label`` (n,)."""
+    """Images at ``paths``, decoded when read, each with its ``boxes`` (n, 4) and their ``label`` (n,)."""
 
     paths: tuple[Path, ...]
     boxes: tuple[np.ndarray, ...]
@@ -141,7 +145,22 @@ def _images(folder: Path, raw: Mapping[str, Any], classes: tuple[str, ...], note
 
 
 def public(name: str) -> Dataset:
-    """The set ``"tfds:NAME[/CONFIG]"`` with objects; see ``jtl.data.readers.boxes.load_boxes``."""
+    """Loads a public set of images with bounding boxes.
+
+    The set must have an image column and a sequence of objects with a bounding box and a class label.
+
+    An example has ``image``, ``boxes`` float32 (n, 4) (left, top, right, bottom in pixels of the image) and
+    ``box_label`` int32 (n,).
+
+    Missing splits are cut from train by hash of the position.
+
+    Args:
+        name: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+
+    Raises:
+        DataError: an unknown set, one that cannot be prepared, or one without such columns.
+        ConnectionError: the set has to be downloaded and there is no network.
+    """
     import tensorflow_datasets as tfds
 
     builder = find_builder(name)

@@ -1,4 +1,4 @@
-"""Images: files that are decoded when asked for, and folders with a subfolder for each class."""
+"""Image files: decoded when read, and folders with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """The images at ``paths``, decoded when asked for: uint8 ``(H, W, 1)`` if grey, else ``(H, W, 3)``."""
+    """Images at ``paths``, decoded when read: uint8 ``(H, W, 1)`` if grey, else ``(H, W, 3)``."""
 
     paths: tuple[Path, ...]
     label: tuple[int, ...]
@@ -29,7 +29,7 @@ class ImageFiles:
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """The label of every image, without decoding any."""
+        """Label of every image, without decoding any."""
         return np.array(self.label, np.int32)
 
     def __getitem__(self, index: SupportsIndex, /) -> Example:
@@ -37,9 +37,12 @@ class ImageFiles:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The image as uint8 ``(H, W, 1)`` if grey, else ``(H, W, 3)``; 16-bit grey is scaled, transparency dropped.
+    """Reads an image as uint8 ``(H, W, 1)`` if grey, else ``(H, W, 3)``.
 
-    Raises DataError if it cannot be decoded.
+    16-bit grey is scaled to 8 bits; transparency is dropped.
+
+    Raises:
+        DataError: it cannot be decoded.
     """
     from PIL import Image
 
@@ -57,7 +60,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def labelled(path: Path, folders: Mapping[str, Path]) -> Dataset:
-    """The images in a folder for each split with a subfolder for each class; see ``jtl.data.readers.labels``."""
+    """Loads folders of images, one per split with one subfolder per class; see ``jtl.data.readers.labels``."""
     from PIL import Image
 
     classes = _subfolders(folders["train"])

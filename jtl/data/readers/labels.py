@@ -1,4 +1,4 @@
-"""Labelled texts and images: your own tables and folders, or a public set."""
+"""Labelled texts and images, for classification: your own files, or a public set of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ __all__ = ["own", "public"]
 
 
 def own(path: Path, text_column: str = "text", label_column: str = "label") -> Dataset:
-    """The labelled texts or images at ``path``.
+    """Loads your own labelled texts or images.
+
+    For texts, ``path`` is a ``.csv``, ``.tsv`` or ``.jsonl`` file with one text and one label per row, or a folder with
+    such files ``train``, ``validation`` and ``test``. For images, it is a folder with one subfolder of images per
+    class, or with ``train/CLASS/``, ``validation/CLASS/`` and ``test/CLASS/``.
+
+    An example has ``text`` (str) or ``image`` (uint8 ``(H, W, C)``, C 1 or 3), and ``label`` (int).
+
+    Missing splits are cut from train within each class, by hash of the text or image file.
 
     Args:
-        path: a ``.csv``, ``.tsv`` or ``.jsonl`` file with one text and one label a row, or a folder with ``train``,
-            ``validation`` and ``test`` files of these; or a folder of images with one subfolder a class, or with
-            ``train/CLASS/``, ``validation/CLASS/`` and ``test/CLASS/``.
+        path: the file or folder.
         text_column: the column of the texts.
-        label_column: that of the labels: whole numbers from 0, or names.
+        label_column: the column of the labels: whole numbers from 0, or names.
 
     Raises:
-        DataError: another file or layout, a missing column, a label that is no class, an empty split.
+        DataError: another layout, a missing column, a label that is not a class of train, an empty split, or an image
+            that cannot be decoded.
     """
     if path.is_file():
         if path.suffix not in TABLES:

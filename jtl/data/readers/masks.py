@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: your own files, or a public set of TensorFlow Datasets."""
+"""Images with segmentation masks: your own files, or a public set of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ LAYOUT = "expected images/ and masks/ with files of the same names, or train/, v
 
 
 def own(path: Path) -> Dataset:
-    """The images and masks in a folder.
+    """Loads your own images with segmentation masks.
 
-    Examples have ``image`` and ``mask`` uint8 (h, w, 1), the class of each pixel, 255 for none.
+    ``path`` is a folder with ``images/`` and ``masks/``, whose files have the same names except for the extension; or a
+    folder with such folders ``train``, ``validation`` and ``test``. A mask has one channel or a palette, whose values
+    are the classes 0, 1, 2, ... and 255 for none. Class names, one per line, may be given in ``classes.txt`` in
+    ``path``.
+
+    An example has ``image`` and ``mask`` uint8 (h, w, 1), the class of each pixel, 255 for none.
+
+    Missing splits are cut from train by hash of the file name.
 
     Args:
-        path: a folder with ``images/`` and ``masks/``, whose files have the same names but for their endings; or with
-            folders ``train``, ``validation`` and ``test`` of that form. A mask has one channel, or a palette, whose
-            values are the classes 0, 1, 2, ... The names of the classes, one a line, may lie beside in
-            ``classes.txt``. Missing splits are cut from train, see ``jtl.data.load``.
+        path: the folder.
 
     Raises:
-        DataError: another layout; an image without a mask; a mask in colour, of another size, or with a value that is
-            no class.
+        DataError: another layout, an image without a mask, or a mask in colour or with a value that is not a class.
     """
     if not path.is_dir():
         raise DataError(f"{path}: {LAYOUT}")
@@ -54,7 +57,7 @@ def own(path: Path) -> Dataset:
 
 @dataclass(frozen=True, eq=False)
 class MaskedImages:
-    """Images and their masks, decoded when asked for."""
+    """Images and their masks, decoded when read."""
 
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
@@ -66,14 +69,18 @@ class MaskedImages:
         return {"image": read_image(self.images[index]), "mask": read_mask(self.masks[index])}
 
     def values(self) -> list[int]:
-        """The classes that occur."""
+        """Returns the classes that occur."""
         seen = np.zeros(256, bool)
         for file in self.masks:
             seen[read_mask(file)] = True
         return [value for value in np.flatnonzero(seen).tolist() if value != VOID]
 
     def check(self, classes: int, split: str) -> None:
-        """Raises DataError for a value that is no class."""
+        """Checks that all mask values are classes or ``VOID``.
+
+        Raises:
+            DataError: a value is not a class.
+        """
         for file in self.masks:
             values = np.unique(read_mask(file))
             if len(wrong := values[(values >= classes) & (values != VOID)]):
@@ -84,7 +91,11 @@ class MaskedImages:
 
 
 def read_mask(file: Path) -> UInt8[np.ndarray, "h w 1"]:
-    """The values of a mask. Raises DataError for one in colour, or a file that is no image."""
+    """Reads the values of a mask.
+
+    Raises:
+        DataError: the mask is in colour, or the file cannot be decoded.
+    """
     from PIL import Image
 
     try:
@@ -126,14 +137,30 @@ def _names(path: Path, values: Sequence[int]) -> tuple[str, ...]:
     return names
 
 
-# The first value of a mask and the names from there on, where the features of the set do not tell.
+# The first mask value and the class names from there on, for sets whose features do not tell.
 KNOWN_MASKS: dict[str, tuple[int, tuple[str, ...]]] = {
     "oxford_iiit_pet": (1, ("pet", "background", "border"))
 }
 
 
 def public(name: str, mask_column: str | None = None) -> Dataset:
-    """The set ``"tfds:NAME[/CONFIG]"`` with masks; see ``jtl.data.readers.masks.load_masks``."""
+    """Loads a public set of images with segmentation masks.
+
+    The set must have an image column and a mask, an image column with one channel. The classes are named by number, up
+    to the largest value in the first 200 masks of train, except for sets in ``KNOWN_MASKS``.
+
+    An example has ``image`` and ``mask`` uint8 (h, w, 1), the class of each pixel, 255 for none.
+
+    Missing splits are cut from train by hash of the position.
+
+    Args:
+        name: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+        mask_column: the column of the masks; by default the only image column with one channel.
+
+    Raises:
+        DataError: an unknown set, one that cannot be prepared, or one without such columns.
+        ConnectionError: the set has to be downloaded and there is no network.
+    """
     import tensorflow_datasets as tfds
 
     builder = find_builder(name)
@@ -156,7 +183,7 @@ def public(name: str, mask_column: str | None = None) -> Dataset:
         return {
             "image": example["image"],
             "mask": values - np.uint8(first),
-        }  # below the first is VOID: it wraps
+        }  # values below the first wrap to 255, VOID
 
     if not names:
         train = open_sources(name, builder, columns)["train"]

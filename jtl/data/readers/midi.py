@@ -1,4 +1,4 @@
-"""MIDI files: read as pieces of music on a grid of sixteenths, written, and made audible."""
+"""MIDI files: read into pieces of music on a grid of sixteenths, written, and synthesised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from jtl.data.dataset import DataError
 
-STEPS = 4  # of the grid in a quarter note
+STEPS = 4  # of the grid per quarter note
 LONGEST_BAR = 32  # steps: that of 4/2
 # Start and length in quarters, MIDI pitch, and whether it is tied to the note before.
 Sounded = tuple[Fraction, Fraction, int, bool]
@@ -23,15 +23,15 @@ Sounded = tuple[Fraction, Fraction, int, bool]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A piece of music. Times are in sixteenths, from its first note on.
+    """A piece of music. Times are in sixteenths, from its first note.
 
     Attributes:
-        title: what it is called.
+        title: its title.
         bar: length of a bar.
-        upbeat: where in a bar it begins, 0 for its first beat.
-        voices: how many parts, of which none has two notes at once.
-        notes: voice, start, length and MIDI pitch of each note; by start, then by voice.
-        tune: the name of its melody, which other pieces may set too; empty if it is not known.
+        upbeat: position in a bar at which it begins, 0 for the first beat.
+        voices: number of voices, each of which plays one note at a time.
+        notes: voice, start, length and MIDI pitch of each note; ordered by start, then voice.
+        tune: the name of its melody, which other pieces may share; empty if unknown.
     """
 
     title: str
@@ -43,15 +43,15 @@ class Piece:
 
     @property
     def length(self) -> int:
-        """Where its last note ends."""
+        """End of its last note."""
         return int((self.notes[:, 1] + self.notes[:, 2]).max())
 
     def melody(self) -> Int[np.ndarray, " M"]:
-        """The pitches of its highest voice."""
+        """Returns the pitches of its highest voice."""
         return self.notes[self.notes[:, 0] == 0, 3]
 
     def transposed(self, by: int) -> Piece:
-        """The same, ``by`` semitones higher."""
+        """Returns the piece ``by`` semitones higher."""
         return replace(self, notes=self.notes + np.array([0, 0, 0, by], self.notes.dtype))
 
 
@@ -64,14 +64,14 @@ def on_grid(
     tune: str = "",
     most_off: float = 0.05,
 ) -> Piece | None:
-    """A piece out of its voices, or None if it does not fit the grid of sixteenths or has an empty voice.
+    """Builds a piece from its voices; returns None if it does not fit the grid of sixteenths or has an empty voice.
 
     Args:
-        title: what it is called.
+        title: its title.
         bar: length of a bar, in steps of the grid.
-        upbeat: where in a bar the lines begin, in steps.
-        lines: start and length in quarters, pitch, and whether it is tied to the note before, of each note of each
-            voice, highest voice first. A note that runs into the next of its voice is cut.
+        upbeat: position in a bar at which the lines begin, in steps.
+        lines: start and length in quarters, pitch, and whether it is tied to the previous note, of each note of each
+            voice, highest voice first. A note that overlaps the next of its voice is shortened.
         tune: the name of the melody.
         most_off: share of notes that may begin off the grid; they are moved to the nearest step.
     """
@@ -114,14 +114,18 @@ Note = tuple[int, int, int]  # start, end, pitch; in steps of the grid
 
 
 def load_midi(folder: str | os.PathLike, voices: int = 4) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
-    """The pieces of ``voices`` voices in all MIDI files below ``folder``, and notes on what was left out of them.
+    """Loads all MIDI files below ``folder``; returns the pieces and notes on what was left out.
 
-    See ``read``. MAESTRO's unpacked folder is one. Files that change their metre or have a bar of more than 32
-    sixteenths are left out.
+    See ``read``. An unpacked MAESTRO folder works. Files that change metre or have bars of more than 32 sixteenths are
+    left out.
+
+    Args:
+        folder: the folder.
+        voices: number of voices of each piece.
 
     Raises:
-        FileNotFoundError: no such folder.
-        DataError: no MIDI files in it, one that cannot be read, or none that can be used.
+        FileNotFoundError: the folder does not exist.
+        DataError: it has no MIDI files, one cannot be read, or none can be used.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -151,14 +155,20 @@ def load_midi(folder: str | os.PathLike, voices: int = 4) -> tuple[tuple[Piece, 
 
 
 def read(file: Path, voices: int = 4, title: str | None = None) -> tuple[Piece | None, int]:
-    """The piece in a MIDI file, and how many notes the file has; None for a piece of several metres, or too few voices.
+    """Reads the piece in a MIDI file; returns it and the number of notes in the file.
 
-    Where exactly so many tracks or channels have notes, one at a time, they are the voices, highest first. Else all
-    notes are dealt out, each to the free voice that was nearest, as many as there are; of the others the inner ones
-    are left out. Times are rounded to sixteenths of the file's own beat. Percussion and pedals are not read; without
-    a metre it is 4/4.
+    The piece is None if its metre changes or ``on_grid`` returns None, for example if it has too few voices. If exactly
+    ``voices`` tracks or channels have notes, one at a time, they are the voices, highest first. Otherwise each note
+    goes to the free voice whose last note is nearest; if there are too few free voices, inner notes are left out. Times
+    are rounded to sixteenths of the file's beat. Percussion and pedals are ignored; the default metre is 4/4.
 
-    Raises DataError if it is no MIDI file.
+    Args:
+        file: the MIDI file.
+        voices: number of voices.
+        title: title of the piece; by default the file's name.
+
+    Raises:
+        DataError: it is not a complete MIDI file.
     """
     import mido
 
@@ -205,14 +215,14 @@ def _quarters(line: Sequence[Note]) -> list[Sounded]:
 
 
 def _alone(line: Sequence[Note]) -> bool:
-    """Whether a line has one note at a time; a step of overlap is an articulation."""
+    """Whether a line has one note at a time; an overlap of one step counts as articulation."""
     return all(
         first[0] < then[0] and first[1] <= then[0] + 1 for first, then in zip(line, line[1:], strict=False)
     )
 
 
 def _dealt(notes: Sequence[Note], voices: int) -> list[list[Note]]:
-    """Notes given to voices, none of which has two at once."""
+    """Distributes notes over voices, none of which plays two at once."""
     lines: list[list[Note]] = [[] for _ in range(voices)]
     together: dict[int, set[Note]] = defaultdict(set)
     for note in notes:
@@ -222,7 +232,7 @@ def _dealt(notes: Sequence[Note], voices: int) -> list[list[Note]]:
         chord = sorted(
             {note[2]: note for note in sorted(together[start])}.values(), key=lambda note: -note[2]
         )
-        while len(chord) > len(free):  # what lies inside goes first, the highest note last
+        while len(chord) > len(free):  # inner notes are dropped first, the highest last
             chord.pop(len(chord) // 2)
         for note, voice in zip(chord, _nearest(lines, free, chord), strict=True):
             lines[voice].append(note)
@@ -230,7 +240,7 @@ def _dealt(notes: Sequence[Note], voices: int) -> list[list[Note]]:
 
 
 def _nearest(lines: Sequence[Sequence[Note]], free: Sequence[int], chord: Sequence[Note]) -> tuple[int, ...]:
-    """As many of the ``free`` voices as a chord has notes: those whose last notes are nearest to it, all in all."""
+    """Chooses as many ``free`` voices as a chord has notes: those whose last notes are nearest to it in total."""
     starts = np.linspace(72, 48, len(lines)).tolist()
     last = [line[-1][2] if line else pitch for line, pitch in zip(lines, starts, strict=True)]
     ways = list(combinations(free, len(chord)))
@@ -239,12 +249,12 @@ def _nearest(lines: Sequence[Sequence[Note]], free: Sequence[int], chord: Sequen
 
 
 def write(file: Path, piece: Piece, tempo: float = 80.0, names: Sequence[str] = ()) -> None:
-    """Write a piece as a MIDI file, a track for each voice.
+    """Writes a piece as a MIDI file, one track per voice.
 
     Args:
-        file: where.
-        piece: what.
-        tempo: quarters a minute.
+        file: path of the file.
+        piece: the piece.
+        tempo: quarters per minute.
         names: of the voices.
     """
     import mido
@@ -277,12 +287,12 @@ def write(file: Path, piece: Piece, tempo: float = 80.0, names: Sequence[str] = 
 
 
 def synthesise(piece: Piece, tempo: float = 80.0, rate: int = 22050) -> Float[np.ndarray, " N"]:
-    """A piece as sound: each note a sum of six partials that fades; float32 samples in [-1, 1].
+    """Synthesises a piece, each note a sum of six decaying partials; returns float32 samples in [-1, 1].
 
     Args:
-        piece: what.
-        tempo: quarters a minute.
-        rate: samples a second.
+        piece: the piece.
+        tempo: quarters per minute.
+        rate: samples per second.
     """
     step = 60 / tempo / STEPS
     sound = np.zeros(round((piece.length * step + 1) * rate), np.float64)
@@ -299,7 +309,7 @@ def synthesise(piece: Piece, tempo: float = 80.0, rate: int = 22050) -> Float[np
 
 
 def write_wav(file: Path, piece: Piece, tempo: float = 80.0, rate: int = 22050) -> None:
-    """Write ``synthesise``'s sound as a WAV file of 16 bits."""
+    """Writes the sound of ``synthesise`` as a 16-bit WAV file."""
     from scipy.io import wavfile
 
     wavfile.write(file, rate, np.round(32767 * synthesise(piece, tempo, rate)).astype(np.int16))

@@ -1,7 +1,6 @@
-"""Questions whose answers stand in a text: made over docstrings, in SQuAD's files, or public.
+"""Questions whose answers stand in a context, as in SQuAD: your own JSON files, or a public set of TensorFlow Datasets.
 
-An example has ``question``, ``context``, ``answers`` (one or more texts that count as right) and ``starts``, where each
-begins in the context, in characters: SQuAD's task (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250).
+Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", https://arxiv.org/abs/1606.05250.
 """
 
 from __future__ import annotations
@@ -25,15 +24,21 @@ from jtl.data.readers.tfds import (
 
 
 def own(path: Path) -> Dataset:
-    """The questions of a ``.json`` file of SQuAD's layout, or of a folder of them.
+    """Loads your own questions, in SQuAD's format.
+
+    ``path`` is a ``.json`` file of SQuAD's layout, or a folder with such files ``train.json`` and optionally
+    ``validation.json`` (or ``dev.json``) and ``test.json``. Questions without an answer, as in SQuAD 2.0, are left out.
+
+    An example has ``question``, ``context``, ``answers`` (one or more texts that count as right) and ``starts``, where
+    each begins in the context, in characters.
+
+    Missing splits are cut from train by hash of the context, so that no two splits share a context.
 
     Args:
-        path: the file, or a folder with ``train.json`` and perhaps ``validation.json`` (``dev.json``) and
-            ``test.json``. Questions without an answer, as SQuAD 2.0 has them, are left out. Missing splits are cut from
-            train by hash of the context: no context is in two splits.
+        path: the file or folder.
 
     Raises:
-        DataError: another layout, an answer that does not stand where it should, no questions.
+        DataError: another layout, an answer that is not where ``answer_start`` says, or no questions.
     """
     files = {"train": path} if path.is_file() else by_split(path, sorted(path.glob("*.json")))
     if not files:
@@ -51,7 +56,7 @@ def own(path: Path) -> Dataset:
 def dataset(
     name: str, splits: Mapping[str, list[Example]], origin: str, notes: Sequence[str] = ()
 ) -> Dataset:
-    """A data set of questions out of its splits; missing ones are cut from train by hash of the context."""
+    """Returns a data set of questions from its splits; missing ones are cut from train by hash of the context."""
     keys = [one["context"] for one in splits["train"]]
     whole: dict[str, Source] = {split: source for split, source in splits.items()}
     cut, carved = complete(whole, keys)
@@ -66,9 +71,10 @@ def dataset(
 
 
 def read_squad(path: Path) -> tuple[list[Example], int]:
-    """The questions of a SQuAD JSON file, and how many of it have no answer.
+    """Reads the questions of a SQuAD JSON file; returns them and the number of unanswerable ones, which are left out.
 
-    Raises DataError if the layout is another, or an answer does not stand where its ``answer_start`` says.
+    Raises:
+        DataError: another layout, or an answer that is not where its ``answer_start`` says.
     """
     examples: list[Example] = []
     left_out = 0
@@ -105,7 +111,7 @@ def read_squad(path: Path) -> tuple[list[Example], int]:
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Each context of a SQuAD JSON file with the questions about it. Raises DataError for another layout."""
+    """Each context of a SQuAD JSON file with the questions about it; DataError for another layout."""
     found = _json(path)
     try:
         for document in found["data"]:
@@ -123,9 +129,12 @@ def _paragraphs(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def read_asked(path: Path) -> list[Example]:
-    """Questions without answers: a JSON list of objects with ``question`` and ``context``, or a file as SQuAD's.
+    """Reads questions without answers from a JSON file.
 
-    Raises DataError for another layout, or if there are none.
+    It holds a list of objects with ``question`` and ``context``, or has SQuAD's layout.
+
+    Raises:
+        DataError: another layout, or no questions.
     """
     found = _json(path)
     if not isinstance(found, list):
@@ -155,7 +164,22 @@ def _json(path: Path) -> Any:
 
 
 def public(name: str) -> Dataset:
-    """The public questions ``"tfds:NAME[/CONFIG]"``, of SQuAD's columns; see ``jtl.data.load_questions``."""
+    """Loads a public set of questions.
+
+    The set must have SQuAD's columns ``question``, ``context`` and ``answers``. Questions without an answer are kept.
+
+    An example has ``question``, ``context``, ``answers`` (texts that count as right) and ``starts``, where each begins
+    in the context, in characters.
+
+    Missing splits are cut from train by hash of the position, so splits may share a context.
+
+    Args:
+        name: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+
+    Raises:
+        DataError: an unknown set, one that cannot be prepared, or one without such columns.
+        ConnectionError: the set has to be downloaded and there is no network.
+    """
     builder = find_builder(name)
     features = builder.info.features
     if missing := [column for column in ("question", "context", "answers") if column not in features]:
@@ -169,7 +193,7 @@ def public(name: str) -> Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """SQuAD's rows as ``jtl.data.load_questions`` gives them."""
+    """Rows with SQuAD's columns, as examples of ``public``."""
 
     source: TfdsSource
 

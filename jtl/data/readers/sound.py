@@ -1,4 +1,4 @@
-"""Sound: WAV files of any width and rate, and resampling."""
+"""Sound files: WAV files of any sample width and rate, and resampling."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from jaxtyping import Float
 
 from jtl.data.dataset import DataError
 
-RATE = 16000  # samples a second, of every model here
-FRAME, HOP = 400, 160  # samples of a spectrogram's window, and between two: 25 and 10 ms
+RATE = 16000  # samples per second, of every model here
+FRAME, HOP = 400, 160  # window and hop length of spectrograms in samples: 25 and 10 ms
 
 
 def read(file: str | os.PathLike, rate: int = RATE) -> Float[np.ndarray, " N"]:
-    """The samples of a WAV file (integers or floats of any width), in [-1, 1]; channels are averaged.
+    """Reads the samples of a WAV file (integers or floats of any width), scaled to [-1, 1]; channels are averaged.
+
+    Args:
+        file: the WAV file.
+        rate: the expected sample rate in Hz.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: no WAV file, a cut one, or one of another ``rate``, which ``resample`` changes.
+        FileNotFoundError: the file does not exist.
+        DataError: it is not a complete WAV file, or has another rate; ``resample`` converts it.
     """
     found, samples = read_any(file)
     if found != rate:
@@ -33,13 +37,13 @@ def read(file: str | os.PathLike, rate: int = RATE) -> Float[np.ndarray, " N"]:
 
 
 def read_any(file: str | os.PathLike) -> tuple[int, Float[np.ndarray, " N"]]:
-    """The rate of a WAV file, whatever it is, and its samples as ``read`` gives them."""
+    """Reads a WAV file of any rate; returns the rate in Hz and the samples as ``read`` does."""
     from scipy.io import wavfile
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", wavfile.WavFileWarning)
-            warnings.filterwarnings("ignore", "Chunk", wavfile.WavFileWarning)  # a tag with the title, say
+            warnings.filterwarnings("ignore", "Chunk", wavfile.WavFileWarning)  # such as a title tag
             rate, samples = wavfile.read(file)
     except (ValueError, struct.error, wavfile.WavFileWarning) as error:
         raise DataError(
@@ -55,7 +59,7 @@ def read_any(file: str | os.PathLike) -> tuple[int, Float[np.ndarray, " N"]]:
 
 
 def resample(audio: Float[np.ndarray, " N"], rate: int, to: int = RATE) -> Float[np.ndarray, " M"]:
-    """``audio`` of ``rate`` samples a second at ``to`` of them: M = ceil(N to / rate), by a polyphase filter."""
+    """Resamples ``audio`` from ``rate`` to ``to`` Hz by a polyphase filter; M = ceil(N to / rate)."""
     from scipy.signal import resample_poly
 
     shared = gcd(rate, to)

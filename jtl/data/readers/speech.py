@@ -1,7 +1,4 @@
-"""Speech with transcripts: synthesised in an accent, your own folder, or public sets.
-
-An example has ``audio``, float32 (N,) at 16 kHz in [-1, 1], and ``text``.
-"""
+"""Speech with transcripts, for speech recognition: your own recordings, or a public set of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ class Transcribed(Source, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Recordings:
-    """Sound files and their transcripts, read when asked for."""
+    """Sound files and their transcripts, read on access."""
 
     files: tuple[Path, ...]
     texts: tuple[str, ...]
@@ -50,7 +47,7 @@ class Recordings:
         return len(self.files)
 
     def __getitem__(self, index: SupportsIndex, /) -> Example:
-        """``audio``, resampled to 16 kHz, ``text`` and ``file``."""
+        """Returns ``audio``, resampled to 16 kHz, ``text`` and ``file``."""
         i = range(len(self))[index]
         rate, samples = sound.read_any(self.files[i])
         samples = samples if rate == sound.RATE else sound.resample(samples, rate)
@@ -58,17 +55,22 @@ class Recordings:
 
 
 def own(path: Path, text_column: str = "text") -> Dataset:
-    """The recordings and transcripts in a folder.
+    """Loads your own recordings with transcripts.
+
+    ``path`` is a folder with WAV files and a table ``metadata.csv`` (or ``.tsv``, ``.jsonl``) with the columns
+    ``file_name``, relative to the folder, and ``text``: the layout of Hugging Face's AudioFolder; or a folder with such
+    folders ``train`` and optionally ``validation`` and ``test``.
+
+    An example has ``audio``, float32 (N,) at 16 kHz in [-1, 1], ``text``, and ``file``, the path of the recording.
+
+    Missing splits are cut from train by hash of the transcript.
 
     Args:
-        path: a folder with WAV files and a table ``metadata.csv`` (``.tsv``, ``.jsonl``) with the columns
-            ``file_name``, relative to the folder, and ``text``: the layout of Hugging Face's AudioFolder; or a folder
-            with such a folder for ``train`` and perhaps ``validation`` and ``test``. Missing splits are cut from train
-            by hash of the text.
+        path: the folder.
         text_column: the column of the transcripts.
 
     Raises:
-        DataError: another layout, a file that is not there, an empty split.
+        DataError: another layout, a file that does not exist, or an empty split.
     """
     if not path.is_dir():
         raise DataError(f"{path}: expected a folder with {TABLE}.csv and the WAV files that it names")
@@ -79,7 +81,11 @@ def own(path: Path, text_column: str = "text") -> Dataset:
 
 
 def read_recordings(folder: Path, text_column: str = "text") -> Recordings:
-    """The recordings that the table of a folder names. Raises DataError if the table or a file is not there."""
+    """Reads the recordings named in a folder's table.
+
+    Raises:
+        DataError: there is no table or more than one, or a file does not exist.
+    """
     tables = [folder / f"{TABLE}{end}" for end in TABLES if (folder / f"{TABLE}{end}").is_file()]
     if len(tables) != 1:
         raise DataError(
@@ -94,19 +100,35 @@ def read_recordings(folder: Path, text_column: str = "text") -> Recordings:
 
 
 def dataset(name: str, splits: Mapping[str, Transcribed], origin: str) -> Dataset:
-    """A data set of speech out of its splits; missing ones are cut from train by hash of the transcript."""
+    """Returns a data set of speech from its splits; missing ones are cut from train by hash of the transcript."""
     whole, notes = complete(dict(splits), splits["train"].texts)
     said = "".join(f"{split}\n" + "\n".join(source.texts) for split, source in splits.items())
     version = hashlib.sha256(said.encode()).hexdigest()[:16]
     return Dataset(name, "speech", whole, (), origin, version, tuple(notes))
 
 
-# Of LibriSpeech, whose splits have names of their own.
+# LibriSpeech's names of its splits.
 CLEAN = {"train_clean100": "train", "dev_clean": "validation", "test_clean": "test"}
 
 
 def public(name: str, text_column: str | None = None) -> Dataset:
-    """The public speech ``"tfds:NAME[/CONFIG]"`` with its transcripts; see ``jtl.data.load_utterances``."""
+    """Loads a public set of speech; this needs TensorFlow.
+
+    The set must have a column of sound with a known sample rate, and a column of transcripts. LibriSpeech's splits
+    ``train_clean100``, ``dev_clean`` and ``test_clean`` become train, validation and test.
+
+    An example has ``audio``, float32 (N,) at 16 kHz in [-1, 1], and ``text``.
+
+    Missing splits are cut from train by hash of the position.
+
+    Args:
+        name: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+        text_column: the column of the transcripts; by default ``text``.
+
+    Raises:
+        DataError: an unknown set, one that cannot be prepared, or one without such columns.
+        ConnectionError: the set has to be downloaded and there is no network.
+    """
     import tensorflow_datasets as tfds
 
     builder = find_builder(name)
@@ -130,7 +152,7 @@ def public(name: str, text_column: str | None = None) -> Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """Rows with sound as ``jtl.data.load_utterances`` gives them."""
+    """Rows with 16-bit sound, as examples of ``public``."""
 
     source: TfdsSource
     rate: int

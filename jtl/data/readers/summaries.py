@@ -1,7 +1,4 @@
-"""Texts with summaries: docstrings and their first lines, your own tables, or public sets.
-
-An example has ``text`` and ``summary``.
-"""
+"""Texts with summaries: your own tables, or a public set of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -15,16 +12,22 @@ from jtl.data.readers.tfds import as_dataset, find_builder, open_sources, standa
 
 
 def own(path: Path, text_column: str = "text", summary_column: str = "summary") -> Dataset:
-    """The texts and summaries of a table, or of a folder of tables.
+    """Loads your own texts with summaries.
+
+    ``path`` is a ``.csv``, ``.tsv`` or ``.jsonl`` file, or a folder with such files ``train``, ``validation`` and
+    ``test``.
+
+    An example has ``text`` and ``summary``.
+
+    Missing splits are cut from train by hash of the text.
 
     Args:
-        path: a ``.csv``, ``.tsv`` or ``.jsonl`` file, or a folder with ``train``, ``validation`` and ``test`` files of
-            these. Missing splits are cut from train by hash of the text.
+        path: the file or folder.
         text_column: the column of the texts.
-        summary_column: that of the summaries.
+        summary_column: the column of the summaries.
 
     Raises:
-        DataError: another file, a missing column, an empty split.
+        DataError: another layout, a missing column, a blank cell, or an empty split.
     """
     tables = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.suffix in TABLES]
     files = {"train": path} if path.is_file() else by_split(path, tables)
@@ -36,7 +39,7 @@ def own(path: Path, text_column: str = "text", summary_column: str = "summary") 
 
 
 def dataset(name: str, splits: Mapping[str, Source], origin: str) -> Dataset:
-    """A data set of texts and summaries out of its splits; missing ones are cut from train by hash of the text."""
+    """Returns a data set of summaries from its splits; missing ones are cut from train by hash of the text."""
     train = splits["train"]
     cut, notes = complete(splits, [train[i]["text"] for i in range(len(train))])
     digest = hashlib.sha256()
@@ -47,7 +50,23 @@ def dataset(name: str, splits: Mapping[str, Source], origin: str) -> Dataset:
 
 
 def public(name: str, text_column: str | None = None, summary_column: str | None = None) -> Dataset:
-    """The public texts ``"tfds:NAME[/CONFIG]"`` and their summaries; see ``jtl.data.load_summaries``."""
+    """Loads a public set of texts with summaries.
+
+    The set must have a column of texts and a column of summaries.
+
+    An example has ``text`` and ``summary``.
+
+    Missing splits are cut from train by hash of the position.
+
+    Args:
+        name: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+        text_column: the column of the texts; by default the first of the set's supervised keys.
+        summary_column: the column of the summaries; by default the second of the supervised keys.
+
+    Raises:
+        DataError: an unknown set, one that cannot be prepared, or one without such columns.
+        ConnectionError: the set has to be downloaded and there is no network.
+    """
     builder = find_builder(name)
     features, keys = builder.info.features, builder.info.supervised_keys or ()
     usual = [*map(str, keys), "", ""]

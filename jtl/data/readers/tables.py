@@ -1,4 +1,4 @@
-"""Tables of your own: CSV, TSV and JSONL files, read by column."""
+"""Tables: CSV, TSV and JSONL files, read by column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TABLES = (".csv", ".tsv", ".jsonl")
 
 
 def labelled(path: Path, files: Mapping[str, Path], text_column: str, label_column: str) -> Dataset:
-    """The labelled texts of the ``files`` of each split; see ``jtl.data.readers.labels``."""
+    """Loads labelled texts from one table per split; see ``jtl.data.readers.labels``."""
     rows = {split: list(_read(file, text_column, label_column)) for split, file in files.items()}
     for split, file in files.items():
         if not rows[split]:
@@ -63,9 +63,10 @@ def _read(file: Path, text_column: str, label_column: str) -> Iterator[tuple[int
 
 
 def read_texts(path: Path, column: str = "text") -> list[str]:
-    """Texts without labels: the lines of a ``.txt`` file that are not blank, or a column of a CSV, TSV or JSONL file.
+    """Reads texts without labels: the non-blank lines of a ``.txt`` file, or a column of a CSV, TSV or JSONL file.
 
-    Raises DataError if there are none, the column is not there, or the file is none of these.
+    Raises:
+        DataError: there are no texts, no such column, or the file is of another type.
     """
     if path.suffix not in (*TABLES, ".txt"):
         raise DataError(f"{path}: expected a file ending in {', '.join((*TABLES, '.txt'))}")
@@ -88,9 +89,14 @@ def read_texts(path: Path, column: str = "text") -> list[str]:
 
 
 def read_columns(path: Path, columns: Mapping[str, str]) -> list[Example]:
-    """The texts of a CSV, TSV or JSONL file in some ``columns``, ours to theirs: an example a row.
+    """Reads text columns of a CSV, TSV or JSONL file, one example per row.
 
-    Raises DataError if a column is missing, a cell is blank or no text, or the file has no rows or is of another kind.
+    Args:
+        path: the file.
+        columns: the file's column for each field of an example.
+
+    Raises:
+        DataError: a column is missing, a cell is blank or not a text, or the file has no rows or is of another type.
     """
     if path.suffix not in TABLES:
         raise DataError(f"{path}: expected a file ending in {', '.join(TABLES)}")
@@ -145,10 +151,7 @@ def _read_jsonl(file: Path, stream) -> Iterator[tuple[int, dict]]:
 
 
 def _classes(rows, files, label_column: str) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """Class names in label order, and the number of every raw label of every split.
-
-    If every label of train is a whole number they are the labels; otherwise the sorted names of train are numbered.
-    """
+    """Class names and the number of every raw label: whole numbers if all of train are, else sorted names, numbered."""
     for split, part in rows.items():
         for line, _, label in part:
             if isinstance(label, bool) or not isinstance(label, (str, int, float)):

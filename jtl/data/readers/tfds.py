@@ -1,4 +1,4 @@
-"""Public data sets through TensorFlow Datasets, without TensorFlow: builders, splits and columns."""
+"""Public data sets of TensorFlow Datasets (TFDS), read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jtl.tree import near_misses
 
 @dataclass(frozen=True, eq=False)
 class Changed:
-    """The examples of ``source``, each through ``change``."""
+    """The examples of ``source``, each transformed by ``change``."""
 
     source: Source
     change: Callable[[Example], Example]
@@ -38,7 +38,7 @@ class Changed:
 
 
 def key_of(features: Any, kind: type) -> str | None:
-    """The first of the ``features`` of this kind."""
+    """Returns the first of the ``features`` of this kind, or None."""
     return next((key for key, feature in features.items() if isinstance(feature, kind)), None)
 
 
@@ -50,7 +50,16 @@ def changed_dataset(
     classes: tuple[str, ...],
     labelled: Callable[[Example], bool],
 ) -> Dataset:
-    """The set of ``builder`` whose examples go through ``change``; splits need a ``labelled`` one."""
+    """Returns the data set of ``builder`` with examples transformed by ``change``.
+
+    Args:
+        name: of the data set.
+        builder: its TFDS builder.
+        columns: columns to rename, as (theirs, ours).
+        change: transforms an example.
+        classes: class names.
+        labelled: whether an example is annotated; a test split whose first example is not is dropped.
+    """
     opened = {
         split: Changed(source, change) for split, source in open_sources(name, builder, columns).items()
     }
@@ -63,7 +72,7 @@ MAX_CARVED = 10_000
 
 @dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """A TFDS data source, its columns renamed to ours and its bytes decoded."""
+    """A TFDS data source with columns renamed to ours and bytes decoded."""
 
     source: Any
     columns: tuple[tuple[str, str], ...]  # (theirs, ours)
@@ -78,19 +87,19 @@ class TfdsSource:
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """The label of every example; reads all of them, once."""
+        """Label of every example; reads all of them once."""
         return np.fromiter((self[i]["label"] for i in range(len(self))), np.int32, len(self))
 
 
 def plain_value(value: Any) -> Any:
-    """Bytes as text and NumPy integers as Python's."""
+    """Converts bytes to text and NumPy integers to Python's."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return int(value) if isinstance(value, np.integer) else value
 
 
 def prepare(builder: Any) -> None:
-    """Download and prepare once; another process may be doing so at the same time."""
+    """Downloads and prepares a data set once; another process may be doing so at the same time."""
     logging.getLogger("absl").addFilter(_not_about_opencv)
     if builder.data_path.exists():
         return
@@ -112,7 +121,25 @@ def public(
     label_column: str | None = None,
     image_column: str | None = None,
 ) -> Dataset:
-    """The public data set ``"tfds:NAME[/CONFIG]"``; see ``jtl.data.load``."""
+    """Loads a public set of labelled texts or images.
+
+    The set must have a column of texts or images, and one of class labels.
+
+    An example has ``text`` (str) or ``image`` (uint8 ``(H, W, C)``), ``label`` (int), and the set's other columns.
+
+    Missing splits are cut from train by hash of the position, texts within each class.
+
+    Args:
+        name: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+        text_column: the column of the texts. Columns default to the set's supervised keys, then to the only column of
+            the kind.
+        label_column: the column of the labels.
+        image_column: the column of the images.
+
+    Raises:
+        DataError: an unknown set, one that cannot be prepared, or one without such columns; a label out of range.
+        ConnectionError: the set has to be downloaded and there is no network.
+    """
     import tensorflow_datasets as tfds
 
     builder = find_builder(name)
@@ -136,7 +163,12 @@ def public(
 
 
 def open_sources(name: str, builder: Any, columns: tuple[tuple[str, str], ...]) -> dict[str, TfdsSource]:
-    """Every split that has examples, prepared and opened."""
+    """Prepares and opens every split that has examples.
+
+    Raises:
+        DataError: the set cannot be prepared without TensorFlow.
+        ConnectionError: the set has to be downloaded and there is no network.
+    """
     if not builder.data_path.exists():
         _check_network(name)
     try:
@@ -147,8 +179,8 @@ def open_sources(name: str, builder: Any, columns: tuple[tuple[str, str], ...]) 
             if info.num_examples
         }
         for source in sources.values():
-            source[0]  # files are opened late
-    except Exception as error:  # builders are many people's code; what they raise has no common class
+            source[0]  # files are opened on first access
+    except Exception as error:  # builders by many authors raise errors of any class
         raise DataError(
             f"{name} could not be prepared without TensorFlow in {builder.data_path} "
             f"({type(error).__name__}: {str(error).strip()[:300]}). Prepare it elsewhere with "
@@ -166,7 +198,7 @@ def as_dataset(
     classes: tuple[str, ...] = (),
     strata: np.ndarray | None = None,
 ) -> Dataset:
-    """The set, with the splits that it lacks cut from train."""
+    """Returns the data set of ``builder``; missing splits are cut from train by hash of the position."""
     positions = [f"{builder.info.full_name}/{i}" for i in range(len(splits["train"]))]
     whole, carved = complete(splits, positions, strata, MAX_CARVED)
     return Dataset(
@@ -182,7 +214,7 @@ def as_dataset(
 
 @functools.cache
 def _register_all() -> None:
-    """Imports the packages of TFDS that define data sets: it leaves them lazy, so unregistered and not found."""
+    """Imports the TFDS packages that define data sets, which TFDS leaves lazy and therefore unregistered."""
     import tensorflow_datasets as tfds
 
     for package in pkgutil.iter_modules(tfds.__path__, "tensorflow_datasets."):
@@ -192,7 +224,11 @@ def _register_all() -> None:
 
 
 def find_builder(name: str) -> Any:
-    """The builder of ``"tfds:NAME[/CONFIG]"``. Raises DataError with near misses for an unknown one."""
+    """Returns the builder of ``"tfds:NAME[/CONFIG]"``.
+
+    Raises:
+        DataError: the set or config is unknown (close matches are listed), or its columns need TensorFlow.
+    """
     import tensorflow_datasets as tfds
 
     _register_all()
@@ -240,7 +276,13 @@ def standard_splits(
     sources: Mapping[str, Any],
     labelled: Callable[[Example], bool] = lambda example: example.get("label", 0) >= 0,
 ) -> tuple[dict[str, Any], list[str]]:
-    """train, and validation and test where they are there and their first example is ``labelled``."""
+    """Returns train, and validation and test if their first example is ``labelled``; and notes.
+
+    Without a labelled test split, validation becomes test.
+
+    Raises:
+        DataError: there is no train split.
+    """
     splits, notes = {split: sources[split] for split in SPLITS if split in sources}, []
     if "train" not in splits:
         raise DataError(f"{name}: no train split with examples; it has {', '.join(sources)}")
@@ -254,7 +296,7 @@ def standard_splits(
 
 
 def _check_network(name: str) -> None:
-    """Fails at once where tfds would retry for minutes; a proxy may resolve names that this machine cannot."""
+    """Fails at once where TFDS would retry for minutes; a proxy may resolve names that this machine cannot."""
     if urllib.request.getproxies():
         return
     try:

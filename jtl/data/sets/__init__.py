@@ -1,1 +1,1 @@
-"""Data sets that ship with a name, and controlled shifts of them."""
+"""Data sets that ship with a name, and controlled distribution shifts."""

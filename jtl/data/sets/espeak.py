@@ -1,7 +1,7 @@
-"""Speech out of sentences, by eSpeak NG: data with exact transcripts, in over 100 languages and many voices.
+"""Synthetic speech from sentences by eSpeak NG: data with exact transcripts, in over 100 languages and many voices.
 
-https://github.com/espeak-ng/espeak-ng, its formant synthesiser: a voice that is understood and plainly a machine's. The
-library (GPL-3) comes from a wheel of its own, for Linux on x86-64, and is called, not linked.
+https://github.com/espeak-ng/espeak-ng is a formant synthesiser: intelligible, and plainly a machine. The library
+(GPL-3) comes from its own wheel, for Linux on x86-64, and is called, not linked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WHEEL = Wheel(
     origin="eSpeak NG 1.52",
     licence="GPL-3.0-or-later",
 )
-SYNCHRONOUS, UTF8, BY_CHARACTER = 2, 1, 1  # of speak_lib.h, as the parameters below
+SYNCHRONOUS, UTF8, BY_CHARACTER = 2, 1, 1  # from speak_lib.h, like the parameters below
 SPEED, PITCH = 1, 3
 LISTENER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -39,22 +39,23 @@ def synthesise(
     pitch: int = 50,
     rate: int = sound.RATE,
 ) -> list[np.ndarray]:
-    """Each sentence as speech: float32 samples in [-1, 1], of its own length. The same text
-    sounds the same, whatever was spoken before.
+    """Synthesises each sentence as float32 samples in [-1, 1], of its own length.
 
-    >>> clips = synthesise(["Good morning.", "How are you?"], "en+f2")  # doctest: +SKIP
+    The same text always sounds the same, whatever was spoken before.
 
     Args:
         sentences: the texts.
-        voice: eSpeak's name of a language, ``"en-us"``, ``"en"`` (British), ``"de"``, ``"fr"``, and behind a plus that
-            of a speaker: ``"m1"`` to ``"m8"``, ``"f1"`` to ``"f5"``.
-        speed: words a minute, 80 to 450.
+        voice: eSpeak's name of a language, such as ``"en-us"``, ``"en"`` (British), ``"de"``, ``"fr"``, optionally
+            followed by a plus and a speaker: ``"m1"`` to ``"m8"``, ``"f1"`` to ``"f5"``.
+        speed: words per minute, 80 to 450.
         pitch: 0 to 99.
-        rate: samples a second; the synthesiser's 22,050 are resampled.
+        rate: samples per second; the synthesiser's 22,050 are resampled.
 
     Raises:
-        DataError: an unknown voice, a speed or pitch out of range, or a sentence of which nothing is spoken.
-        WheelError: the library could not be fetched.
+        DataError: an unknown voice, a speed or pitch out of range, or a sentence that yields no sound.
+        WheelError: the library cannot be fetched.
+
+    >>> clips = synthesise(["Good morning.", "How are you?"], "en+f2")  # doctest: +SKIP
     """
     if not 80 <= speed <= 450 or not 0 <= pitch <= 99:
         raise DataError(
@@ -72,8 +73,8 @@ def synthesise(
 
 
 def _speak(folder: Path, sentence: str, voice: str, speed: int, pitch: int) -> tuple[int, np.ndarray]:
-    """Samples a second, and the samples in 16 bits."""
-    # What the library has spoken changes how it goes on, so that it is loaded anew for each sentence.
+    """Samples per second, and the samples in 16 bits."""
+    # What the library has spoken affects what it speaks next, so it is reloaded for each sentence.
     library = ctypes.CDLL(str(folder / "libespeak-ng.so"))
     try:
         rate = library.espeak_Initialize(SYNCHRONOUS, 0, str(folder).encode(), 0)
@@ -106,5 +107,5 @@ def _speak(folder: Path, sentence: str, voice: str, speed: int, pitch: int) -> t
 
 
 def _languages(folder: Path) -> list[str]:
-    """The languages that the library has."""
+    """The languages of the library."""
     return sorted(file.name.lower() for file in (folder / "espeak-ng-data/lang").rglob("*") if file.is_file())

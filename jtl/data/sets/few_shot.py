@@ -1,4 +1,4 @@
-"""Data sets for few-shot learning: their splits hold different classes."""
+"""Data sets for few-shot learning, whose splits hold different classes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from jtl.data.sets.newsgroups import Relabelled
 
 GLYPHS = "glyphs"
 SHARES = {"validation": 0.16, "test": 0.2}  # of the classes, as in miniImageNet
-# Classes of a split by how their names begin; test has the others. As Bao et al. 2020 (1908.06039) split them.
+# Classes of a split by the start of their names; test has the others. As in Bao et al. 2020,
+# https://arxiv.org/abs/1908.06039.
 TOPICS = {"newsgroups20": {"train": ("rec.", "sci."), "validation": ("comp.",)}}
 
 
 def new_classes(dataset: Dataset, seed: int = 0) -> Dataset:
-    """``dataset`` with its examples pooled and each class in one split alone.
+    """Returns ``dataset`` with its examples pooled and each class in one split only.
 
-    The classes of ``newsgroups20`` are split by topic. Where no class of the test split is in train or validation, as
-    in ``tfds:omniglot``, the test split stays and 16 % of the other classes become validation. Otherwise 20 % of all
+    The classes of ``newsgroups20`` are split by topic. If no class of the test split is in train or validation, as in
+    ``tfds:omniglot``, the test split is kept and 16 % of the other classes become validation. Otherwise 20 % of all
     classes become test and 16 % validation.
 
     Args:
-        dataset: any that ``jtl.data.load`` gives.
+        dataset: any data set with labels of ``jtl.data.load``.
         seed: decides which classes go where.
 
     Raises:
-        DataError: too few classes to split.
+        DataError: there are too few classes to split.
     """
     own = {split: set(np.unique(labels(source)).tolist()) for split, source in dataset.splits.items()}
     everything = Joined(tuple(dataset.splits.values()))
@@ -71,7 +72,7 @@ class Joined:
 
     @property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """The label of every example."""
+        """Label of every example."""
         return np.concatenate([labels(source) for source in self.sources])
 
 
@@ -91,7 +92,12 @@ def _by_topic(classes: Sequence[str], starts: Mapping[str, tuple[str, ...]]) -> 
 
 
 def folders(name: str, folder: Path, seed: int = 0) -> Dataset:
-    """The images of a folder with ``train/CLASS/`` and ``test/CLASS/``, whose classes differ.
+    """Loads images from a folder with ``train/CLASS/`` and ``test/CLASS/``, whose classes differ.
+
+    Args:
+        name: of the data set.
+        folder: the folder, optionally with ``validation/CLASS/`` too.
+        seed: decides which classes of train become validation, if there is no folder for it.
 
     Raises:
         DataError: two splits share a class, or there are too few classes to cut validation from.

@@ -1,7 +1,7 @@
-"""Glyphs: characters of many scripts, each drawn twenty times, whole alphabets held out: Omniglot in small.
+"""Glyphs: printed characters of many scripts with random distortions and whole alphabets held out, a small Omniglot.
 
-A builder of TensorFlow Datasets, see ``jtl.data.sets.builders``. Its splits hold different classes, so it is for
-few-shot learning: ``jtl.data.load_classes``.
+A TensorFlow Datasets builder, see ``jtl.data.sets.builders``. Its splits hold different classes, for few-shot learning:
+load it by ``jtl.data.load_classes``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldO
 MONO = ("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique")
 SERIF = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic")
 STIX = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
-COPIES = 20  # images of a character, as in Omniglot
-SIDE, FINE = 28, 2  # pixels of an image; it is distorted at twice the size and then averaged
+COPIES = 20  # images per character, as in Omniglot
+SIDE, FINE = 28, 2  # pixels of an image, which is distorted at twice the size and then averaged
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Alphabet:
     """A script.
 
     Attributes:
-        split: which its characters are in, all of them.
-        faces: type faces that have them.
-        points: code points and ranges of them, in hexadecimal.
+        split: the split of all its characters.
+        faces: typefaces that contain them.
+        points: code points and ranges of code points, in hexadecimal.
     """
 
     split: Literal["train", "validation", "test"]
@@ -47,9 +47,9 @@ class Alphabet:
         return "".join(chr(one) for a, *b in ends for one in range(int(a, 16), int((b or [a])[0], 16) + 1))
 
 
-# Letters without decomposition that the faces have, less those that look like an earlier one: cosine of the blurred
-# pictures over 0.88, or over 0.96 if both are in train. So an upper case goes that is like its lower case, and a Latin
-# letter that is like an Armenian one.
+# Letters without decomposition that the typefaces have, except those too similar to an earlier one: cosine of the
+# blurred pictures above 0.88, or above 0.96 if both are in train. This drops upper-case letters that look like their
+# lower case, and Latin letters that look like Armenian ones.
 ALPHABETS: dict[str, Alphabet] = {
     "armenian": Alphabet(
         "test", SANS + MONO + SERIF,
@@ -113,22 +113,22 @@ ALPHABETS: dict[str, Alphabet] = {
 
 
 class Glyphs(Embedded):
-    """Letters of 16 scripts in printed faces, distorted at random, 28×28 grey (0 paper, 255 ink), 20 a letter.
+    """Letters of 16 scripts in printed typefaces, 20 images each, randomly distorted, 28×28 grey (255 ink).
 
-    Origin: DejaVu Sans, Sans Mono and Serif (Bitstream Vera licence) and STIX General (STIX Font License), the faces
-    that matplotlib carries. In place of Omniglot (Lake et al. 2015), which has 1,623 characters of 50 alphabets, each
-    drawn by 20 people: faces vary less than hands, so that the distortions must do most of it, and figures do not
-    compare.
+    Origin: DejaVu Sans, Sans Mono and Serif (Bitstream Vera licence) and STIX General (STIX Font License), the
+    typefaces in matplotlib. It stands in for Omniglot (Lake et al. 2015), which has 1,623 characters of 50 alphabets,
+    each drawn by 20 people. Typefaces vary less than handwriting, so most variation comes from the distortions, and
+    results are not comparable.
 
-    Each image takes one of the alphabet's faces (2 to 16) at random, thickens or thins it, and distorts it: see
+    Each image takes one of the alphabet's typefaces (2 to 16) at random, thickens or thins it, and distorts it: see
     ``draw``. Splits, by alphabet: test is Armenian, Georgian, its capitals Asomtavruli, Hebrew and Lao; validation is
     Tifinagh, N'Ko and Lisu; train the other eight, of which Canadian Aboriginal syllabics are more than half. No letter
-    of validation or test looks like another of any split. How alike letters may look, and how strong the distortions
-    are, was set in trials of prototypical networks and MAML that showed test accuracy.
+    of validation or test looks like another of any split. The thresholds of similarity and the strength of the
+    distortions were chosen in trials of prototypical networks and MAML that showed test accuracy.
 
-    Sizes: train 12,120 (606 characters), validation 1,600 (80), test 3,520 (176). ``label`` is the place of the
-    character among all 862. Fields: ``image`` uint8 (28, 28, 1), ``label``, ``alphabet``. Pixels may differ by a grey
-    level or so under another FreeType.
+    Sizes: train 12,120 (606 characters), validation 1,600 (80), test 3,520 (176). ``label`` is the position of the
+    character among all 862. Fields: ``image`` uint8 (28, 28, 1), ``label``, ``alphabet``. Pixels may differ by about
+    one grey level under another version of FreeType.
     """
 
     ORIGIN = "rendered from the DejaVu and STIX faces of matplotlib"
@@ -137,7 +137,7 @@ class Glyphs(Embedded):
     FEATURES = {"image": tfds.features.Image(shape=(SIDE, SIDE, 1)), "alphabet": tfds.features.Text()}
 
     def rows(self) -> dict[str, list[dict]]:
-        """The examples of every split."""
+        """Returns the examples of every split."""
         folder = font_folder("glyphs")
         splits: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
         for name, own in ALPHABETS.items():
@@ -150,13 +150,18 @@ class Glyphs(Embedded):
 
 
 def draw(folder: Path, faces: tuple[str, ...], character: str) -> UInt8[np.ndarray, "copies 28 28"]:
-    """``COPIES`` white images of ``character`` on black, decided by the character and the number of the copy.
+    """Draws ``COPIES`` white images of ``character`` on black, decided by the character and the number of the copy.
 
-    The letter's longer side is 20 pixels. Uniform draws turn it by up to 10° either way, shear it by up to 0.15, scale
-    each axis by 0.85 to 1.15, move it by up to 2 pixels along each axis, and set the grey level at which ink begins to
-    between 0.25 and 0.55 of full ink. The elastic distortion is that of Simard et al. 2003 ("Best practices for
-    convolutional neural networks applied to visual document analysis", ICDAR): uniform displacements in [−1, 1] of
-    each pixel, smoothed by a Gaussian of σ = 4 pixels and multiplied by α = 20 (theirs for MNIST is 34).
+    The letter's longer side is 20 pixels. Uniform draws rotate it by up to 10° either way, shear it by up to 0.15,
+    scale each axis by 0.85 to 1.15, shift it by up to 2 pixels along each axis, and set the grey level at which ink
+    begins to between 0.25 and 0.55 of full ink. The elastic distortion is that of Simard et al. 2003, "Best practices
+    for convolutional neural networks applied to visual document analysis", ICDAR: displacements of each pixel, uniform
+    in [−1, 1], are smoothed by a Gaussian of σ = 4 pixels and multiplied by α = 20 (theirs for MNIST is 34).
+
+    Args:
+        folder: of the typefaces.
+        faces: typefaces to choose from.
+        character: the character.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -171,7 +176,7 @@ def draw(folder: Path, faces: tuple[str, ...], character: str) -> UInt8[np.ndarr
         scale, shift, level = rng.uniform(0.85, 1.15, 2), rng.uniform(-2, 2, 2), rng.uniform(0.25, 0.55)
         noise = rng.uniform(-1, 1, (2, SIDE, SIDE))
         field = 20 * gaussian_filter(noise, (0, 4, 4), mode="constant").repeat(FINE, 1).repeat(FINE, 2)
-        # Where in the picture each pixel of the image comes from.
+        # The position in the picture that each pixel of the image samples.
         turn = np.deg2rad(angle)
         matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         matrix = np.array([[1.0, 0.0], [shear, 1.0]]) @ matrix / scale[:, None]
@@ -184,7 +189,7 @@ def draw(folder: Path, faces: tuple[str, ...], character: str) -> UInt8[np.ndarr
 
 
 def picture(face: Path, character: str, side: int = 20) -> Float[np.ndarray, "S S"]:
-    """``character`` upright, its longer side ``side`` pixels of 28, at twice the size and slightly blurred, 0 to 1."""
+    """Draws ``character`` upright at twice the size, slightly blurred, 0 to 1; its longer side is ``side`` of 28."""
     from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
     basic = ImageFont.Layout.BASIC  # the other layout depends on a library that may be missing

@@ -1,4 +1,4 @@
-"""The six transfer tasks between top categories of 20 Newsgroups: source and target hold other subgroups."""
+"""Six transfer tasks from 20 Newsgroups, for domain adaptation: source and target hold different subgroups."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TASKS = tuple(f"{PREFIX}{task}:{domain}" for task in GROUPS for domain in ("sour
 
 @dataclass(frozen=True, eq=False)
 class Relabelled:
-    """The examples of ``source`` at ``indices``, in that order, with ``labels`` of their own."""
+    """The examples of ``source`` at ``indices``, in that order, with new ``labels``."""
 
     source: Source
     indices: Int[np.ndarray, " N"]
@@ -60,17 +60,17 @@ class Relabelled:
 
 
 def transfer(name: str) -> Dataset:
-    """One domain of a transfer task, such as ``"newsgroups20:comp_sci:target"``.
+    """Loads one domain of a transfer task, such as ``"newsgroups20:comp_sci:target"``.
 
-    The tasks are those of Dai, Xue, Yang & Yu (2007, "Co-clustering based classification for out-of-domain
-    documents", KDD): two top categories are told apart, and the source's posts come from other subgroups of both
-    than the target's. Labels are 0 for the first category of the name and 1 for the second.
+    The tasks are those of Dai, Xue, Yang & Yu 2007, "Co-clustering based classification for out-of-domain documents",
+    KDD: two top-level categories are to be distinguished, and source and target come from different subgroups of both.
+    Labels are 0 for the first category in the name and 1 for the second.
 
-    Splits are those of ``newsgroups20``, filtered, so "test" is later than "train". The paper takes every post of a
-    subgroup, without held-out ones, so figures on one split do not compare with its own.
+    Splits are those of ``newsgroups20``, filtered, so test is later than train. The paper uses every post of a
+    subgroup, with none held out, so results on one split are not comparable with its own.
 
     Raises:
-      DataError: no such task or domain (near misses are listed).
+        DataError: the task or domain is unknown (close matches are listed).
     """
     if name not in TASKS:
         close = " or ".join(near_misses(name, TASKS))
@@ -83,7 +83,7 @@ def transfer(name: str) -> Dataset:
     whole = builders.embedded("newsgroups20")
     _, task, domain = name.split(":")
     classes, groups = tuple(task.split("_")), GROUPS[task][domain]
-    # The new label of each newsgroup, -1 for those of neither category or of the other domain.
+    # New label of each newsgroup; -1 for those outside the task or in the other domain.
     binary = np.array(
         [classes.index(g.split(".")[0]) if g in groups else -1 for g in whole.classes], np.int32
     )

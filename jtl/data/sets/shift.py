@@ -1,6 +1,6 @@
-"""Controlled shift for studies: rotated, recoloured and noisy images, and samples of other class proportions.
+"""Controlled distribution shifts: rotated, recoloured and noisy images, and samples with other class proportions.
 
-All are pure. Images are uint8 with channels last and any leading axes: one image or many.
+All functions are pure. Images are uint8 with channels last and any leading axes: one image or many.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Seed = int | Sequence[int]
 
 
 def rotate(images: UInt8[np.ndarray, "*n H W c"], degrees: float) -> UInt8[np.ndarray, "*n H W c"]:
-    """``images`` turned counter-clockwise about their centre, bilinear, with black moving in.
+    """Rotates ``images`` counter-clockwise about their centre, with bilinear interpolation and black fill.
 
-    The domains of Rotated MNIST (Ghifary et al. 2015, arXiv 1508.07680) are 0, 15, 30, 45, 60 and 75 degrees.
+    The domains of Rotated MNIST (Ghifary et al. 2015, "Domain Generalization for Object Recognition with Multi-task
+    Autoencoders", https://arxiv.org/abs/1508.07680) are 0, 15, 30, 45, 60 and 75 degrees.
     """
     from scipy.ndimage import rotate as turn
 
@@ -32,31 +33,38 @@ def rotate(images: UInt8[np.ndarray, "*n H W c"], degrees: float) -> UInt8[np.nd
 def recolour(
     images: UInt8[np.ndarray, "*n H W 1"], colours: UInt8[np.ndarray, "*n 3"]
 ) -> UInt8[np.ndarray, "*n H W 3"]:
-    """Grey images whose ink takes a colour each, on black: grey × colour / 255, rounded.
+    """Colours the ink of grey images, each in one colour on black: grey × colour / 255, rounded.
 
     Args:
-      images: 255 is full ink, as in MNIST.
-      colours: of each image, such as ``random_colours`` or ``class_colours`` give.
+        images: 255 is full ink, as in MNIST.
+        colours: of each image, such as those of ``random_colours`` or ``class_colours``.
     """
     return np.rint(images * (colours[..., None, None, :] / 255)).astype(np.uint8)
 
 
 def random_colours(count: int, seed: Seed) -> UInt8[np.ndarray, "count 3"]:
-    """Bright, full colours whose hue is uniform."""
+    """Returns bright, saturated colours of uniform hue."""
     return _hues(np.random.default_rng(seed).random(count))
 
 
 def class_colours(
     label: Int[np.ndarray, " N"], classes: int, agreement: float, seed: Seed
 ) -> UInt8[np.ndarray, "N 3"]:
-    """A colour that goes with the class by chance ``agreement``: a spurious cue, as of Colored MNIST.
+    """Returns colours that match the class with probability ``agreement``: a spurious cue, as in Colored MNIST.
 
-    Each class has its own hue; an example has that of its class with probability ``agreement``, else that of another
-    class, all alike. ``1 / classes`` makes colour independent of class. Arjovsky et al. (2019, arXiv 1907.02893) use
-    two classes, 0.9 and 0.8 in training and 0.1 in test, and flip a quarter of the labels, which this does not.
+    Each class has its own hue; an example has that of its class with probability ``agreement``, otherwise that of
+    another class, uniformly. ``1 / classes`` makes colour independent of class. Arjovsky et al. 2019, "Invariant Risk
+    Minimization", https://arxiv.org/abs/1907.02893, use two classes, 0.9 and 0.8 in training and 0.1 in test, and flip
+    a quarter of the labels, which this does not.
+
+    Args:
+        label: class of each example, 0 to ``classes`` - 1.
+        classes: number of classes.
+        agreement: probability that the colour is that of the class.
+        seed: of the draw.
 
     Raises:
-      DataError: ``agreement`` is no probability, a label is out of range, or there is one class only.
+        DataError: ``agreement`` is outside [0, 1], a label is out of range, or there are fewer than two classes.
     """
     if classes < 2 or not 0 <= agreement <= 1:
         raise DataError(
@@ -82,14 +90,14 @@ def printed(
     paper: tuple[int, int, int] = (16, 14, 48),
     offset: tuple[int, int] = (2, 2),
 ) -> UInt8[np.ndarray, "*n H W 3"]:
-    """Grey images as on a poster: the ink in a colour, over a shadow of itself in another, on paper.
+    """Renders grey images as on a poster: coloured ink over a shadow of itself in another colour, on coloured paper.
 
     Args:
-      images: 255 is full ink, as in MNIST; between, ink and shadow let through what lies under them.
-      ink: red, green and blue, 0 to 255.
-      shadow: likewise.
-      paper: likewise.
-      offset: rows down and columns to the right by which the shadow lies from its ink, at least 0.
+        images: 255 is full ink, as in MNIST; at lower values ink and shadow are translucent.
+        ink: red, green and blue, 0 to 255.
+        shadow: its colour likewise.
+        paper: its colour likewise.
+        offset: rows down and columns right by which the shadow is displaced, at least 0.
     """
     cover = images / 255
     down, right = offset
@@ -101,12 +109,18 @@ def printed(
 
 
 def add_noise(images: UInt8[np.ndarray, "*n H W c"], std: float, seed: Seed) -> UInt8[np.ndarray, "*n H W c"]:
-    """``images`` with independent Gaussian noise of ``std`` grey levels (of 255) a channel, rounded and cut to 0..255.
+    """Adds independent Gaussian noise of ``std`` grey levels (of 255) per channel; rounds and clips to 0..255.
 
-    The Gaussian noise of Hendrycks & Dietterich (2019, arXiv 1903.12261) has ``std`` 0.08 to 0.38 times 255.
+    The Gaussian noise of Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
+    Perturbations", https://arxiv.org/abs/1903.12261, has ``std`` 0.08 to 0.38 times 255.
+
+    Args:
+        images: the images.
+        std: standard deviation in grey levels.
+        seed: of the noise.
 
     Raises:
-      DataError: ``std`` is negative.
+        DataError: ``std`` is negative.
     """
     if std < 0:
         raise DataError(f"noise has a standard deviation of 0 grey levels or more, found {std}")
@@ -117,19 +131,21 @@ def add_noise(images: UInt8[np.ndarray, "*n H W c"], std: float, seed: Seed) -> 
 def label_shift_indices(
     label: Int[np.ndarray, " N"], proportions: Sequence[float] | Float[np.ndarray, " K"], n: int, seed: Seed
 ) -> Int[np.ndarray, " n"]:
-    """Indices of ``n`` examples, in random order and none twice, whose classes have ``proportions``.
+    """Samples indices of ``n`` examples, in random order and without replacement, with class ``proportions``.
 
-    Label shift (p(y) changes, p(x | y) does not) as studied by Lipton et al. (2018, arXiv 1802.03916). Counts are
-    ``n`` times the proportions, rounded so that they add up to ``n`` (largest remainders first).
+    This is label shift (p(y) changes, p(x | y) does not), as studied by Lipton et al. 2018, "Detecting and Correcting
+    for Label Shift with Black Box Predictors", https://arxiv.org/abs/1802.03916. Counts are ``n`` times the
+    proportions, rounded so that they add up to ``n`` (largest remainders first).
 
     Args:
-      label: of each example, 0 to K - 1.
-      proportions: of each class; they sum to 1.
-      n: size of the sample.
-      seed: of the draw.
+        label: of each example, 0 to K - 1.
+        proportions: of each class; they sum to 1.
+        n: size of the sample.
+        seed: of the draw.
 
     Raises:
-      DataError: proportions that are none, a label out of range, or a class with too few examples.
+        DataError: the proportions are negative or do not sum to 1, ``n`` is below 1, a label is out of range, or a
+            class has too few examples.
     """
     shares = np.asarray(proportions, np.float64)
     if (shares < 0).any() or not np.isclose(shares.sum(), 1):
@@ -162,12 +178,13 @@ def _check_range(label: np.ndarray, classes: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
-    """The examples of ``source``, changed when read.
+    """The examples of ``source``, with images changed on access.
 
     Attributes:
-      source: the split; its examples have an ``image``.
-      change: makes a new image of an image ``(H, W, C)`` and its place in the split. What is random should be seeded
-        by the place, so that an image is the same each time it is read, and its noise another than its neighbour's.
+        source: the split; its examples have an ``image``.
+        change: a function of an image ``(H, W, C)`` and its position in the split that returns a new image. Seed any
+            randomness by the position, so that an image is the same each time it is read, but noise differs between
+            images.
 
     >>> one = [{"image": np.zeros((2, 2, 1), np.uint8), "label": 3}]
     >>> noisy = Shifted(one, lambda image, place: add_noise(image, 20.0, seed=(0, place)))
@@ -187,5 +204,5 @@ class Shifted:
 
     @property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """Those of the source."""
+        """The labels of the source."""
         return labels(self.source)
