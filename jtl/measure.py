@@ -10,7 +10,7 @@ import numpy as np
 
 from jtl import tree
 from jtl.errors import MissingError
-from jtl.model import Batch, Model
+from jtl.model import Inputs, Model
 
 
 class Cost(NamedTuple):
@@ -29,7 +29,7 @@ class Cost(NamedTuple):
     seconds: float | None
 
 
-def forward(model: Model, batch: Batch, *, output: str = "logits", runs: int = 20) -> Cost:
+def forward(model: Model, batch: Inputs, *, output: str = "logits", runs: int = 20) -> Cost:
     """Measure ``model`` computing ``output`` for ``batch`` in evaluation mode.
 
     Times depend on the machine and its load: compare models one after another on an idle machine.
@@ -53,7 +53,7 @@ def forward(model: Model, batch: Batch, *, output: str = "logits", runs: int = 2
     (16, True, None)
     """
 
-    def answer(model: Model, batch: Batch) -> Any:
+    def answer(model: Model, batch: Inputs) -> Any:
         outputs = model(batch)
         if output not in outputs:
             raise MissingError(f"the model gives no {output!r}; it gives {sorted(outputs)}")

@@ -26,6 +26,7 @@ from jtl.errors import InputError, MissingError
 
 Variables = Mapping[str, Any]
 Batch = Mapping[str, Any]  # arrays by field, whose first axis is the rows
+Inputs = Batch | Array  # what a model is called on: one array is the first argument of its function
 Outputs = dict[str, Any]
 State = dict[str, Any]
 
@@ -87,7 +88,7 @@ class Model(struct.PyTreeNode):
         model = self.with_params(tree.overlay(self.params, params))
         return model.replace(techniques=(*self.techniques, technique))
 
-    def run(self, inputs: Batch | Array, mode: Mode, key: Array | None = None) -> tuple[Outputs, State]:
+    def run(self, inputs: Inputs, mode: Mode, key: Array | None = None) -> tuple[Outputs, State]:
         """Run a forward; return its outputs and the collections that it updated.
 
         ``outputs`` has standard names: ``features`` (B, D), ``sequence`` (B, L, D) or ``map`` (B, H, W, C), ``logits``
@@ -103,8 +104,7 @@ class Model(struct.PyTreeNode):
         Raises:
             KeyError: the batch lacks a field that the function needs, or no module has a tap's path.
         """
-        fields = inputs if isinstance(inputs, Mapping) else {_first_argument(self.base): inputs}
-        batch = jax.tree.map(jnp.asarray, dict(fields))
+        batch = jax.tree.map(jnp.asarray, dict(fields(self.base, inputs)))
         forward = self.base
         for technique in self.techniques:
             forward = technique.wrap(forward)
@@ -118,7 +118,7 @@ class Model(struct.PyTreeNode):
 
     def __call__(
         self,
-        inputs: Batch | Array,
+        inputs: Inputs,
         *,
         train: bool = False,
         stats: Literal["running", "batch"] = "running",
@@ -207,13 +207,20 @@ def _parameters(function: Callable[..., Any], skip: int = 1) -> list[inspect.Par
     ]  # fmt: skip
 
 
-def _first_argument(base: Forward) -> str:
+def fields(base: Forward, inputs: Inputs) -> Batch:
+    """``inputs`` as a batch: one array becomes the field of the first argument of the base's function.
+
+    Raises:
+        ValueError: one array, and the base takes a mapping alone.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
     call = getattr(base, "call", None)
     if call is None:
         raise InputError(
             f"this model ({type(base).__name__}) takes a mapping of arrays by field, not one array"
         )
-    return _parameters(call)[0].name
+    return {_parameters(call)[0].name: inputs}
 
 
 def run_linen(
@@ -363,7 +370,7 @@ def remove(model: Model, name: str) -> Model:
     return model.replace(variables=variables, techniques=tuple(t for t in model.techniques if t not in mine))
 
 
-def modules(model: Model, batch: Batch) -> dict[str, type[nn.Module]]:
+def modules(model: Model, batch: Inputs) -> dict[str, type[nn.Module]]:
     """Return the Linen modules that a forward calls, by path: the names that taps and adapters can use.
 
     The forward is only traced; nothing is computed.

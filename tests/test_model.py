@@ -209,13 +209,13 @@ def test_what_was_added_is_taken_off_again_by_its_name():
     net = models.linen(nn.Dense(4, name="dense"), nn.Dense(4).init(jax.random.key(0), jnp.ones((1, 3))))
     x, key = {"inputs": jnp.ones((2, 3))}, jax.random.key(1)
     added = {
-        "head": lambda m: heads.attach(m, nn.Dense(2), on="features", width=4, key=key),
+        "head": lambda m: heads.attach(m, heads.Classifier(2), on="features", width=4, key=key),
         "ema": ema.with_average,
         "teacher": ema.with_teacher,
         "cast": lambda m: models.cast(m, jnp.bfloat16),
         "mixup": lambda m: domain.with_mixup(m, field="inputs"),
         "noised": lambda m: tasks.flow_matching.noised(m, none=0),
-        "hint": lambda m: distill.regressor(m, nn.Dense(5), on="features", batch=x, key=key),
+        "hint": lambda m: distill.regressor(m, 5, on="features", batch=x, key=key),
         "lora": lambda m: adapters.lora(m, rank=1, where=".*", key=key, batch=x),
     }
     for name, add in added.items():

@@ -58,7 +58,7 @@ def test_one_compilation_a_shape_for_equal_static_models(fields):
 
 def test_errors(fields):
     batches = task.evaluation_batches(fields)
-    with pytest.raises(KeyError, match=r"gives no 'feature', .*near misses: \['features'"):
+    with pytest.raises(KeyError, match=r"gives no 'feature': .*near misses: \['features'"):
         outputs(task.model(), batches, ("feature",))
     with pytest.raises(KeyError, match="'label'.*near misses"):
         predict(task.model(), [{"image": batches[0]["image"]}])

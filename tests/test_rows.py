@@ -71,7 +71,11 @@ def test_a_loss_divides_by_the_sum_of_the_weights(name):
 
     loss, outputs, batch = LOSSES[name]
     model = linen(nn.Dense(1), {"params": {}})
-    value = lambda weight: loss.value(model, outputs, {**batch, "weight": jnp.asarray(weight)}, None)[0]  # noqa: E731
+
+    def value(weight):
+        fields = jax.tree.map(jnp.asarray, {**batch, "weight": weight})
+        return loss.value(model, outputs, fields, None)[0]
+
     weight = np.array([1.0, 0.5, 0.0, 0.25], np.float32)
     np.testing.assert_allclose(value(0.01 * weight), value(weight), rtol=1e-4)
     alone = [value(np.eye(B, dtype=np.float32)[i]) for i in range(B)]

@@ -27,7 +27,7 @@ from jtl.adapters.method import Leaves
 from jtl.adapters.site import SiteError, example
 from jtl.errors import InputError
 from jtl.heads import Head
-from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.model import Batch, Forward, Inputs, Mode, Model, Outputs, State, Variables
 
 
 @runtime_checkable
@@ -136,7 +136,7 @@ def bottleneck(
     scale: float = 1.0,
     key: Array,
     name: str = "bottleneck",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with a bottleneck adapter after the modules that ``where`` matches, before the residual sum.
 
@@ -165,7 +165,7 @@ def loreft(
     where: str = ".*/layer_[0-9]+",
     key: Array,
     name: str = "loreft",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with LoReFT on the outputs of the modules that ``where`` matches, at every position.
 
@@ -175,7 +175,7 @@ def loreft(
     return _insert(model, LoReFT(rank), where, key, name, batch)
 
 
-def _insert(model: Model, change: Any, where: str, key: Array, name: str, batch: Batch | None) -> Model:
+def _insert(model: Model, change: Any, where: str, key: Array, name: str, batch: Inputs | None) -> Model:
     places = _places(model, example(model) if batch is None else batch)
     met = [path for path in places if re.fullmatch(where, path)]
     if not met:
@@ -209,7 +209,7 @@ class _Place(NamedTuple):
     stack: tuple[int, ...]
 
 
-def _places(model: Model, batch: Batch) -> dict[str, _Place | None]:
+def _places(model: Model, batch: Inputs) -> dict[str, _Place | None]:
     """The modules by path; None for one that does not return one array."""
     plain = model.replace(techniques=tuple(t for t in model.techniques if isinstance(t, Head)))
     places: dict[str, _Place | None] = {}

@@ -21,7 +21,7 @@ from jtl.adapters.method import Leaves, LowRank, Matrix
 from jtl.adapters.site import QUERIES_AND_VALUES, Site
 from jtl.errors import InputError
 from jtl.loss import Loss
-from jtl.model import Batch, Model, Outputs
+from jtl.model import Batch, Inputs, Model, Outputs
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def adalora(
     key: Array,
     dropout: float = 0.0,
     name: str = "adalora",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with AdaLoRA at the layers that ``where`` matches: ``p`` (m, r), ``lambda`` (r,), ``q`` (r, n).
 

@@ -16,7 +16,7 @@ from jtl.adapters.insert import insert
 from jtl.adapters.lora import LoRA, rules
 from jtl.adapters.method import Leaves, Matrix, Pattern
 from jtl.adapters.site import QUERIES_AND_VALUES, Site
-from jtl.model import Batch, Model
+from jtl.model import Inputs, Model
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def dora(
     stabilised: bool = False,
     dropout: float = 0.0,
     name: str = "dora",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with DoRA at the layers that ``where`` matches; arguments as in ``jtl.adapters.lora``."""
     method = DoRA(*rules(rank, alpha), stabilised, dropout)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jtl.adapters.insert import insert
 from jtl.adapters.method import Leaves, Matrix, Scaling
 from jtl.adapters.site import Site
-from jtl.model import Batch, Model
+from jtl.model import Inputs, Model
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def ia3(
     feedforward: str = ".*/mlp/output",
     key: Array,
     name: str = "ia3",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with IA3 at the layers that ``where`` matches.
 

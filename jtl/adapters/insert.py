@@ -25,7 +25,7 @@ from jtl.adapters.prefix import Prefix
 from jtl.adapters.prompt import WORD, Prompt
 from jtl.adapters.site import Site, SiteError, find
 from jtl.errors import InputError
-from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.model import Batch, Forward, Inputs, Mode, Model, Outputs, State, Variables
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def insert(
     where: str,
     key: Array,
     name: str,
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with an adapter at every layer that ``where`` matches.
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from jtl.adapters.insert import insert
 from jtl.adapters.method import Leaves, LowRank, Matrix, Pattern, at
 from jtl.adapters.site import QUERIES_AND_VALUES, Site, SiteError
-from jtl.model import Batch, Model
+from jtl.model import Inputs, Model
 
 Start = Literal["kaiming", "pissa", "olora"]
 
@@ -101,7 +101,7 @@ def lora(
     dropout: float = 0.0,
     start: Start = "kaiming",
     name: str = "lora",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with LoRA at the layers that ``where`` matches; errors are those of ``jtl.adapters.insert``.
 

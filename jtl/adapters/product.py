@@ -21,7 +21,7 @@ from jtl.adapters.insert import insert
 from jtl.adapters.lora import check_rank, rules
 from jtl.adapters.method import Leaves, Matrix, Method, Pattern, at
 from jtl.adapters.site import QUERIES_AND_VALUES, Site, SiteError
-from jtl.model import Batch, Model
+from jtl.model import Inputs, Model
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def loha(
     where: str = QUERIES_AND_VALUES,
     key: Array,
     name: str = "loha",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with LoHa at the layers that ``where`` matches; arguments as in ``jtl.adapters.lora``."""
     return insert(model, LoHa(*rules(rank, alpha)), where=where, key=key, name=name, batch=batch)
@@ -104,7 +104,7 @@ def lokr(
     where: str = QUERIES_AND_VALUES,
     key: Array,
     name: str = "lokr",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with LoKr at the layers that ``where`` matches; arguments as in ``jtl.adapters.lora``.
 

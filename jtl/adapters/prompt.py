@@ -19,7 +19,7 @@ from jaxtyping import Array
 from jtl import tree
 from jtl.adapters.site import SiteError, example
 from jtl.errors import InputError
-from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.model import Batch, Forward, Inputs, Mode, Model, Outputs, State, Variables
 from jtl.models import ARCHITECTURES
 from jtl.models.parts.layers import mean_over
 
@@ -211,7 +211,7 @@ def check_met(name: str, paths: Sequence[str], met: set[str]) -> None:
         )
 
 
-def probed(model: Model, batch: Batch) -> Model:
+def probed(model: Model, batch: Inputs) -> Model:
     """Returns ``model`` after a trace has shown that it runs on ``batch``."""
     jax.eval_shape(lambda model, batch: model.run(batch, Mode())[0], model, batch)
     return model

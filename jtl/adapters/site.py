@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jtl import trace, tree
 from jtl.errors import InputError
 from jtl.heads import Head
-from jtl.model import Batch, Linen, Mode, Model
+from jtl.model import Batch, Inputs, Linen, Mode, Model
 from jtl.models import ARCHITECTURES
 
 Kind = Literal["dense", "conv", "embed"]
@@ -62,7 +62,7 @@ class Site:
         return weight.reshape(self.rows, self.columns)
 
 
-def find(model: Model, where: str, batch: Batch | None = None) -> tuple[Site, ...]:
+def find(model: Model, where: str, batch: Inputs | None = None) -> tuple[Site, ...]:
     """Returns the layers whose whole module path matches ``where``, in the order of the forward.
 
     Args:
@@ -113,7 +113,7 @@ def example(model: Model) -> Batch:
     return ARCHITECTURES[name].example(model.config)
 
 
-def _probe(model: Model, batch: Batch) -> tuple[dict[str, Site], dict[str, str]]:
+def _probe(model: Model, batch: Inputs) -> tuple[dict[str, Site], dict[str, str]]:
     """Sites by path, and the type of the other modules, empty for those without parameters of their own."""
     sites: dict[str, Site] = {}
     others: dict[str, str] = {}

@@ -15,7 +15,7 @@ from jtl.adapters.insert import insert
 from jtl.adapters.method import Leaves, LowRank, Matrix
 from jtl.adapters.site import QUERIES_AND_VALUES, Site
 from jtl.errors import InputError
-from jtl.model import Batch, Model
+from jtl.model import Inputs, Model
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def vera(
     key: Array,
     dropout: float = 0.0,
     name: str = "vera",
-    batch: Batch | None = None,
+    batch: Inputs | None = None,
 ) -> Model:
     """Returns ``model`` with VeRA at the layers that ``where`` matches.
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from jtl import rows
 from jtl.distill.term import Term, column, is_tap, read, row_weight, taps
 from jtl.errors import InputError, MissingError
-from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.model import Batch, Forward, Inputs, Mode, Model, Outputs, State, Variables
 
 NAME = "crd"
 SIDES = ("student", "teacher")
@@ -121,7 +121,7 @@ def memory(
     teacher: Model,
     *,
     examples: int,
-    batch: Batch,
+    batch: Inputs,
     key: Array,
     on: str = "features",
     teacher_on: str = "features",
@@ -159,7 +159,7 @@ def memory(
     return model.replace(variables={**model.variables, NAME: memories})
 
 
-def _shape(model: Model, name: str, batch: Batch) -> tuple[int, ...]:
+def _shape(model: Model, name: str, batch: Inputs) -> tuple[int, ...]:
     wanted = (name,) if is_tap(name) else ()
     return read(jax.eval_shape(lambda model, batch: model(batch, taps=wanted), model, batch), name).shape
 

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jtl.distill.term import read, taps
 from jtl.errors import InputError
-from jtl.model import Batch, Forward, Mode, Model, Outputs, State, Variables
+from jtl.model import Batch, Forward, Inputs, Mode, Model, Outputs, State, Variables
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def regressor(
     *,
     on: str | Sequence[str],
     name: str = "hint",
-    batch: Batch,
+    batch: Inputs,
     key: Array,
 ) -> Model:
     """Returns ``model`` with the tap ``name``, which is ``module`` applied to its layers ``on``.

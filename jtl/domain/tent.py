@@ -17,13 +17,13 @@ from jtl import tree
 from jtl.domain.loss import layer
 from jtl.errors import InputError
 from jtl.loss import Loss
-from jtl.model import Batch, Mode, Model, Outputs, modules
+from jtl.model import Batch, Inputs, Mode, Model, Outputs, modules
 from jtl.rows import entropy, mean, weights
 
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
 
 
-def norm_only(model: Model, batch: Batch) -> PyTree:
+def norm_only(model: Model, batch: Inputs) -> PyTree:
     """Labels that train the scales and shifts of normalisation layers at the full rate and freeze the rest.
 
     Args:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from jtl import trace, tree
 from jtl.errors import InputError
-from jtl.model import Batch, Mode, Model
+from jtl.model import Inputs, Mode, Model
 from jtl.progressive.columns import LAYERS
 
 
@@ -27,7 +27,7 @@ class Block:
     layer: Any = None
 
 
-def find(model: Model, where: str, batch: Batch, number: int) -> dict[str, Block]:
+def find(model: Model, where: str, batch: Inputs, number: int) -> dict[str, Block]:
     """Returns the blocks that ``where`` matches, in the order in which they start to run.
 
     Raises:

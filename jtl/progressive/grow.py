@@ -22,7 +22,7 @@ from jaxtyping import Array, PyTree
 from jtl import measure, tree
 from jtl.errors import InputError
 from jtl.heads import Head, attach
-from jtl.model import Batch, Linen, Model, arguments
+from jtl.model import Inputs, Linen, Model, arguments, fields
 from jtl.progressive import blocks
 from jtl.progressive.columns import LATERAL, Column, Columns, Lateral, name_of, part
 
@@ -34,7 +34,7 @@ def grow(
     column: Model | None = None,
     *,
     where: str,
-    batch: Batch,
+    batch: Inputs,
     key: Array,
     laterals: Literal["nonlinear", "linear", "off"] = "nonlinear",
     alpha: float = 0.1,
@@ -171,7 +171,7 @@ def replace_columns(model: Model, earlier: Model) -> Model:
     return model.replace(variables=variables)
 
 
-def cost(model: Model, batch: Batch) -> list[dict[str, int | float]]:
+def cost(model: Model, batch: Inputs) -> list[dict[str, int | float]]:
     """Returns a row for each column: ``column``, its ``parameters`` and ``lateral_parameters``, and ``flops``.
 
     ``flops`` are those of one forward of ``task(model, column)`` on ``batch``, as XLA counts them before it optimises.
@@ -226,7 +226,7 @@ def _answers(outputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in outputs.items() if name not in BODY}
 
 
-def _check_head(model: Model, number: int, batch: Batch) -> None:
+def _check_head(model: Model, number: int, batch: Inputs) -> None:
     outputs = jax.eval_shape(lambda model, batch: model(batch), model, batch)
     if not _answers(outputs):
         raise InputError(
@@ -235,7 +235,7 @@ def _check_head(model: Model, number: int, batch: Batch) -> None:
         )
 
 
-def reinitialise(model: Model, batch: Batch, *, key: Array) -> Model:
+def reinitialise(model: Model, batch: Inputs, *, key: Array) -> Model:
     """Returns a model of the same Linen modules with newly initialised leaves.
 
     Raises:
@@ -248,7 +248,7 @@ def reinitialise(model: Model, batch: Batch, *, key: Array) -> Model:
             f"the last column {what}, so it cannot be drawn anew: pass column=, a model with a head"
         )
     module = model.base.module
-    inputs = arguments(type(module).__call__, batch, type(module).__name__)
+    inputs = arguments(type(module).__call__, fields(model.base, batch), type(module).__name__)
     drawn = jax.jit(lambda key, inputs: module.init(key, **inputs))(key, inputs)
     new = Model({name: dict(leaves) for name, leaves in drawn.items()}, model.base, (), model.config)
     for number, head in enumerate(t for t in model.techniques if isinstance(t, Head)):

@@ -37,7 +37,7 @@ class Classify(Loss):
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Returns the loss, and the batch's ``accuracy`` as a metric."""
-        logits, label = outputs["logits"], batch["label"]
+        logits, label = outputs["logits"], jnp.asarray(batch["label"])
         weight = rows.weights(batch, len(label))
         losses = rows.cross_entropy(logits, label, self.smoothing)
         return rows.mean(losses, weight), {"accuracy": rows.mean(jnp.argmax(logits, -1) == label, weight)}

@@ -31,7 +31,7 @@ def test_read(tmp_path, kind, scale):
 def test_another_rate_is_refused_and_resampled(tmp_path):
     wavfile.write(tmp_path / "a.wav", 22050, tone(0.5, 22050))
     with pytest.raises(
-        DataError, match=r"a.wav: expected 16000 samples a second, found 22050: .*audio.resample"
+        DataError, match=r"a.wav: expected 16000 samples a second, found 22050: .*sound.resample"
     ):
         sound.read(tmp_path / "a.wav")
     found = sound.resample(sound.read(tmp_path / "a.wav", rate=22050), 22050)

@@ -31,7 +31,7 @@ def read(file: str | os.PathLike, rate: int = RATE) -> Float[np.ndarray, " N"]:
     if found != rate:
         raise DataError(
             f"{os.fspath(file)}: expected {rate} samples a second, found {found}: convert the file, or take "
-            f"audio.resample(audio.read(file, rate={found}), {found})"
+            f"sound.resample(sound.read(file, rate={found}), {found})"
         )
     return samples
 
