@@ -168,8 +168,8 @@ def _sections(task: Classification, out: Path, rows: ResumableRows) -> list[Sect
         ),
         Section(
             "What it leans on",
-            "Parts of a picture that lower the probability of the predicted class if hidden, blue, or raise it, orange, "
-            "in the pictures that the model was most confident about, right and wrong ones.",
+            "Parts of a picture that lower the probability of the predicted class if hidden, blue, or raise it, "
+            "orange, in the pictures that the model was most confident about, right and wrong ones.",
             figures.saliency(pictures, list(maps), titles),
         ),
     ]
