@@ -122,7 +122,7 @@ def masks(model: Model, split: Annotated) -> np.ndarray:
 
 
 def predict(config: Segmentation) -> None:
-    """Segment pictures with the model in ``config.out``; writes predictions.png and, of classes, predictions/NAME.png."""
+    """Segment pictures by the model in ``config.out``; writes predictions.png and predictions/NAME.png, of classes."""
     assert config.predict is not None
     trainer, model, names = Trainer(config).restored()
     files, images = predictions.pictures(config.predict)
