@@ -17,7 +17,7 @@ from jtl.report import Result, Section, figures, summarise, table
 
 ABOUT = """\
 A small decoder is pretrained on fiddle tunes and folk songs, sung four at once in one metre and one scale, each in the
-range of its voice and beside tunes that it sounds well with: quodlibets, which teach what voices, bars and keys are, and
+range of its voice and beside tunes that it sounds well with. These quodlibets teach what voices, bars and keys are, and
 little of harmony. ``transfer`` fine-tunes it on ``--train-pieces`` of Bach's chorales; ``scratch`` trains the same
 architecture from random weights on the same chorales, for as many updates; ``before`` is the pretrained model as it is;
 ``real`` are the test chorales themselves. Each training row is transposed to a random key within the ranges of a choir.
