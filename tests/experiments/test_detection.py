@@ -45,7 +45,5 @@ def test_refused(tmp_path):
         run(Detection(out=tmp_path, updates=0))
     with pytest.raises(ValueError, match="--learning-rate must be over 0, got 0"):
         run(Detection(out=tmp_path, learning_rate=0.0))
-    with pytest.raises(
-        FileNotFoundError, match="no folder at .*nowhere: boxes come from scenes, tfds:NAME or a folder"
-    ):
+    with pytest.raises(FileNotFoundError, match="no data file or folder at .*nowhere"):
         run(Detection(out=tmp_path / "run", data=str(tmp_path / "nowhere")))

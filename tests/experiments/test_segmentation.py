@@ -38,7 +38,5 @@ def test_segmentation(tmp_path, small_trunk):
 def test_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
         predict(Segmentation(out=tmp_path, predict=tmp_path / "new.png"))
-    with pytest.raises(
-        FileNotFoundError, match="no folder at .*nowhere: masks come from scenes, tfds:NAME or a folder"
-    ):
+    with pytest.raises(FileNotFoundError, match="no data file or folder at .*nowhere"):
         run(Segmentation(out=tmp_path / "run", data=str(tmp_path / "nowhere")))
