@@ -1,27 +1,16 @@
-"""Question answering: where in a text the answer stands, learned from few questions by a pretrained encoder.
+"""Question answering: find the answer to a question in a text, learned from few questions.
 
-``transfer`` fine-tunes MiniLM with two new vectors, one that finds the first token of an answer and one that finds the
-last (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2); ``scratch`` trains the same architecture from
-random weights on the same questions, for as many updates. Long contexts are read in overlapping windows. The best of
-three validations is kept, and tested once.
+``transfer`` fine-tunes MiniLM with a new head that points to the first and the last token of the answer (Devlin et al.
+2019, https://arxiv.org/abs/1810.04805, section 4.2); ``scratch`` trains the same architecture from random weights on
+the same questions, with as many updates. Long contexts are read in overlapping windows.
 
     python -m experiments.question_answering --out runs/question_answering
-
-Expected (``experiments/results/question_answering.json``, three seeds, 27 minutes of two cores): ``f1`` 0.503 ± 0.136
-(``transfer``), 0.164 ± 0.023 (``scratch``), ``exact_match`` 0.378 ± 0.147 and 0.038 ± 0.008. When an error is raised
-neither can say, what a default is ``transfer`` can in one seed of three; questions in new words cost it a third.
-
-The trained model lies in ``OUT/model``, as a BertForQuestionAnswering that ``transformers`` opens; it answers the
-questions of a JSON file, ``[{"question": "...", "context": "..."}]`` or as SQuAD's:
-
     python -m experiments.question_answering --out runs/question_answering --predict questions.json
 
-The default data are questions over docstrings: what type `axis` has, what it defaults to, what it means, which argument
-a description is of, what comes back, when an error is raised. They are real texts and real answers, but the questions
-are templates, so that part of the task is to match words: the name of an argument stands in the question and in the
-context. Learned is what of the entry answers which kind of question. Packages are in one split alone (SciPy and
-Matplotlib, NumPy, scikit-learn), and test also asks in words that train never used. Exact match counts as SQuAD does,
-without punctuation: -1 is 1. Public data: ``--data tfds:squad``; your own: ``--data questions.json`` in SQuAD's layout.
+The second command answers the questions of a JSON file, ``[{"question": "...", "context": "..."}]`` or in SQuAD's
+layout, with the model that the first left in ``OUT/model``, a BertForQuestionAnswering that ``transformers`` opens. The
+default data are questions over docstrings of installed packages. Public data: ``--data tfds:squad``; your own: ``--data
+questions.json`` in SQuAD's layout.
 """
 
 from __future__ import annotations
@@ -29,7 +18,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,43 +26,38 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import predictions, study
+from experiments.common import predictions, recipe, study
 from experiments.common.classification import body
 from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, at_least, at_most, prepare
 from experiments.data.docstring_questions import docstring_questions
 from jtl import data, pretrained
 from jtl._files import write_file
-from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.loader import Batches
 from jtl.data.encode.text import best_buckets
 from jtl.data.encode.windows import Windows, encode
 from jtl.data.readers.questions import read_asked
-from jtl.errors import InputError
 from jtl.model import Model
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    escape,
-    format_estimate,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
-from jtl.report.result import to_json
+from jtl.report import Result, Section, escape, figures, format_estimate, summarise, table, to_json
 from jtl.tasks import Spans, answer_f1, exact_match, find_spans, span_head
-from jtl.train import adamw, fit, make_step, schedule
 
+ABOUT = """\
+``transfer`` fine-tunes MiniLM with a new head that points to the first and the last token of the answer (Devlin et al.
+2019, https://arxiv.org/abs/1810.04805, section 4.2); ``scratch`` trains the same architecture from random weights on
+the same questions, for as many updates. Long contexts are read in overlapping windows. Validation picks the checkpoint,
+which is tested once. Exact match ignores punctuation and articles, as SQuAD's does: -1 equals 1. The default data are
+questions over docstrings: the type of an argument, its default, its meaning, which argument a description belongs to,
+what a function returns, when an error is raised. The texts and answers are real, but the questions are templates: part
+of the task is to find the name of the argument from the question in the context. Each package is in one split alone
+(train: SciPy and Matplotlib, validation: NumPy, test: scikit-learn), and test has wordings that train lacks."""
 RATES = {
     "transfer": 5e-4,
     "scratch": 5e-4,
-}  # peaks of AdamW: 3e-4 learned more slowly, scratch was not searched
+}  # peaks of AdamW: 3e-4 was slower for transfer; not searched for scratch
 SHAPES = 3  # padded lengths
 ANSWERS = "answers.json"  # of transfer on test, in --out
-SHOWN = 6  # answers in their contexts, right ones and wrong ones
+SHOWN = 6  # answers in their contexts, of right and of wrong ones
 AROUND = 160  # characters of context on either side
 
 
@@ -85,28 +69,28 @@ class QuestionAnswering(Config):
     """The encoder that is adapted: BERT, RoBERTa or DistilBERT."""
     data: str = "docstrings"
     """Questions: docstrings, a JSON file of SQuAD's layout or a folder of such files, or tfds:squad."""
-    train_examples: int = 2000
+    train_examples: int = at_least(0, 2000)
     """Training questions; 0 for all there are."""
-    test_examples: int = 1000
+    test_examples: int = at_least(0, 1000)
     """Test questions; 0 for all there are."""
-    updates: int = 180
+    updates: int = at_least(1, 180)
     """Updates of transfer and of scratch."""
-    batch_size: int = 16
+    batch_size: int = at_least(1, 16)
     """Windows of an update."""
-    max_length: int = 128
+    max_length: int = at_least(1, 128)
     """Longest window in tokens, the question included."""
-    stride: int = 32
+    stride: int = at_least(0, 32)
     """Tokens that neighbouring windows of a long context share."""
-    longest_answer: int = 30
+    longest_answer: int = at_least(1, 30)
     """Longest answer in tokens."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions: other training questions, heads and orders."""
     predict: Path | None = None
-    """Questions to answer by the model that an earlier run left in --out."""
+    """Questions to answer with the model that an earlier run left in --out."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """Questions made ready for a model.
 
     Attributes:
@@ -126,46 +110,25 @@ class Asked:
 
 def run(config: QuestionAnswering) -> Result:
     """Train, test and report; writes into ``config.out`` and returns the result."""
-    for name in ("updates", "batch_size", "max_length", "longest_answer"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     out = prepare(config, "question_answering")
-    ledger = ResumableRows(out, resume=config.resume)
-    sizes = shortened(config) if config.quick else config
-    asked = read(sizes)
-    print(asked.dataset)
+    rows = ResumableRows(out, resume=config.resume)
+    few = {"train_examples": 400, "test_examples": 50, "updates": 20, "batch_size": 8, "seeds": 1}
+    sizes = at_most(config, **few) if config.quick else config
+    questions = read(sizes)
+    print(questions.dataset)
     for seed in range(sizes.seed, sizes.seed + sizes.seeds):
         for arm in ("transfer", "scratch"):
-            row = ledger.get(partial(trained, sizes, asked, arm, seed), arm=arm, seed=seed)
+            row = rows.get(partial(trained, sizes, questions, arm, seed), arm=arm, seed=seed)
             print(f"seed {seed}  {arm}  exact match {row['exact_match']:.3f}  F1 {row['f1']:.3f}  "
                   f"{row['seconds']:.0f} s")  # fmt: skip
 
-    summary = summarise(ledger.rows, ["exact_match", "f1", "seconds"])
-    result = Result(
-        "question_answering", settings(config), environment(), ledger.seconds, ledger.rows, summary
-    )
-    write_result(out, result)
-    write_report(
-        out,
-        result,
-        title="Question answering",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("question_answering", config),
-        sections=_sections(out, ledger),
-        notes=[f"Data: {asked.dataset.origin}.", *asked.dataset.notes],
-    )
-    return result
+    return study.finish(
+        "question_answering", config, rows, _sections(out, rows), title="Question answering", about=ABOUT,
+        metrics=("exact_match", "f1"), notes=[f"Data: {questions.dataset.origin}.", *questions.dataset.notes],
+    )  # fmt: skip
 
 
-def shortened(config: QuestionAnswering) -> QuestionAnswering:
-    """The settings of ``--quick``."""
-    few = {"train_examples": 400, "test_examples": 50, "updates": 20, "batch_size": 8}
-    return replace(
-        config, seeds=1, **{name: min(most, getattr(config, name) or most) for name, most in few.items()}
-    )
-
-
-def read(config: QuestionAnswering) -> Asked:
+def read(config: QuestionAnswering) -> Questions:
     """Load the model and the questions, and cut these into windows."""
     dataset = docstring_questions() if config.data == "docstrings" else data.load(config.data, "questions")
     model, tokenizer = body(config.model), pretrained.tokenizer(config.model)
@@ -178,7 +141,7 @@ def read(config: QuestionAnswering) -> Asked:
         splits[split] = (encoded(config, model, tokenizer, examples), examples)
     lengths = np.concatenate([[config.max_length], *(windows.lengths for windows, _ in splits.values())])
     buckets = best_buckets(lengths, 1 if config.quick else SHAPES, config.max_length)
-    return Asked(model, tokenizer, dataset, splits, buckets)
+    return Questions(model, tokenizer, dataset, splits, buckets)
 
 
 def encoded(config: QuestionAnswering, model: Model, tokenizer: Any, examples: list[Any]) -> Windows:
@@ -193,31 +156,31 @@ def encoded(config: QuestionAnswering, model: Model, tokenizer: Any, examples: l
 
 
 def trained(
-    config: QuestionAnswering, asked: Asked, arm: str, seed: int
+    config: QuestionAnswering, questions: Questions, arm: str, seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The row and learning curve of a network that learns from the training questions; keeps the first ``transfer``."""
+    """The row and learning curve of an arm; stores the first ``transfer``."""
     began = time.monotonic()
-    source = asked.dataset.splits["train"]
+    source = questions.dataset.splits["train"]
     count = config.train_examples or len(source)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]
-    train = encoded(config, asked.pretrained, asked.tokenizer, [source[int(i)] for i in chosen])
+    train = encoded(config, questions.pretrained, questions.tokenizer, [source[int(i)] for i in chosen])
     steps, size = config.updates, min(config.batch_size, len(train))
-
     body_key, head_key, run_key = jax.random.split(jax.random.key(seed), 3)
-    start = asked.pretrained if arm == "transfer" else pretrained.scratch(config.model, key=body_key)
-    model = span_head(start, key=head_key)
-    step = make_step(Spans(), adamw(schedule(RATES[arm], steps), weight_decay=0.01))
-    epochs = -(-steps // (len(train) // size))
-    fitted = fit(
-        step,
-        step.init(model, run_key),
-        loader(Batches(train, size, seed=seed, epochs=epochs, buckets=asked.buckets)),
+    start = questions.pretrained if arm == "transfer" else pretrained.scratch(config.model, key=body_key)
+    fitted = recipe.train(
+        recipe.Recipe(
+            span_head(start, key=head_key),
+            Spans(),
+            Batches(train, size, seed=seed, steps=steps, buckets=questions.buckets),
+        ),
         steps=steps,
-        validate=lambda model: scores(*answered(config, asked, model, "validation")),
+        rate=RATES[arm],
+        seed=run_key,
+        validate=lambda model: scores(*answered(config, questions, model, "validation")),
         validate_every=-(-steps // (1 if config.quick else 3)),
         metric="f1",
     )
-    examples, said = answered(config, asked, fitted.model, "test")
+    examples, said = answered(config, questions, fitted.model, "test")
     row = {**scores(examples, said), **by_kind(examples, said)}
     row |= {"seconds": time.monotonic() - began, "steps": steps, "windows": len(train)}
     if arm == "transfer" and seed == config.seed:
@@ -226,11 +189,11 @@ def trained(
 
 
 def answered(
-    config: QuestionAnswering, asked: Asked, model: Model, split: str
+    config: QuestionAnswering, questions: Questions, model: Model, split: str
 ) -> tuple[list[Any], list[dict[str, Any]]]:
     """The questions of a split and the model's answers."""
-    windows, examples = asked.splits[split]
-    return examples, answers(config, model, windows, examples, asked.buckets)
+    windows, examples = questions.splits[split]
+    return examples, answers(config, model, windows, examples, questions.buckets)
 
 
 def answers(
@@ -270,7 +233,7 @@ def by_kind(examples: Sequence[Any], said: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def keep(config: QuestionAnswering, model: Model, examples: list[Any], said: list[dict[str, Any]]) -> None:
-    """Store the model as a Hugging Face folder, and what it says on test."""
+    """Store the model as a Hugging Face folder, and its answers on test."""
     out = Path(config.out)
     pretrained.save(model, out / predictions.MODEL, tokenizer=config.model, overwrite=True)
     rows = [{**example, "said": own} for example, own in zip(examples, said, strict=True)]
@@ -280,46 +243,40 @@ def keep(config: QuestionAnswering, model: Model, examples: list[Any], said: lis
 # --- use again -------------------------------------------------------------------------------------
 
 
-def answer(config: QuestionAnswering, path: Path) -> None:
-    """Answer the questions of a file by the model in ``config.out``; writes predictions.json there."""
+def predict(config: QuestionAnswering) -> None:
+    """Answer the questions of a file with the model in ``config.out``; writes predictions.json there."""
+    assert config.predict is not None
     out = Path(config.out)
-    folder = out / predictions.MODEL
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"--predict needs a trained model, and {folder} is none: run without --predict first"
-        )
-    examples = read_asked(path)
+    folder = predictions.trained(out / predictions.MODEL)
+    examples = read_asked(config.predict)
     # BertForQuestionAnswering has no pooler: a new one is made, which nothing reads.
     model, tokenizer = pretrained.load(folder, key=jax.random.key(0)), pretrained.tokenizer(folder)
     windows = encoded(config, model, tokenizer, examples)
     said = answers(config, model, windows, examples, windows.buckets)
     rows = [{"question": one["question"], **own} for one, own in zip(examples, said, strict=True)]
-    write_file(out / "predictions.json", to_json(rows))
-    for row in rows[:20]:
-        print(f"{row['probability']:.2f}  {row['question']}  {row['answer']}")
-    print(f"{len(rows)} questions answered: {out / 'predictions.json'}")
+    predictions.write_json(out, rows, "{probability:.2f}  {question}  {answer}", "questions answered")
 
 
 # --- report ----------------------------------------------------------------------------------------
 
 
-def _sections(out: Path, ledger: ResumableRows) -> list[Section]:
-    rows = json.loads((out / ANSWERS).read_text(encoding="utf-8"))
-    right = [bool(exact_match([row["said"]["answer"]], [row["answers"]])) for row in rows]
-    order = np.argsort([-row["said"]["probability"] for row in rows], kind="stable")
+def _sections(out: Path, rows: ResumableRows) -> list[Section]:
+    said = json.loads((out / ANSWERS).read_text(encoding="utf-8"))
+    right = [bool(exact_match([one["said"]["answer"]], [one["answers"]])) for one in said]
+    order = np.argsort([-one["said"]["probability"] for one in said], kind="stable")
     wrong = [int(i) for i in order if not right[i]]
-    hits = [i for i in range(len(rows)) if right[i]]
+    hits = [i for i in range(len(said)) if right[i]]
     every = max(1, len(hits) // SHOWN)
     sections = [
-        study.transferred_or_scratch(ledger.rows, ("exact_match", "f1")),
+        study.transferred_or_scratch(rows.rows, ("exact_match", "f1")),
         Section(
             "Learning curves",
             "Training loss and F1 on validation.",
-            figures.learning_curves(ledger.curves, "validation_f1"),
+            figures.learning_curves(rows.curves, "validation_f1"),
         ),
     ]
-    if kinds := [name for name in ledger.rows[0] if name.startswith("f1_")]:
-        found = summarise(ledger.rows, kinds)
+    if kinds := [name for name in rows.rows[0] if name.startswith("f1_")]:
+        found = summarise(rows.rows, kinds)
         lines = [
             [
                 name.removeprefix("f1_").replace("_", " "),
@@ -332,13 +289,13 @@ def _sections(out: Path, ledger: ResumableRows) -> list[Section]:
         *sections,
         Section(
             "Answers in their contexts",
-            "Right ones of `transfer`, the first seed, in **bold**.\n\n"
-            + "\n\n".join(highlighted(rows[i]) for i in hits[::every][:SHOWN]),
+            "Right answers of `transfer`, the first seed, in **bold**.\n\n"
+            + "\n\n".join(highlighted(said[i]) for i in hits[::every][:SHOWN]),
         ),
         Section(
             "Surest errors",
-            "What was said in **bold**, what was right after each text.\n\n"
-            + ("\n\n".join(highlighted(rows[i]) for i in wrong[:SHOWN]) or "There are none."),
+            "The model's answer in **bold**, the right one after each text.\n\n"
+            + ("\n\n".join(highlighted(said[i]) for i in wrong[:SHOWN]) or "There are none."),
         ),
     ]
 
@@ -356,12 +313,6 @@ def highlighted(row: Mapping[str, Any]) -> str:
         f"\n>\n> Right: {escape(' / '.join(row['answers']))}" if said["answer"] not in row["answers"] else ""
     )
     return f"**{escape(row['question'])}** ({said['probability']:.2f})\n\n> {shown}{right}"
-
-
-def predict(config: QuestionAnswering) -> None:
-    """Answer with what was trained."""
-    assert config.predict is not None
-    answer(config, config.predict)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,16 @@
-"""Summarization: a text in one line, learned from few examples by a pretrained language model.
+"""Summarization: write a one-line summary of a text, learned from few examples by a pretrained language model.
 
-``before`` asks SmolLM2-135M-Instruct as it is, in its own chat format; ``transfer`` trains LoRA on its queries and
-values (Hu et al. 2021, https://arxiv.org/abs/2106.09685), from the same prompt; ``scratch`` trains all of the same
-architecture from random weights, on the same texts for as many updates. ``lead`` is the first sentence of the text, the
-usual baseline. Only the tokens of the summary count in the loss, and summaries are written greedily. The better of two
-validations is kept, and tested once; learning rates were not searched.
+``before`` is SmolLM2-135M-Instruct with a prompt in its own chat format; ``transfer`` trains LoRA on its queries and
+values (Hu et al. 2021, https://arxiv.org/abs/2106.09685) with the same prompt; ``scratch`` trains the same architecture
+from random weights, with as many updates. ``lead`` is the first sentence of the text.
 
     python -m experiments.summarization --out runs/summarization
-
-Expected (``experiments/results/summarization.json``, three seeds, 26 minutes on two cores): ``rouge1`` 0.190
-(``before``), 0.255 ± 0.024 (``transfer``), 0 (``scratch``, which learns no language from so little), 0.208 (``lead``);
-``rougeL`` 0.164, 0.238 ± 0.018, 0 and 0.182. ``transfer`` writes a line where ``before`` repeats the text.
-
-The trained adapter lies in ``OUT/adapter``, as PEFT has them; it summarises the lines of a text file, or the ``text``
-column of a CSV or JSONL file:
-
     python -m experiments.summarization --out runs/summarization --predict texts.txt
 
-The default data are docstrings of installed packages: the prose below the first line, and that line as its summary. The
-line was written above the prose, not as an abstract of it, and often says what the prose takes for granted, so that no
-ROUGE near 1 can be had. NumPy and SciPy are train, Flax is validation, and test is scikit-learn and Optax, of which
-train holds nothing. Public data: ``--data tfds:xsum``; your own: ``--data my.csv`` with columns ``text`` and
-``summary``. T5 works too, by a folder or a hub id: ``--model google/flan-t5-small --prompt "summarize: {text}"``.
-
-ROUGE (Lin 2004) is that of ``rouge-score``, F1 with stems.
+The second command summarises the lines of a text file, or the ``text`` column of a CSV or JSONL file, with the adapter
+that the first left in ``OUT/adapter``. The default data are docstrings of installed packages. Public data: ``--data
+tfds:xsum``; your own: ``--data my.csv`` with columns ``text`` and ``summary``. T5 works too: ``--model
+google/flan-t5-small --prompt "summarize: {text}"``.
 """
 
 from __future__ import annotations
@@ -33,7 +20,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -41,35 +28,30 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.common import predictions, recipe, study
 from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
-from experiments.common.study import transferred_or_scratch
+from experiments.common.settings import Config, at_least, at_most, prepare
 from experiments.data.docstring_summaries import docstring_summaries
 from jtl import adapters, data, finetune, pretrained
-from jtl._files import write_file
-from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.loader import Batches
 from jtl.data.encode.pairs import Pairs, encode
 from jtl.data.readers.tables import read_texts
-from jtl.errors import InputError
 from jtl.model import Model
-from jtl.models import scan
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    paired_difference,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
-from jtl.report.result import to_json
+from jtl.models.parts import scan
+from jtl.outputs import mean_loss
+from jtl.report import Result, Section, figures, format_estimate, paired_difference, table
 from jtl.tasks import CausalLM, Seq2Seq, generate
-from jtl.train import adamw, fit, make_step, schedule
 
+ABOUT = """\
+``before`` is SmolLM2-135M-Instruct with a prompt in its own chat format; ``transfer`` trains LoRA on its queries and
+values (Hu et al. 2021, https://arxiv.org/abs/2106.09685) with the same prompt; ``scratch`` trains the same architecture
+from random weights on the same texts, for as many updates. ``lead`` is the first sentence of the text, the usual
+baseline. Only tokens of the summary count in the loss; decoding is greedy. Validation picks the checkpoint, which is
+tested once; learning rates were not searched. ROUGE (Lin 2004) is that of ``rouge-score``, F1 with stems. The default
+data are docstrings: the prose below the first line, with that line as its summary. The line was written above the
+prose, not as an abstract of it, and often says what the prose takes for granted, so that no ROUGE near 1 is possible.
+NumPy and SciPy are train, Flax is validation, scikit-learn and Optax are test."""
 # SmolLM2's chat format, without the system's turn.
 CHAT = "<|im_start|>user\nSummarize in one short line:\n{text}<|im_end|>\n<|im_start|>assistant\n"
 RATES = {"transfer": 1e-3, "scratch": 5e-4}  # peaks of AdamW, not searched
@@ -88,74 +70,54 @@ class Summarization(Config):
     """Texts with summaries: docstrings, tfds:NAME, a CSV or JSONL file, or a folder of such files."""
     prompt: str = CHAT
     """What the model reads, with the text in the place of {text}."""
-    train_examples: int = 200
+    train_examples: int = at_least(0, 200)
     """Training texts; 0 for all there are."""
-    test_examples: int = 100
+    test_examples: int = at_least(0, 100)
     """Test texts; 0 for all there are."""
-    updates: int = 40
+    updates: int = at_least(1, 40)
     """Updates of transfer and of scratch."""
-    batch_size: int = 4
+    batch_size: int = at_least(1, 4)
     """Texts of an update."""
-    max_text: int = 96
+    max_text: int = at_least(1, 96)
     """Longest text in tokens; the rest is cut off."""
-    max_summary: int = 24
+    max_summary: int = at_least(1, 24)
     """Longest summary in tokens."""
-    rank: int = 8
+    rank: int = at_least(1, 8)
     """Of LoRA."""
     text_column: str | None = None
     """Column of the texts in your own file or a tfds data set."""
     summary_column: str | None = None
     """Column of the summaries there."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions: other training texts, adapters and orders."""
     predict: Path | None = None
-    """Texts to summarise by the adapter that an earlier run left in --out."""
+    """Texts to summarise with the adapter that an earlier run left in --out."""
 
 
 def run(config: Summarization) -> Result:
     """Train, test and report; writes into ``config.out`` and returns the result."""
-    for name in ("updates", "batch_size", "max_text", "max_summary", "rank"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     out = prepare(config, "summarization")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(out, resume=config.resume)
     sizes = shortened(config) if config.quick else config
-    writer = Trainer(sizes)
-    print(writer.dataset)
-    ledger.get(partial(writer.measured, "lead", sizes.seed), arm="lead", seed=sizes.seed)
+    trainer = Trainer(sizes)
+    print(trainer.dataset)
+    rows.get(partial(trainer.measured, "lead", sizes.seed), arm="lead", seed=sizes.seed)
     for seed in range(sizes.seed, sizes.seed + sizes.seeds):
         for arm in ("before", "transfer", "scratch") if seed == sizes.seed else ("transfer", "scratch"):
-            row = ledger.get(partial(writer.measured, arm, seed), arm=arm, seed=seed)
+            row = rows.get(partial(trainer.measured, arm, seed), arm=arm, seed=seed)
             print(f"seed {seed}  {arm}  ROUGE-L {row['rougeL']:.3f}  {row['seconds']:.0f} s")
 
-    summary = summarise(ledger.rows, [*METRICS, "seconds"])
-    result = Result("summarization", settings(config), environment(), ledger.seconds, ledger.rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
-        title="Summarization",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("summarization", config),
-        sections=_sections(writer, ledger),
-        notes=[f"Data: {writer.dataset.origin}.", *writer.dataset.notes],
-    )
-    return result
+    return study.finish(
+        "summarization", config, rows, _sections(trainer, rows), title="Summarization", about=ABOUT, metrics=METRICS,
+        notes=[f"Data: {trainer.dataset.origin}.", *trainer.dataset.notes],
+    )  # fmt: skip
 
 
 def shortened(config: Summarization) -> Summarization:
     """The settings of ``--quick``."""
-    few = {
-        "train_examples": 16,
-        "test_examples": 6,
-        "updates": 6,
-        "batch_size": 2,
-        "max_text": 48,
-        "max_summary": 16,
-    }
-    return replace(
-        config, seeds=1, **{name: min(most, getattr(config, name) or most) for name, most in few.items()}
-    )
+    return at_most(
+        config, train_examples=16, test_examples=6, updates=6, batch_size=2, max_text=48, max_summary=16, seeds=1
+    )  # fmt: skip
 
 
 def _dataset(config: Summarization) -> data.Dataset:
@@ -198,7 +160,7 @@ class Trainer:
         )  # fmt: skip
 
     def measured(self, arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row of an arm on test, and its learning curve; keeps what the first seed writes."""
+        """The row of an arm on test, and its learning curve; stores the summaries of the first seed."""
         began, examples = time.monotonic(), self.examples["test"]
         curve: list[dict[str, Any]] = []
         if arm == "lead":
@@ -209,7 +171,7 @@ class Trainer:
                 model, curve = self.trained(arm, seed)
             written = self.write(model, examples)
         if seed == self.config.seed:
-            self._keep(arm, examples, written)
+            predictions.keep_texts(self.out / WRITTEN, examples, arm, written)
         return {**rouge(written, examples), "seconds": time.monotonic() - began}, curve
 
     def trained(self, arm: str, seed: int) -> tuple[Model, list[dict[str, Any]]]:
@@ -226,17 +188,16 @@ class Trainer:
             model = scan.stack(pretrained.scratch(config.model, key=init_key))
             labels = None
         loss: Any = CausalLM(mask="continuation") if self.start_id is None else Seq2Seq()
-        step = make_step(loss, adamw(schedule(RATES[arm], steps)), labels)
         validation = self.encoded(self.examples["validation"])
         longest = max(int(part.lengths.max()) for part in (train, validation))
         buckets = (-(-longest // 8) * 8,)
         held_out = list(Batches(validation, size, train=False, buckets=buckets))
-        fitted = fit(
-            step,
-            step.init(model, run_key),
-            loader(Batches(train, size, seed=seed, steps=steps, buckets=buckets)),
+        fitted = recipe.train(
+            recipe.Recipe(model, loss, Batches(train, size, seed=seed, steps=steps, buckets=buckets), labels),
             steps=steps,
-            validate=lambda model: {"loss": _mean_loss(loss, model, held_out)},
+            rate=RATES[arm],
+            seed=run_key,
+            validate=lambda model: {"loss": mean_loss(loss, model, held_out, weight="tokens")[0]},
             validate_every=-(-steps // (1 if config.quick else 2)),
             metric="loss",
             mode="min",
@@ -251,7 +212,7 @@ class Trainer:
         return adapters.merge(adapted), fitted.history
 
     def write(self, model: Model, examples: list[Any], rows: int = 25) -> list[str]:
-        """What the model writes of each text: its first line, greedily."""
+        """The model's summary of each text: the first line of its greedy continuation."""
         pairs = self.encoded(examples)
         rows = min(rows, len(pairs))
         length = -(-int(pairs.prompt_lengths.max()) // 8) * 8
@@ -270,24 +231,6 @@ class Trainer:
             written += [(text.strip().splitlines() or [""])[0] for text in texts[: len(pairs) - first]]
         return written
 
-    def _keep(self, arm: str, examples: list[Any], written: list[str]) -> None:
-        path = self.out / WRITTEN
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else examples
-        rows = [{**one, arm: text} for one, text in zip(before, written, strict=True)]
-        write_file(path, to_json(rows))
-
-
-@jax.jit
-def _loss(loss: Any, model: Model, batch: Any) -> tuple[jax.Array, jax.Array]:
-    value, metrics = loss.value(model, model(batch), batch, None)
-    return value, metrics["tokens"]
-
-
-def _mean_loss(loss: Any, model: Model, batches: Sequence[Any]) -> float:
-    """Mean loss of a token of the summaries, in nats."""
-    found = np.array([_loss(loss, model, batch) for batch in batches], np.float64)
-    return float(np.average(found[:, 0], weights=found[:, 1]))
-
 
 def rouge(written: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L with stems, in [0, 1], by ``rouge-score``."""
@@ -301,47 +244,38 @@ def rouge(written: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> dict
 # --- use again -------------------------------------------------------------------------------------
 
 
-def summarise_file(config: Summarization, path: Path) -> None:
-    """Summarise the texts of a file by the adapter in ``config.out``; writes predictions.json there."""
+def predict(config: Summarization) -> None:
+    """Summarise the texts of a file with the adapter in ``config.out``; writes predictions.json there."""
+    assert config.predict is not None
     out = Path(config.out)
-    if not (out / ADAPTER).is_dir():
-        raise FileNotFoundError(
-            f"--predict needs a trained adapter, and {out / ADAPTER} is none: run without --predict first"
-        )
-    texts = [{"text": text} for text in read_texts(path, config.text_column or "text")]
+    adapter = predictions.trained(out / ADAPTER)
+    texts = [{"text": text} for text in read_texts(config.predict, config.text_column or "text")]
     config = shortened(config) if config.quick else config
-    writer = Trainer(
-        config, data.Dataset(str(path), "summary", {s: texts for s in data.dataset.SPLITS}, (), "", "")
-    )
-    model = adapters.merge(adapters.peft.load(writer.model, out / ADAPTER))
-    written = writer.write(model, texts, rows=8)
+    splits = {split: texts for split in data.dataset.SPLITS}
+    trainer = Trainer(config, data.Dataset(str(config.predict), "summary", splits, (), "", ""))
+    model = adapters.merge(adapters.peft.load(trainer.model, adapter))
+    written = trainer.write(model, texts, rows=8)
     rows = [{**one, "summary": text} for one, text in zip(texts, written, strict=True)]
-    write_file(out / "predictions.json", to_json(rows))
-    for text in written[:20]:
-        print(text)
-    print(f"{len(rows)} texts summarised: {out / 'predictions.json'}")
+    predictions.write_json(out, rows, "{summary}", "texts summarised")
 
 
 # --- report ----------------------------------------------------------------------------------------
 
 
-def _sections(writer: Trainer, ledger: ResumableRows) -> list[Section]:
-    rows = json.loads((writer.out / WRITTEN).read_text(encoding="utf-8"))
-    known = [row for row in ledger.rows if row["arm"] in ("before", "lead")]
+def _sections(trainer: Trainer, rows: ResumableRows) -> list[Section]:
+    own = [row for row in rows.rows if row["arm"] == "transfer"]
     lines = []
-    for fixed in known:
-        own = [row for row in ledger.rows if row["arm"] == "transfer"]
+    for fixed in (row for row in rows.rows if row["arm"] in ("before", "lead")):
         paired = [*own, *({**fixed, "seed": row["seed"]} for row in own)]
-        found = [
-            format_estimate(paired_difference(paired, metric, "transfer", fixed["arm"])) for metric in METRICS
-        ]
-        lines.append([fixed["arm"], *found])
+        found = (paired_difference(paired, metric, "transfer", fixed["arm"]) for metric in METRICS)
+        lines.append([fixed["arm"], *map(format_estimate, found)])
+    written = json.loads((trainer.out / WRITTEN).read_text(encoding="utf-8"))
     shown = [
         [_short(row["text"]), *(row[what] for what in ("summary", "before", "transfer", "scratch"))]
-        for row in rows[:SHOWN]
+        for row in written[:SHOWN]
     ]
     return [
-        transferred_or_scratch(ledger.rows, METRICS),
+        study.transferred_or_scratch(rows.rows, METRICS),
         Section(
             "Transferred, less what trains nothing",
             "These arms have one value, which stands against every seed.\n\n"
@@ -349,12 +283,12 @@ def _sections(writer: Trainer, ledger: ResumableRows) -> list[Section]:
         ),
         Section(
             "Learning curves",
-            "Training loss, and that of validation, in nats a token of the summary.",
-            figures.learning_curves(ledger.curves, "validation_loss"),
+            "Training and validation loss in nats per token of the summary.",
+            figures.learning_curves(rows.curves, "validation_loss"),
         ),
         Section(
             "Before and after",
-            "Test texts in the order of the draw, not chosen; arms of the first seed.\n\n"
+            "The first test texts in random order, not selected; arms of the first seed.\n\n"
             + table(["text", "its first line", "before", "transfer", "scratch"], shown),
         ),
     ]
@@ -362,12 +296,6 @@ def _sections(writer: Trainer, ledger: ResumableRows) -> list[Section]:
 
 def _short(text: str, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
-def predict(config: Summarization) -> None:
-    """Summarise with what was trained."""
-    assert config.predict is not None
-    summarise_file(config, config.predict)
 
 
 if __name__ == "__main__":

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.art.pictures import Pictures
+from experiments.common import recipe
 from jtl import data, heads, tree
 from jtl._files import write_file
-from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.loader import Batches
 from jtl.model import Model, linen
 from jtl.models.conv4 import Conv4
 from jtl.outputs import outputs
 from jtl.tasks import Classify, diversity, frechet_distance, kernel_distance
-from jtl.train import adamw, fit, make_step, schedule
 
 WIDTH = 32  # of the judge
 METRICS = ("frechet", "kernel", "class_accuracy", "in_style", "diversity")
-
-
-# --- the judge -------------------------------------------------------------------------------------
 
 
 def judge(pictures: Pictures, path: Path, updates: int) -> Model:
@@ -36,9 +34,10 @@ def judge(pictures: Pictures, path: Path, updates: int) -> Model:
             for seed, part in enumerate((pictures.old, pictures.held_in))
             for size in [min(64, len(part))]
         ]
-        step = make_step(Classify(stats="batch"), adamw(schedule(3e-3, updates)))
         mixed = data.SideBySide(parts, hide_labels=False)
-        return fit(step, step.init(model, jax.random.key(0)), loader(mixed), steps=updates).state.model
+        return recipe.train(
+            recipe.Recipe(model, Classify(stats="batch"), mixed), steps=updates, rate=3e-3, seed=0
+        ).model
 
     return once(path, _judge(classes), train)
 
@@ -58,7 +57,7 @@ def once(path: Path, model: Model, train: Callable[[Model], Model]) -> Model:
 
 def keep(path: Path, model: Model) -> None:
     """Store the leaves of a model, by path."""
-    leaves = {name: np.asarray(leaf) for name, leaf in tree.flatten(model.variables).items()}
+    leaves: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in tree.flatten(model.variables).items()}
     write_file(path, lambda file: np.savez(file, **leaves))
 
 
@@ -68,7 +67,7 @@ def restored(path: Path, model: Model) -> Model:
         return model.replace(variables=jax.tree.map(jnp.asarray, tree.nest(dict(stored))))
 
 
-def seen(network: Model, images: np.ndarray, rows: int = 100) -> dict[str, np.ndarray]:
+def judged(network: Model, images: np.ndarray, rows: int = 100) -> dict[str, np.ndarray]:
     """``features`` (N, D) and ``logits`` (N, C) of pictures of -1 to 1."""
     whole = -(-len(images) // rows) * rows
     padded = np.pad(images, ((0, whole - len(images)), *((0, 0),) * 3))
@@ -86,7 +85,7 @@ def measured(
     ``class_accuracy``: the judge names the class among the new ones, or among the old if ``labels`` are old;
     ``in_style``: it takes a picture for one of these rather than of the others.
     """
-    found, real = seen(network, images), seen(network, reference)["features"]
+    found, real = judged(network, images), judged(network, reference)["features"]
     old, new = found["logits"][:, :first], found["logits"][:, first:]
     own, other, start = (new, old, first) if labels.min() >= first else (old, new, 0)
     return {

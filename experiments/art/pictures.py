@@ -78,6 +78,9 @@ def load_pictures(name: str, most: int) -> Pictures:
     first = len(old.classes)
     notes: tuple[str, ...] = ()
     whole, folder = False, Path(name).expanduser()
+    pool: data.Source
+    held_in: data.Source
+    test: data.Source
     if name == POSTER:
         new = {
             s: shift.Shifted(part, lambda pixels, _: shift.printed(pixels)) for s, part in old.splits.items()

@@ -1,4 +1,4 @@
-"""What ``experiments.art`` trains and measures: its pictures, its models, what they draw."""
+"""What ``experiments.art`` trains and measures: its pictures, its models, the pictures that these generate."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ import time
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.art import pictures as pictures
+from experiments.art import pictures
+from experiments.art.config import Art
 from experiments.art.judge import judge, keep, measured, restored
+from experiments.common import recipe
+from experiments.common.recipe import Recipe
 from jtl import adapters, finetune, tree
 from jtl._files import write_file
 from jtl.data import SideBySide
-from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.loader import Batches, Steps
 from jtl.data.encode.image import Images
 from jtl.model import Model, remove
 from jtl.models.unet import UNetConfig, example, unet, with_classes
+from jtl.outputs import mean_loss
 from jtl.tasks import FlowMatching
 from jtl.tasks.flow_matching import noised, sample
-from jtl.train import Checkpoints, Fitted, adamw, fit, make_step, schedule
-
-if TYPE_CHECKING:
-    from experiments.art.config import Art
+from jtl.train import Checkpoints, Fitted
 
 # Peaks of AdamW, tried on another seed: 3e-3, 1e-2 and 2e-2 for transfer, 2e-3 and 5e-3 for scratch.
 RATES = {"pretraining": 2e-3, "transfer": 1e-2, "scratch": 2e-3}
 # All dense and convolutional layers but those that read the class alone: they would learn a class's few pictures.
 LAYERS = r"(?!label|.*norm|.*modulation).*"
-ABOUT, MODEL, PRETRAINED = "about.json", "model.npz", "pretrained.npz"  # in --out
+DESCRIPTION, MODEL, PRETRAINED = "about.json", "model.npz", "pretrained.npz"  # in --out
 SMALL = UNetConfig(patch_size=4, widths=(16,), num_attention_heads=2, condition_size=32)
 TIMES = (-1.0, 1.0)  # a digit is all but settled at t = 0.4
 POWER = 1.5  # of the times of sampling
-ROWS = 100  # pictures that are drawn at once
+ROWS = 100  # pictures of a batch
 
 
 class Trainer:
-    """The pictures, the models, and what they draw."""
+    """The pictures, the models, and the arms that learn."""
 
     def __init__(self, config: Art) -> None:
         self.config, self.out = config, Path(config.out)
@@ -52,16 +53,14 @@ class Trainer:
     # --- models ---
 
     def pretraining(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row and the learning curve of the pre-training; stores its model."""
+        """The row and the learning curve of pretraining; stores its model."""
         updates = self.config.pretraining_updates
         model = noised(unet(self.architecture, key=jax.random.key(0)), times=TIMES)
-        step = make_step(
-            FlowMatching(), adamw(schedule(RATES["pretraining"], updates, decay="cosine"), b2=0.99)
-        )
-        size = min(64, len(self.pictures.old))
+        batches = Batches(self.pictures.old, min(64, len(self.pictures.old)), steps=updates)
         fitted = self._fit(
-            step, model, Batches(self.pictures.old, size, steps=updates),
-            self.pictures.old_test, updates, 0, Checkpoints(self.out / "pretraining" / "checkpoints", keep=1),
+            Recipe(model, FlowMatching(), batches), self.pictures.old_test, updates, 0,
+            rate=RATES["pretraining"], decay="cosine", resume=self.config.resume,
+            checkpoints=Checkpoints(self.out / "pretraining" / "checkpoints", keep=1),
         )  # fmt: skip
         keep(self.out / PRETRAINED, remove(fitted.state.model, "noised"))
         row = {
@@ -73,17 +72,17 @@ class Trainer:
 
     @cached_property
     def pretrained(self) -> Model:
-        """The model of the pre-training."""
+        """The model of pretraining."""
         return restored(self.out / PRETRAINED, unet(self.architecture, key=jax.random.key(0)))
 
     @cached_property
     def start(self) -> Model:
-        """The pre-trained model with the new classes, marked, before they are learned."""
+        """The pretrained model with the new classes, marked, before they are learned."""
         return with_classes(self.pretrained, self.pictures.like, key=jax.random.key(0))
 
     @cached_property
     def judge(self) -> Model:
-        """The network that the metrics ask."""
+        """The network whose features and classes the metrics read."""
         return judge(self.pictures, self.out / "judge.npz", 40 if self.config.quick else 300)
 
     def trained(self, arm: str, seed: int) -> tuple[Model, Fitted]:
@@ -93,56 +92,49 @@ class Trainer:
         init_key = jax.random.key(seed)
         size = min(config.batch_size, len(few))
         new = Batches(few, size, seed=seed, steps=updates)
+        batches: Steps = new
+        labels: Any = None
         if arm == "scratch":
-            model, labels, batches = unet(self.start.config, key=init_key), None, new
+            model = unet(self.start.config, key=init_key)
         else:
             model = adapters.lora(
                 self.start, rank=config.rank, where=LAYERS, key=init_key, batch=example(self.start.config)
             )
             labels = finetune.train_only(model, ".*/lora/.*")
-            old = self.pictures.old
-            prior = Batches(old, size, seed=seed, steps=updates)
+            prior = Batches(self.pictures.old, size, seed=seed, steps=updates)
             # One loss over both kinds of rows, in equal parts: the paper's with λ = 1, halved.
             batches = SideBySide([new, prior], hide_labels=False)
-        rate = adamw(schedule(RATES[arm], updates), b2=0.99)
-        step = make_step(FlowMatching(), rate, labels)
-        fitted = self._fit(step, noised(model, times=TIMES), batches, others, updates, seed)
+        fitted = self._fit(
+            Recipe(noised(model, times=TIMES), FlowMatching(), batches, labels), others, updates, seed, rate=RATES[arm]
+        )  # fmt: skip
         plain = remove(fitted.state.model, "noised")
         return (plain if arm == "scratch" else adapters.merge(plain)), fitted
 
-    def _fit(
-        self,
-        step: Any,
-        model: Model,
-        batches: Any,
-        held_out: Images,
-        updates: int,
-        seed: int,
-        checkpoints: Any = None,
-    ) -> Fitted:
-        """Train for all ``updates``; validation is for looking alone, and chooses nothing."""
-        size = min(100, len(held_out))
-        batch = held_out.batch(np.arange(size))
-        return fit(
-            step,
-            step.init(model, jax.random.fold_in(jax.random.key(seed), 1)),
-            loader(batches),
+    def _fit(self, method: Recipe, held_out: Images, updates: int, seed: int, **options: Any) -> Fitted:
+        """Train for all ``updates``: validation is for the learning curve alone, and picks no checkpoint."""
+        batch = held_out.batch(np.arange(min(100, len(held_out))))
+        return recipe.train(
+            method,
             steps=updates,
-            validate=lambda model: {"loss": float(_loss(FlowMatching(), model, batch))},
+            seed=jax.random.fold_in(jax.random.key(seed), 1),
+            b2=0.99,
+            validate=lambda model: {"loss": held_out_loss(model, batch)},
             validate_every=-(-updates // (2 if self.config.quick else 6)),
             metric="loss",
             mode="min",
-            checkpoints=checkpoints,
-            resume=checkpoints is not None and self.config.resume,
+            **options,
         )
 
     # --- drawing and measuring ---
 
     def measured(self, arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row of an arm and its learning curve; keeps what the first seed draws."""
-        began, history, row = time.monotonic(), [], {}
+        """The row of an arm and its learning curve; stores the samples of the first seed."""
+        began = time.monotonic()
+        history: list[dict[str, Any]] = []
+        row: dict[str, Any] = {}
         labels = np.asarray(self.pictures.reference.labels)
         if arm == "real":
+            assert self.pictures.real is not None
             drawn, labels = pictures.pixels(self.pictures.real), np.asarray(self.pictures.real.labels)
         else:
             # Of the same structure as all others: one program draws for all.
@@ -168,7 +160,7 @@ class Trainer:
         return {**row, "seconds": time.monotonic() - began}, history
 
     def _old(self, model: Model, seed: int) -> dict[str, float]:
-        """How the old classes fare, on fewer pictures."""
+        """The metrics of the old classes, on fewer pictures."""
         test = self.pictures.old_test
         test = test.take(np.arange(min(len(test), max(20, 2 * self.config.samples // 5))))
         labels = np.asarray(test.labels)
@@ -182,7 +174,7 @@ class Trainer:
             "architecture": asdict(model.config),
             "classes": [*(f"{pictures.OLD}/{c}" for c in self.pictures.old_classes), *self.pictures.classes],
         }
-        write_file(self.out / ABOUT, json.dumps(about))
+        write_file(self.out / DESCRIPTION, json.dumps(about))
 
 
 def draw(config: Art, model: Model, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -196,7 +188,7 @@ def draw(config: Art, model: Model, labels: np.ndarray, seed: int) -> np.ndarray
 
 
 def painted(config: Art, model: Model, noise: Any, labels: np.ndarray) -> np.ndarray:
-    """The pictures that at most ``ROWS`` noises become, in whole grey levels as real ones are."""
+    """The pictures that grow from at most ``ROWS`` draws of noise, in whole grey levels as real ones are."""
     whole = np.resize(noise, (ROWS, *noise.shape[1:])), np.resize(labels, ROWS)  # one shape, one program
     images = sample(
         model, *map(jnp.asarray, whole), steps=config.sampling_steps, guidance=config.guidance, power=POWER
@@ -204,9 +196,9 @@ def painted(config: Art, model: Model, noise: Any, labels: np.ndarray) -> np.nda
     return as_bytes(np.asarray(images))[: len(labels)] / np.float32(127.5) - 1
 
 
-@jax.jit
-def _loss(loss: Any, model: Model, batch: Any) -> jax.Array:
-    return loss(model, batch, jax.random.key(0))[0]
+def held_out_loss(model: Model, batch: Any) -> float:
+    """Mean squared error of the velocity on one batch, at the same noise and times for every model."""
+    return mean_loss(FlowMatching(), model, [batch], train=True, keys=[jax.random.key(0)])[0]
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:

@@ -1,32 +1,36 @@
-"""What the applications share: the comparison that matters, and a model that is trained once and used again."""
+"""What the applications share: a model that is trained once and used again by ``--predict``, and what it predicts."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.common.classification import Classification
 from jtl import pretrained
+from jtl._files import write_file
+from jtl.data.readers.images import IMAGES, read_image
 from jtl.model import Model
+from jtl.report import to_json
 
 MODEL, TEST = "model", "test.npz"  # in --out
 
 
 def keep(out: Path, model: Model, task: Classification, test: dict[str, np.ndarray]) -> None:
-    """Store a classifier as a Hugging Face folder, with the names of its classes, and what it says on test."""
+    """Store a classifier as a Hugging Face folder with the names of its classes, and its outputs on test."""
     pretrained.check_savable(model)
     tokenizer = task.model_name if task.dataset.kind == "text" else None
     names = dict(enumerate(task.dataset.classes))
     pretrained.save(model, out / MODEL, tokenizer=tokenizer, id2label=names, overwrite=True)
-    np.savez(out / TEST, **{name: test[name] for name in ("logits", "label")})
+    np.savez(out / TEST, logits=test["logits"], label=test["label"])
 
 
 def kept_test(out: Path) -> dict[str, np.ndarray]:
-    """What the stored model says on test, in the order of the split: ``logits`` (N, C) and ``label`` (N,)."""
+    """The stored model's outputs on test, in the order of the split: ``logits`` (N, C) and ``label`` (N,)."""
     with np.load(out / TEST) as stored:
         found = dict(stored)
     order = np.argsort(
@@ -51,30 +55,58 @@ def kept_classes(out: Path) -> tuple[str, ...]:
     return tuple(names[str(i)] for i in range(len(names)))
 
 
+def keep_texts(path: Path, examples: Sequence[Mapping[str, Any]], arm: str, texts: Sequence[str]) -> None:
+    """Store the texts that an arm writes in ``path``, a column beside the examples and the arms before it."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else examples
+    write_file(path, to_json([{**row, arm: text} for row, text in zip(known, texts, strict=True)]))
+
+
 def surest(
-    labels: np.ndarray, chances: np.ndarray, names: Sequence[str], count: int
+    labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], count: int
 ) -> tuple[list[int], list[str]]:
-    """The rows that a model was surest of, rightly and wrongly by halves, and a title for each."""
-    predicted, sure = chances.argmax(-1), chances.max(-1)
-    order = np.argsort(-sure, kind="stable")
+    """The rows with the most confident predictions, half of them right and half wrong, and a title for each."""
+    predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
+    order = np.argsort(-confidence, kind="stable")
     chosen = [
         int(i) for hit in (True, False) for i in order[(predicted == labels)[order] == hit][: count // 2]
     ]
-    return chosen, [f"{names[predicted[i]]} ({sure[i]:.2f}), truly {names[labels[i]]}" for i in chosen]
+    titles = [f"{names[predicted[i]]} ({confidence[i]:.2f}), truly {names[labels[i]]}" for i in chosen]
+    return chosen, titles
 
 
-def write_predictions(
-    out: Path, what: str, things: Sequence[str], chances: np.ndarray, names: Sequence[str]
+def pictures(path: Path) -> tuple[list[Path], list[np.ndarray]]:
+    """A picture, or those of a folder: files and pixels. Raises FileNotFoundError if there are none."""
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGES) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"--predict {path} holds no pictures ({', '.join(IMAGES)})")
+    return files, [read_image(file) for file in files]
+
+
+def write_labels(
+    out: Path, kind: str, inputs: Sequence[str], probabilities: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Write ``predictions.csv``, a row a thing, and print the first of them."""
+    """Write ``predictions.csv``, a row for each input, under the column ``kind``; print the first 20."""
     rows = [
-        {what: thing, "label": names[int(own.argmax())], "probability": f"{own.max():.4f}"}
-        for thing, own in zip(things, chances, strict=True)
+        {kind: one, "label": names[int(own.argmax())], "probability": f"{own.max():.4f}"}
+        for one, own in zip(inputs, probabilities, strict=True)
     ]
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+    write_table(out / "predictions.csv", rows, list(rows[0]))
+    for row in rows[:20]:
+        print(f"{row['label']:>16}  {float(row['probability']):.2f}  {row[kind][-100:]}")
+    print(f"{len(rows)} {kind}s labelled: {out / 'predictions.csv'}")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    """Write rows as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_json(out: Path, rows: Sequence[Mapping[str, Any]], line: str, done: str) -> None:
+    """Write ``predictions.json``, print the first 20 rows in the format ``line``, and how many were ``done``."""
+    write_file(out / "predictions.json", to_json(rows))
     for row in rows[:20]:
-        print(f"{row['label']:>16}  {float(row['probability']):.2f}  {row[what][-100:]}")
-    print(f"{len(rows)} {what}s labelled: {out / 'predictions.csv'}")
+        print(line.format(**row))
+    print(f"{len(rows)} {done}: {out / 'predictions.json'}")

@@ -6,13 +6,13 @@ Studies that compare methods build a ``Recipe`` for each; ``train`` is the same 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
-from jaxtyping import PyTree
-from jtl.data.loader import Steps, loader
+from jaxtyping import Array, PyTree
 
+from jtl.data.batches.loader import Steps, loader
 from jtl.model import Model
 from jtl.train import Fitted, adamw, backprop, fit, make_step, schedule
 from jtl.train.step import Gradient, LossFunction
@@ -44,9 +44,11 @@ def train(
     *,
     steps: int,
     rate: float,
-    seed: int,
+    seed: int | Array,
     validate: Callable[[Model], dict[str, float]] | None = None,
     weight_decay: float = 0.01,
+    decay: Literal["linear", "cosine", "constant"] = "linear",
+    b2: float = 0.999,
     **fit_options: Any,
 ) -> Fitted:
     """The fitted recipe: ``make_step``, ``init`` and ``fit`` by AdamW with the usual schedule, then ``finish``.
@@ -55,19 +57,22 @@ def train(
         recipe: what to train.
         steps: updates.
         rate: peak learning rate.
-        seed: of the run's random key.
+        seed: of the run's random key, or that key itself.
         validate: metrics of a finished model.
         weight_decay: AdamW's.
+        decay: of the rate after its warmup.
+        b2: AdamW's decay of the second moment.
         **fit_options: of ``jtl.train.fit``: ``validate_every``, ``metric``, ``checkpoints``, ``resume``, ...
     """
-    optimizer = adamw(schedule(rate, steps), weight_decay=weight_decay)
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    optimizer = adamw(schedule(rate, steps, decay=decay), weight_decay=weight_decay, b2=b2)
     step = make_step(recipe.loss, optimizer, recipe.labels, gradient=recipe.gradient)
     fitted = fit(
         step,
-        step.init(recipe.model, jax.random.key(seed)),
+        step.init(recipe.model, key),
         loader(recipe.batches),
         steps=steps,
         validate=None if validate is None else lambda model: validate(recipe.finish(model)),
         **fit_options,
     )
-    return replace(fitted, model=recipe.finish(fitted.model))
+    return fitted._replace(model=recipe.finish(fitted.model))

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jtl._files import write_file
 from jtl.errors import InputError
@@ -31,6 +31,9 @@ class Config:
     """A small run on real data, about a minute on two cores."""
     seed: int = 0
     """The first random seed; arms repeated over seeds use seed, seed + 1, ..."""
+
+
+C = TypeVar("C", bound=Config)
 
 
 def at_least(least: float, default: Any) -> Any:
@@ -58,6 +61,14 @@ def check(config: Any) -> None:
                 raise InputError(f"{flag} must be at least {least}, got {one}")
             if (bound := field.metadata.get("above")) is not None and not one > bound:
                 raise InputError(f"{flag} must be over {bound}, got {one}")
+
+
+def at_most(config: C, **most: int) -> C:
+    """``config`` with these settings at most so large; 0, which asks for all there is, is lowered too."""
+    lowered: dict[str, Any] = {
+        name: min(value, getattr(config, name) or value) for name, value in most.items()
+    }
+    return dataclasses.replace(config, **lowered)
 
 
 def settings(config: Any) -> dict[str, Any]:

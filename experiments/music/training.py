@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.common import recipe
 from experiments.common.predictions import MODEL
-from experiments.music.config import CHORALES
+from experiments.music.config import CHORALES, Music
 from experiments.music.measures import all_sound, crossing, find_key, in_key, in_range
 from experiments.music.pieces import phrases, quodlibets, split, without
 from experiments.music.tokens import (
@@ -33,27 +34,21 @@ from experiments.music.tokens import (
 from jtl import pretrained
 from jtl._files import write_file
 from jtl.data import DataError, midi
-from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.loader import Batches
 from jtl.data.readers.midi import Piece
 from jtl.data.sets import chorales
 from jtl.model import Model
-from jtl.report import figures
-from jtl.report.figures import png
-from jtl.report.result import to_json
+from jtl.outputs import mean_loss
+from jtl.report import figures, to_json
 from jtl.tasks import CausalLM, generate
-from jtl.train import adamw, fit, make_step, schedule
-from jtl.train.checkpoint import Checkpoints
-
-if TYPE_CHECKING:
-    from experiments.music.config import Music
-
+from jtl.train import Checkpoints
 
 CHOIR = {"soprano": (60, 81), "alto": (53, 76), "tenor": (48, 69), "bass": (40, 64)}
 ROUNDS = 4  # how often each tune is sung with others
-# Peaks of AdamW. Those of transfer and scratch by validation of runs of 60 to 200 updates on other training pieces,
-# after 420 updates of pre-training; that of pre-training was not searched.
+# Peaks of AdamW. Those of transfer and scratch by validation of shorter runs on other training pieces, after a shorter
+# pretraining; that of pretraining was not searched.
 RATES = {"pretraining": 3e-3, "transfer": 1e-3, "scratch": 4e-3}
-DECAY = 0.1  # its weight decay
+DECAY = 0.1  # AdamW's weight decay
 PRETRAINING, PRETRAINED, SAMPLES, FORM = "pretraining", "pretrained", "samples", "form.json"  # in --out
 LONGEST = 640  # new tokens of a sample: 128 chords
 SHOWN = {"transfer": 4, "scratch": 2, "before": 2, "real": 2}  # pieces that are kept
@@ -86,14 +81,14 @@ class Trainer:
 
     @cached_property
     def songs(self) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-        """Quodlibets to pre-train on, and some of tunes that are held out; no tune shares a melody with the pieces."""
+        """Quodlibets to pretrain on, and some of held-out tunes; no tune shares a melody with the pieces."""
         quick = self.config.quick
         found = chorales.tunes((chorales.FIDDLE,) if quick else chorales.COLLECTIONS)
         found = without(found, [piece for pieces in self.splits.values() for piece in pieces])
         order = np.random.default_rng(0).permutation(len(found))
         held = 40 if quick else 200
         low, high = zip(*self.ranges, strict=True)
-        print(f"{len(found) - held} tunes to pre-train on, {held} held out")
+        print(f"{len(found) - held} tunes to pretrain on, {held} held out")
         train = quodlibets([found[i] for i in order[held:]], low, high, rounds=ROUNDS)
         return train, quodlibets([found[i] for i in order[:held]], low, high)
 
@@ -122,7 +117,7 @@ class Trainer:
     # --- training ----------------------------------------------------------------------------------
 
     def pretrain(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row of pre-training on tunes, and its learning curve; stores the model."""
+        """The row of pretraining on tunes, and its learning curve; stores the model."""
         config, began = self.config, time.monotonic()
         train, held = self.songs
         low, high = zip(*self.ranges, strict=True)
@@ -141,7 +136,7 @@ class Trainer:
         return row, curve
 
     def trained(self, arm: str, seed: int) -> tuple[Model, list[dict[str, Any]]]:
-        """The model after training on few pieces, and its learning curve; keeps the first of ``transfer``."""
+        """The model after training on few pieces, and its learning curve; stores the first ``transfer``."""
         config, train = self.config, self.few(seed)
         low, high = zip(*self.ranges, strict=True)
         model = pretrained.load(self.out / PRETRAINED) if arm == "transfer" else self.fresh(seed + 1)
@@ -158,15 +153,15 @@ class Trainer:
         self, model: Model, rows: Crops, validation: Sequence[Piece], arm: str, seed: int, steps: int,
         checkpoints: Checkpoints | None = None,
     ) -> tuple[Model, list[dict[str, Any]]]:  # fmt: skip
-        """The model that validated best, and the learning curve."""
+        """The model of the best validation, and the learning curve."""
         size = min(self.config.batch_size, len(rows))
-        step = make_step(CausalLM(mask="counts"), adamw(schedule(RATES[arm], steps), weight_decay=DECAY))
         held_out = Whole(validation, self.config.length)
-        found = fit(
-            step,
-            step.init(model, jax.random.key(seed)),
-            loader(Batches(rows, size, seed=seed, steps=steps)),
+        fitted = recipe.train(
+            recipe.Recipe(model, CausalLM(mask="counts"), Batches(rows, size, seed=seed, steps=steps)),
             steps=steps,
+            rate=RATES[arm],
+            seed=seed,
+            weight_decay=DECAY,
             validate=lambda model: {"bits_per_event": bits_per_event(model, held_out)},
             validate_every=-(-steps // (2 if self.config.quick else 5)),
             metric="bits_per_event",
@@ -174,17 +169,17 @@ class Trainer:
             checkpoints=checkpoints,
             resume=self.config.resume and checkpoints is not None,
         )
-        return found.model, found.history
+        return fitted.model, fitted.history
 
     # --- measures ----------------------------------------------------------------------------------
 
     @property
     def bar(self) -> int:
-        """The commonest length of a bar, of which samples are."""
+        """The commonest length of a bar, which samples have."""
         return Counter(piece.bar for piece in self.splits["train"]).most_common(1)[0][0]
 
     def measured(self, arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row of an arm: what test costs it, and what its samples are like; keeps some of the first seed."""
+        """The row of an arm: bits per event on test, measures of its samples; stores some samples of the first seed."""
         began, config = time.monotonic(), self.config
         row: dict[str, Any] = {}
         curve: list[dict[str, Any]] = []
@@ -204,7 +199,7 @@ class Trainer:
         return {**row, "seconds": time.monotonic() - began}, curve
 
     def described(self, pieces: Sequence[Piece], seed: int) -> dict[str, Any]:
-        """What can be counted in pieces: means over them."""
+        """The measures of pieces: means over them."""
         low, high = zip(*self.ranges, strict=True)
         known = set().union(*(phrases(piece.melody()) for piece in self.few(seed)))
         rows = []
@@ -239,17 +234,11 @@ def kept(out: Path, arm: str) -> list[Piece]:
     return [Piece(**{**own, "notes": np.array(own["notes"], np.int32)}) for own in stored]
 
 
-@jax.jit
-def _bits(model: Model, batch: Any) -> tuple[jax.Array, jax.Array]:
-    value, metrics = CausalLM(mask="counts").value(model, model(batch), batch, None)
-    return value, metrics["tokens"]
-
-
 def bits_per_event(model: Model, rows: Whole) -> float:
-    """What a model needs for the tokens of pieces, in bits, over their notes."""
+    """The negative log2-likelihood of the tokens of pieces, over their notes."""
     batches = Batches(rows, min(16, len(rows)), train=False)
-    found = np.array([_bits(model, batch) for batch in batches], np.float64)
-    return float(found.prod(1).sum() / np.log(2) / rows.notes)
+    mean, tokens = mean_loss(CausalLM(mask="counts"), model, batches, weight="tokens")
+    return mean * tokens / float(np.log(2)) / rows.notes
 
 
 def compose(model: Model, config: Music, bar: int, voices: int, count: int, seed: int) -> list[Piece]:
@@ -270,7 +259,7 @@ def write_piece(path: Path, piece: Piece, tempo: float, names: Sequence[str]) ->
     """Write ``path`` with .mid, .wav and .png behind it."""
     midi.write(path.with_suffix(".mid"), piece, tempo, names)
     midi.write_wav(path.with_suffix(".wav"), piece, tempo)
-    write_file(path.with_suffix(".png"), png(rolls([piece], names)))
+    write_file(path.with_suffix(".png"), figures.png(rolls([piece], names)))
 
 
 def rolls(pieces: Sequence[Piece], names: Sequence[str]) -> Any:

@@ -13,6 +13,7 @@ The second command transcribes a WAV file, or those in a folder, with the adapte
 ``text``; public data: ``--data tfds:librispeech``. A Wav2Vec2 or HuBERT with a CTC head works too.
 """
 
-from experiments.speech_recognition.study import SpeechRecognition, run
+from experiments.speech_recognition.config import SpeechRecognition
+from experiments.speech_recognition.study import run
 
 __all__ = ["SpeechRecognition", "run"]

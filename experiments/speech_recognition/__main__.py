@@ -1,6 +1,7 @@
 """The command line: see the package."""
 
 from experiments.common.command_line import main
-from experiments.speech_recognition.study import SpeechRecognition, predict, run
+from experiments.speech_recognition.config import SpeechRecognition
+from experiments.speech_recognition.study import predict, run
 
 main(run, SpeechRecognition, predict)

@@ -1,4 +1,4 @@
-"""Models that write down speech, ready to be trained and tested: Whisper, and Wav2Vec2 or HuBERT with CTC."""
+"""Models of speech recognition, ready to be trained and tested: Whisper, and Wav2Vec2 or HuBERT with CTC."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from jtl.model import Model
 from jtl.tasks import CTC, Seq2Seq, ctc, teacher_forcing, transcribe
 
 SECONDS = 30  # of a clip at most: what Whisper was trained on
-AT_ONCE = 4  # clips that are written down together
+AT_ONCE = 4  # clips of a batch
 
 
 class Transcriber(Protocol):
-    """What a kind of model needs to learn from clips and to write them down."""
+    """How a kind of model reads clips in training, and transcribes them."""
 
-    loss: Loss
+    @property
+    def loss(self) -> Loss:
+        """What training minimises."""
 
     def rows(self, examples: Sequence[Example]) -> Arrays:
         """Clips with their texts, for a loader."""
 
     def write(self, model: Model, clips: Sequence[np.ndarray]) -> list[str]:
-        """What is said in each clip."""
+        """The transcript of each clip."""
 
 
 def transcriber(name: str, model: Model, language: str) -> Transcriber:
-    """The listener for a model. Raises ValueError for one that writes down nothing."""
+    """The transcriber of a model. Raises ValueError for a model of something else."""
     tokenizer = pretrained.tokenizer(name)
     kind = getattr(model.config, "model_type", type(model.base).__name__)
     if kind == "whisper":
@@ -44,13 +46,13 @@ def transcriber(name: str, model: Model, language: str) -> Transcriber:
     if getattr(model.config, "ctc", False):
         return Letters(model.config, tokenizer)
     raise InputError(
-        f"--model {name}: expected a Whisper, or a Wav2Vec2 or HuBERT with a head for CTC, found {kind}"
+        f"--model {name}: expected a Whisper, or a Wav2Vec2 or HuBERT with a CTC head, found {kind}"
     )
 
 
 @dataclass(frozen=True)
 class Whisper:
-    """Sound to text by an encoder and a decoder, which writes greedily."""
+    """Sound to text by an encoder and a decoder, greedily."""
 
     config: Any
     tokenizer: Any
@@ -87,14 +89,14 @@ class Whisper:
 
 @dataclass(frozen=True)
 class Letters:
-    """Sound to letters by an encoder, the likeliest of each frame."""
+    """Sound to letters by an encoder with a CTC head, the likeliest letter of each frame."""
 
     config: Any
     tokenizer: Any
 
     @cached_property
     def loss(self) -> Loss:
-        """That of CTC with the model's own blank."""
+        """CTC with the model's own blank."""
         return CTC(blank=self.config.pad_token_id)
 
     def rows(self, examples: Sequence[Example]) -> Arrays:
@@ -108,14 +110,14 @@ class Letters:
         """The transcripts."""
         length, written = max(map(len, clips)), []
         for rows in _filled(len(clips)):
-            found = _heard(model, spectrograms.waveforms([clips[i] for i in rows], length))
+            found = _frames(model, spectrograms.waveforms([clips[i] for i in rows], length))
             letters = ctc.decode(*map(np.asarray, found), blank=self.config.pad_token_id)
             written += [self.tokenizer.decode(own, group_tokens=False) for own in letters]
         return written[: len(clips)]
 
 
 @jax.jit
-def _heard(model: Model, batch: Any) -> tuple[jax.Array, jax.Array]:
+def _frames(model: Model, batch: Any) -> tuple[jax.Array, jax.Array]:
     outputs = model(batch)
     return outputs["token_logits"], outputs["sequence_mask"]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments.art.config import Art
 from experiments.art.pictures import load_pictures
-from experiments.art.study import main, run
+from experiments.art.study import predict, run
 from jtl.data.dataset import DataError
 from jtl.data.readers.images import read_image
 
@@ -36,14 +36,14 @@ def test_art(tmp_path):
         assert (out / f"{name}.png").stat().st_size > 20_000
 
     again = run(Art(out=out, quick=True, resume=True))
-    assert again.rows == result.rows  # from the ledger
+    assert again.rows == result.rows  # from rows.jsonl
 
-    assert main(Art(out=out, predict="7", count=12, sampling_steps=2)) is None
+    assert predict(Art(out=out, predict="7", count=12, sampling_steps=2)) is None
     assert read_image(out / "predictions.png").shape[1] > 300
     with pytest.raises(
         ValueError, match="--predict cat: no class of this name; there are mnist5k/0, .*, 0, "
     ):
-        main(Art(out=out, predict="cat"))
+        predict(Art(out=out, predict="cat"))
 
 
 @pytest.mark.slow
@@ -82,8 +82,8 @@ def test_the_style_is_made_of_digits_that_pretraining_never_saw():
 
 
 def test_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds none: run without --predict first"):
-        main(Art(out=tmp_path, predict="7"))
+    with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
+        predict(Art(out=tmp_path, predict="7"))
     with pytest.raises(ValueError, match="--shots must be at least 1, got 0"):
         run(Art(out=tmp_path / "run", shots=0))
     (tmp_path / "empty").mkdir()

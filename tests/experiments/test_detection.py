@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments.data.scenes import load_scenes
-from experiments.detection import Detection, main, run
+from experiments.detection import Detection, predict, run
 
 
 @pytest.mark.slow
@@ -21,13 +21,13 @@ def test_detection(tmp_path, small_trunk):
     assert (tmp_path / "run" / "found.png").stat().st_size > 50_000
 
     again = run(Detection(out=tmp_path / "run", quick=True, model=small_trunk, resume=True))
-    assert again.rows == result.rows  # from the ledger
+    assert again.rows == result.rows  # from rows.jsonl
 
     test, pictures = load_scenes(64, test=3).splits["test"], tmp_path / "pictures"
     pictures.mkdir()
     for i in range(3):
         Image.fromarray(test[i]["image"]).resize((160, 128)).save(pictures / f"{i}.png")
-    assert main(Detection(out=tmp_path / "run", predict=pictures)) is None
+    assert predict(Detection(out=tmp_path / "run", predict=pictures)) is None
     with (tmp_path / "run" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -37,15 +37,13 @@ def test_detection(tmp_path, small_trunk):
 
 
 def test_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds none: run without --predict first"):
-        main(Detection(out=tmp_path, predict=tmp_path / "new.png"))
+    with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
+        predict(Detection(out=tmp_path, predict=tmp_path / "new.png"))
     with pytest.raises(ValueError, match="--image-size must be a multiple of 32"):
         run(Detection(out=tmp_path, image_size=100))
     with pytest.raises(ValueError, match="--updates must be at least 1, got 0"):
         run(Detection(out=tmp_path, updates=0))
-    with pytest.raises(ValueError, match="--learning-rate must be positive, got 0"):
+    with pytest.raises(ValueError, match="--learning-rate must be over 0, got 0"):
         run(Detection(out=tmp_path, learning_rate=0.0))
-    with pytest.raises(
-        FileNotFoundError, match="no folder at .*nowhere: boxes come from scenes, tfds:NAME or a folder"
-    ):
+    with pytest.raises(FileNotFoundError, match="no data file or folder at .*nowhere"):
         run(Detection(out=tmp_path / "run", data=str(tmp_path / "nowhere")))

@@ -9,7 +9,7 @@ import pytest
 
 import jtl
 from experiments.music.config import Music
-from experiments.music.study import main, run
+from experiments.music.study import predict, run
 from experiments.music.tokens import PITCH, SIZE, Whole, encode
 from experiments.music.training import Trainer, bits_per_event
 from jtl.data import midi
@@ -42,18 +42,18 @@ def test_a_folder_of_your_own(tmp_path):
         )
         notes = [[voice, 4 * at, 4, int(pitches[voice, at])] for at in range(20) for voice in range(2)]
         midi.write(tmp_path / f"{i}.mid", Piece("", 12, 0, 2, np.array(notes, np.int32)))
-    composer = Trainer(Music(out=tmp_path / "run", data=str(tmp_path), voices=2, train_pieces=2))
-    assert {name: len(own) for name, own in composer.splits.items()} == {
+    trainer = Trainer(Music(out=tmp_path / "run", data=str(tmp_path), voices=2, train_pieces=2))
+    assert {name: len(own) for name, own in trainer.splits.items()} == {
         "train": 5,
         "validation": 1,
         "test": 2,
     }
-    assert composer.names == ("voice 1", "voice 2") and composer.bar == 12 and len(composer.few(0)) == 2
-    (top_low, top_high), (low, high) = composer.ranges
+    assert trainer.names == ("voice 1", "voice 2") and trainer.bar == 12 and len(trainer.few(0)) == 2
+    (top_low, top_high), (low, high) = trainer.ranges
     assert 70 <= top_low < top_high <= 81 and 50 <= low < high <= 61
-    found = composer.described(composer.few(0), 0)
+    found = trainer.described(trainer.few(0), 0)
     assert found["in_range"] == found["all_voices"] == found["copied"] == 1 and found["crossing"] == 0
-    assert composer.described((), 0) == {}
+    assert trainer.described((), 0) == {}
 
 
 @pytest.mark.slow
@@ -73,16 +73,16 @@ def test_music(tmp_path, capsys):
     assert [row["arm"] for row in rows] == ["pretraining", "real", "before", "transfer", "scratch"]
 
     capsys.readouterr()
-    assert main(replace(config, predict=1)) is None
+    assert predict(replace(config, predict=1)) is None
     assert "notes" in capsys.readouterr().out
     assert {file.suffix for file in (config.out / "new").iterdir()} == {".mid", ".wav", ".png"}
     again = run(replace(config, resume=True))
-    assert [row["seconds"] for row in again.rows] == [row["seconds"] for row in rows]  # from the ledger
+    assert [row["seconds"] for row in again.rows] == [row["seconds"] for row in rows]  # from rows.jsonl
 
 
 def test_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
-        main(Music(out=tmp_path, predict=1))
+        predict(Music(out=tmp_path, predict=1))
     with pytest.raises(ValueError, match="--samples must be at least 1"):
         run(Music(out=tmp_path, samples=0))
     with pytest.raises(FileNotFoundError, match="no folder at"):

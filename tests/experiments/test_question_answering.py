@@ -6,7 +6,7 @@ import pytest
 
 from experiments.data.docstring_questions import ask
 from experiments.data.docstrings import docstrings
-from experiments.question_answering import QuestionAnswering, by_kind, highlighted, main, run
+from experiments.question_answering import QuestionAnswering, by_kind, highlighted, predict, run
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_question_answering(tmp_path, capsys):
     asked = [{"question": "What type is `n`?", "context": "Parameters\nn : float, optional\n    How many."}]
     (tmp_path / "ask.json").write_text(json.dumps(asked))
     config = QuestionAnswering(out=tmp_path / "run", predict=tmp_path / "ask.json")
-    assert main(config) is None
+    assert predict(config) is None
     said = json.loads((tmp_path / "run" / "predictions.json").read_text())[0]
     assert asked[0]["context"][said["start"] :].startswith(said["answer"]) and 0 < said["probability"] <= 1
     assert "1 questions answered" in capsys.readouterr().out
@@ -72,6 +72,6 @@ def test_kinds_and_new_wordings_are_told_apart():
 
 def test_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
-        main(QuestionAnswering(out=tmp_path, predict=tmp_path / "ask.json"))
+        predict(QuestionAnswering(out=tmp_path, predict=tmp_path / "ask.json"))
     with pytest.raises(ValueError, match="--updates must be at least 1"):
         run(QuestionAnswering(out=tmp_path, updates=0))

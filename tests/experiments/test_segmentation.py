@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments.data.scenes import load_scenes
-from experiments.segmentation import Segmentation, main, run
+from experiments.segmentation import Segmentation, predict, run
 
 
 @pytest.mark.slow
@@ -22,13 +22,13 @@ def test_segmentation(tmp_path, small_trunk):
     assert (tmp_path / "run" / "masks.png").stat().st_size > 50_000
 
     again = run(Segmentation(out=tmp_path / "run", quick=True, model=small_trunk, resume=True))
-    assert again.rows == result.rows  # from the ledger
+    assert again.rows == result.rows  # from rows.jsonl
 
     test, pictures = load_scenes(64, test=3).splits["test"], tmp_path / "pictures"
     pictures.mkdir()
     for i in range(3):
         Image.fromarray(test[i]["image"]).resize((160, 128)).save(pictures / f"{i}.png")
-    assert main(Segmentation(out=tmp_path / "run", predict=pictures)) is None
+    assert predict(Segmentation(out=tmp_path / "run", predict=pictures)) is None
     for i in range(3):
         mask = np.asarray(Image.open(tmp_path / "run" / "predictions" / f"{i}.png"))
         assert mask.shape == (128, 160) and mask.max() <= 10
@@ -36,9 +36,7 @@ def test_segmentation(tmp_path, small_trunk):
 
 
 def test_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds none: run without --predict first"):
-        main(Segmentation(out=tmp_path, predict=tmp_path / "new.png"))
-    with pytest.raises(
-        FileNotFoundError, match="no folder at .*nowhere: masks come from scenes, tfds:NAME or a folder"
-    ):
+    with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
+        predict(Segmentation(out=tmp_path, predict=tmp_path / "new.png"))
+    with pytest.raises(FileNotFoundError, match="no data file or folder at .*nowhere"):
         run(Segmentation(out=tmp_path / "run", data=str(tmp_path / "nowhere")))

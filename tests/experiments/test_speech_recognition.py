@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from experiments.speech_recognition.study import SpeechRecognition, errors, main, run
+from experiments.speech_recognition.config import SpeechRecognition
+from experiments.speech_recognition.study import predict, run
+from experiments.speech_recognition.training import error_rates
 from experiments.speech_recognition.transcribers import transcriber
 from jtl import pretrained
 from jtl.data.readers import sound
@@ -58,18 +60,18 @@ def test_speech_recognition(whisper, capsys):
     written = json.loads((whisper.out / "written.json").read_text())
     assert len(written) == 2 and set(written[0]) == {"text", "voice", "before", "transfer", "scratch"}
 
-    assert main(replace(whisper, predict=whisper.out / "sounds")) is None
+    assert predict(replace(whisper, predict=whisper.out / "sounds")) is None
     said = json.loads((whisper.out / "predictions.json").read_text())
     assert [row["text"] for row in said] == [
         row["transfer"] for row in written
     ]  # the adapter that was stored
-    assert "2 clips written down" in capsys.readouterr().out
+    assert "2 clips transcribed" in capsys.readouterr().out
 
 
 def test_rates_of_a_hand_made_case():
     said = ["The cat sat.", "On the mat"]
-    assert errors(said, ["the cat sat", "on the mat!"]) == {"wer": 0, "cer": 0}
-    found = errors(
+    assert error_rates(said, ["the cat sat", "on the mat!"]) == {"wer": 0, "cer": 0}
+    found = error_rates(
         said, ["The cat sad", "the mat"]
     )  # a letter of 21, spaces too; then a word of two letters and a space
     assert found["wer"] == pytest.approx(2 / 6) and found["cer"] == pytest.approx(4 / 21)
@@ -99,7 +101,7 @@ def test_letters_of_a_ctc_model(tmp_path):
 
 def test_refused(tmp_path, whisper):
     with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
-        main(SpeechRecognition(out=tmp_path, predict=tmp_path / "new.wav"))
+        predict(SpeechRecognition(out=tmp_path, predict=tmp_path / "new.wav"))
     with pytest.raises(ValueError, match="--rank must be at least 1"):
         run(SpeechRecognition(out=tmp_path, rank=0))
     bert = pretrained.load("minilm")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import pytest
 
-from experiments.summarization import Summarization, Trainer, main, rouge, run, shortened
+from experiments.summarization import Summarization, Trainer, predict, rouge, run, shortened
 from jtl import pretrained
 
 TINY = {
@@ -59,7 +59,7 @@ def test_summarization(tmp_path, capsys):
 
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(row["text"] for row in written))
-    assert main(replace(config, predict=texts)) is None
+    assert predict(replace(config, predict=texts)) is None
     said = json.loads((tmp_path / "run" / "predictions.json").read_text())
     assert [row["summary"] for row in said] == [
         row["transfer"] for row in written
@@ -79,6 +79,6 @@ def test_rouge_of_a_hand_made_case():
 
 def test_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is none: run without --predict first"):
-        main(Summarization(out=tmp_path, predict=tmp_path / "new.txt"))
+        predict(Summarization(out=tmp_path, predict=tmp_path / "new.txt"))
     with pytest.raises(ValueError, match="--rank must be at least 1"):
         run(Summarization(out=tmp_path, rank=0))
