@@ -6,13 +6,13 @@ Studies that compare methods build a ``Recipe`` for each; ``train`` is the same 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
-from jtl.data.loader import Steps, loader
 
+from jtl.data.batches.loader import Steps, loader
 from jtl.model import Model
 from jtl.train import Fitted, adamw, backprop, fit, make_step, schedule
 from jtl.train.step import Gradient, LossFunction
@@ -70,4 +70,4 @@ def train(
         validate=None if validate is None else lambda model: validate(recipe.finish(model)),
         **fit_options,
     )
-    return replace(fitted, model=recipe.finish(fitted.model))
+    return fitted._replace(model=recipe.finish(fitted.model))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal, SupportsIndex
 
 import jax
 import numpy as np
 
+from experiments.common.recipe import Recipe
 from experiments.distill.students import Student
 from jtl import distill, ema
 from jtl.data.batches.loader import Batches, Encoded, Steps
@@ -28,27 +29,9 @@ Method = Literal[
     "hint", "attention_transfer", "fsp", "pkt", "similarity", "rkd", "crd", "review_kd",
     "ema_teacher", "mutual", "transfer_set", "function_matching",
 ]  # fmt: skip
-METHODS: tuple[str, ...] = get_args(Method)
 ONLY_IMAGE = ("review_kd", "function_matching")  # maps of two axes; mixed pixels
 ONLY_MAPS = ("attention_transfer", "fsp", "review_kd")  # need layers whose positions correspond
 NEGATIVES = 1024  # of CRD: the paper's 16,384 are of 50,000 examples
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a method trains.
-
-    Attributes:
-        model: the student with whatever the method inserts.
-        loss: what it minimises.
-        batches: of the run.
-        finish: from the model as trained to the student alone.
-    """
-
-    model: Model
-    loss: Loss
-    batches: Steps
-    finish: Callable[[Model], Model] = lambda model: model
 
 
 @dataclass(frozen=True)
@@ -106,8 +89,7 @@ class Trial:
     def order(self, split: Encoded) -> Batches:
         """Training batches of a split."""
         size = min(self.batch_size, len(split))
-        epochs = -(-self.steps // (len(split) // size))
-        return Batches(split, size, seed=self.seed, epochs=epochs, buckets=self.buckets)
+        return Batches(split, size, seed=self.seed, steps=self.steps, buckets=self.buckets)
 
     def stored(self, loss: Loss) -> Recipe:
         """Training on the stored logits of the teacher."""
@@ -124,9 +106,8 @@ class Trial:
             for loss in (self.task + 0.0 * term, 0.0 * self.task + term)
         ]
         weight = float(sizes[0] / sizes[1])
-        return Recipe(
-            model, distill.Distill(self.teacher, self.task + weight * term), self.order(self.train), finish
-        )
+        loss = distill.Distill(self.teacher, self.task + weight * term)
+        return Recipe(model, loss, self.order(self.train), finish=finish)
 
     def regressed(self, to: str, on: str) -> Model:
         """The student with a linear map of its layer ``on`` to the width of the teacher's ``to``."""
@@ -216,7 +197,7 @@ def crd(s: Trial) -> Recipe:
 def review_kd(s: Trial) -> Recipe:
     """Maps of the two deepest levels, fused: to fuse the finest costs more than a small student does."""
     own, other = zip(*s.layers.maps[-2:], strict=True)
-    shapes = tuple(_shape(s.teacher, name, s.example)[1:] for name in other)
+    shapes = tuple((h, w, c) for _, h, w, c in (_shape(s.teacher, name, s.example) for name in other))
     review = distill.Review(shapes, width=24)
     model = distill.regressor(s.student, review, on=own, name="review", batch=s.example, key=s.key)
     return s.live(distill.ReviewKD(other, **s.stats), model, distill.remove_regressors)
@@ -228,13 +209,15 @@ def review_kd(s: Trial) -> Recipe:
 def ema_teacher(s: Trial) -> Recipe:
     """The student's own moving average for a teacher."""
     loss = distill.EMATeacher(loss=s.task + distill.SoftTargets(1.0, **s.stats))
-    return Recipe(ema.with_average(s.student, 0.99), loss, s.order(s.train), lambda m: ema.average_model(m))
+    model = ema.with_average(s.student, 0.99)
+    return Recipe(model, loss, s.order(s.train), finish=ema.average_model)
 
 
 def mutual(s: Trial) -> Recipe:
     """Two students that teach each other; the first is kept."""
     model = distill.peers((s.student, s.second))
-    return Recipe(model, distill.Mutual(**s.stats), s.order(s.train), lambda m: distill.peer(m, 0))
+    finish = lambda model: distill.peer(model, 0)  # noqa: E731
+    return Recipe(model, distill.Mutual(**s.stats), s.order(s.train), finish=finish)
 
 
 def transfer_set(s: Trial) -> Recipe:
@@ -270,3 +253,11 @@ class Blended:
 def _shape(model: Model, name: str, batch: dict[str, np.ndarray]) -> tuple[int, ...]:
     taps = distill.term.taps((name,))
     return distill.term.read(jax.eval_shape(lambda m, b: m(b, taps=taps), model, batch), name).shape
+
+
+METHODS: dict[Method, Callable[[Trial], Recipe]] = {
+    "student_alone": student_alone, "soft_targets": soft_targets, "dkd": dkd, "dist": dist,
+    "hint": hint, "attention_transfer": attention_transfer, "fsp": fsp, "pkt": pkt, "similarity": similarity,
+    "rkd": rkd, "crd": crd, "review_kd": review_kd,
+    "ema_teacher": ema_teacher, "mutual": mutual, "transfer_set": transfer_set, "function_matching": function_matching,
+}  # fmt: skip
