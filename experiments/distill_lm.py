@@ -226,7 +226,7 @@ class Trainer:
 
     def written(self, batch: Any) -> dict[str, np.ndarray]:
         """``batch`` as the teacher continues its prompts."""
-        found = distill.continued(
+        found = distill.sample_continuations(
             self.teacher,
             batch,
             prompt=self.config.prompt,
@@ -271,11 +271,11 @@ class OnPolicy:
         number = int(state.step)
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         if np.random.default_rng((self.seed, number)).random() < self.config.on_policy:
-            batch = distill.continued(
+            batch = distill.sample_continuations(
                 state.model, batch, prompt=self.config.prompt, key=key, eos_id=self.eos_id
             )
         else:
-            batch = distill.given(batch, prompt=self.config.prompt)
+            batch = distill.mask_continuations(batch, prompt=self.config.prompt)
         fields = ("input_ids", "attention_mask", "continuation", "weight")
         return self.step(state, {name: batch[name] for name in fields})
 

@@ -43,7 +43,7 @@ from jtl.data import text
 from jtl.data.batches.loader import Batches, loader
 from jtl.data.batches.mixing import SideBySide
 from jtl.errors import InputError
-from jtl.model import Model
+from jtl.model import Model, remove
 from jtl.report import figures
 from jtl.report.report import (
     Result,
@@ -56,7 +56,7 @@ from jtl.report.report import (
     write_report,
     write_result,
 )
-from jtl.tasks import MaskedLM, masked_head, without_masked_head
+from jtl.tasks import MaskedLM, masked_head
 from jtl.train import adamw, fit, make_step, schedule
 
 ARMS = ("none", "domain", "other", "replay")
@@ -316,7 +316,7 @@ def tuned(config: DomainPretraining, task: Classification, model: Model, seed: i
     """Test accuracy after fine-tuning on a few labelled examples, from a new classifier on the mean of the words."""
     few = task.with_train(config.train_examples, seed)
     key = jax.random.fold_in(jax.random.key(seed), 2)
-    begin = heads.classifier(without_masked_head(model), task.classes, key=key, on="features")
+    begin = heads.classifier(remove(model, "mlm"), task.classes, key=key, on="features")
     steps = config.finetune_steps
     budget = techniques.Budget(
         epochs=1, min_steps=steps, max_steps=steps, batch_size=16, validations=1 if config.quick else 3

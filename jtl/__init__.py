@@ -34,12 +34,12 @@ from jtl import (
 )
 from jtl.errors import UserError
 from jtl.loss import Aux, Loss
-from jtl.model import Mode, Model
+from jtl.model import Mode, Model, remove
 from jtl.pretrained import load, save
 
 __all__ = [
     "Aux", "Loss", "Mode", "Model", "UserError",
     "adapters", "continual", "data", "distill", "domain", "ema", "errors", "features", "finetune", "heads", "load",
-    "loss", "measure", "merging", "meta", "model", "outputs", "pretrained", "progressive", "rows", "save", "sharding",
-    "tasks", "trace", "train", "tree", "wrap",
+    "loss", "measure", "merging", "meta", "model", "outputs", "pretrained", "progressive", "remove", "rows", "save",
+    "sharding", "tasks", "trace", "train", "tree", "wrap",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ use: ``with_average`` averages the parameters before each step's update, for a t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ class Average:
     """The technique behind ``with_average``: each training forward moves the collection ``ema`` to the parameters."""
 
     decay: float
+    name: ClassVar[str] = AVERAGE
 
     def wrap(self, forward: Forward) -> Forward:
         """``forward`` with the moved average in its state."""
@@ -47,6 +49,7 @@ class Teacher:
     """
 
     decay: float
+    name: ClassVar[str] = TEACHER
 
     def wrap(self, forward: Forward) -> Forward:
         """``forward`` with the teacher's beside it."""

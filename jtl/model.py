@@ -9,9 +9,10 @@ else is static and compares by value, so equal models share one compilation. The
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -267,6 +268,7 @@ class Cast:
     """The technique behind ``cast``."""
 
     dtype: Any
+    name: ClassVar[str] = "cast"
 
     def wrap(self, forward: Forward) -> Forward:
         """Run ``forward`` on parameters and inputs cast to ``dtype``; its outputs come back in float32."""
@@ -286,6 +288,51 @@ class Cast:
 def cast(model: Model, dtype: Any) -> Model:
     """Mixed precision: ``model`` computes in ``dtype`` (say ``jnp.bfloat16``) while its parameters stay in float32."""
     return model.replace(techniques=(*model.techniques, Cast(jnp.dtype(dtype))))
+
+
+def remove(model: Model, name: str) -> Model:
+    """``model`` without the techniques called ``name`` and the leaves that they added.
+
+    Heads (``"head"``), adapters (``"lora"``), regressors (``"hint"``), a masked head (``"mlm"``), a CRD memory
+    (``"crd"``), moving averages (``"ema"``, ``"teacher"``) and whatever else has a name: what is left is the model as
+    it is saved and used.
+
+    Args:
+        model: any model.
+        name: of the technique; a regular expression that must match it whole.
+
+    Raises:
+        KeyError: the model has no such technique; those it has are listed.
+        ValueError: the technique changed leaves of the base when it was inserted (PiSSA, OLoRA): merge it instead.
+
+    >>> model = linen(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), jnp.ones((1, 3))))
+    >>> remove(cast(model, jnp.bfloat16), "cast") == model
+    True
+    """
+    named = {technique: getattr(technique, "name", "") for technique in model.techniques}
+    mine = [technique for technique in model.techniques if re.fullmatch(name, named[technique])]
+    if not mine:
+        known = [n for n in named.values() if n]
+        raise MissingError(
+            f"the model has no technique called {name!r}; it has {known or 'none with a name'}"
+        )
+    for technique in mine:
+        if getattr(technique, "changed_base", False):
+            raise InputError(
+                f"{named[technique]!r} changed the weights that it was put on, so the model without it is another: "
+                "fold it in by jtl.adapters.merge"
+            )
+    gone = {named[technique] for technique in mine}
+
+    def kept(leaves: Mapping[str, Any]) -> dict[str, Any]:
+        flat = tree.flatten(leaves)
+        rest = {path: leaf for path, leaf in flat.items() if not gone & set(path.split("/"))}
+        return dict(leaves) if len(rest) == len(flat) else tree.nest(rest)
+
+    variables = {
+        collection: kept(leaves) for collection, leaves in model.variables.items() if collection not in gone
+    }
+    return model.replace(variables=variables, techniques=tuple(t for t in model.techniques if t not in mine))
 
 
 def modules(model: Model, batch: Batch) -> dict[str, type[nn.Module]]:

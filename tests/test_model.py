@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 from flax.errors import ModifyScopeVariableError
 
-from jtl import heads, wrap
+from jtl import adapters, distill, domain, ema, heads, tasks, wrap
 from jtl import model as models
 
 
@@ -113,7 +114,7 @@ def test_a_head_reads_writes_and_is_replaced(net, x, key):
     np.testing.assert_array_equal(outputs["features"], net(x)["features"])
     other = heads.classifier(model, 7, key=key, on="features", width=3)
     assert other(x)["logits"].shape == (5, 7) and len(other.techniques) == 1
-    assert set(models.modules(model, x)) >= {"", "first", "second", "head", "head/out"}
+    assert set(models.modules(model, {"x": x})) >= {"", "first", "second", "head", "head/out"}
 
 
 def test_head_errors(net, x, key):
@@ -201,3 +202,31 @@ def test_an_equinox_module_with_an_integer_array(x, key):
 def test_models_are_immutable(net):
     with pytest.raises(dataclasses.FrozenInstanceError):
         net.variables = {}
+
+
+def test_what_was_added_is_taken_off_again_by_its_name():
+    """Every technique with a name: the model without it is the model before, leaf by leaf."""
+    net = models.linen(nn.Dense(4, name="dense"), nn.Dense(4).init(jax.random.key(0), jnp.ones((1, 3))))
+    x, key = {"inputs": jnp.ones((2, 3))}, jax.random.key(1)
+    added = {
+        "head": lambda m: heads.attach(m, nn.Dense(2), on="features", width=4, key=key),
+        "ema": ema.with_average,
+        "teacher": ema.with_teacher,
+        "cast": lambda m: models.cast(m, jnp.bfloat16),
+        "mixup": lambda m: domain.with_mixup(m, field="inputs"),
+        "noised": tasks.flow_matching.noised,
+        "hint": lambda m: distill.regressor(m, nn.Dense(5), on="features", batch=x, key=key),
+        "lora": lambda m: adapters.lora(m, rank=1, where=".*", key=key, batch=x),
+    }
+    for name, add in added.items():
+        changed = add(net)
+        assert changed != net, name
+        bare = models.remove(changed, name)
+        assert (bare.base, bare.techniques) == (net.base, net.techniques), name
+        chex.assert_trees_all_equal(bare.variables, net.variables)
+    both = added["lora"](added["head"](net))
+    assert [t.name for t in models.remove(both, "lora").techniques] == ["head"]
+    with pytest.raises(KeyError, match=r"no technique called 'lore'; it has \['head', 'lora'\]"):
+        models.remove(both, "lore")
+    with pytest.raises(ValueError, match="'lora' changed the weights"):
+        models.remove(adapters.lora(net, rank=1, where=".*", key=key, batch=x, start="pissa"), "lora")

@@ -20,10 +20,10 @@ from jtl._files import write_file
 from jtl.data import SideBySide
 from jtl.data.batches.loader import Batches, loader
 from jtl.data.encode.image import Images
-from jtl.model import Model
+from jtl.model import Model, remove
 from jtl.models.unet import UNetConfig, example, unet, with_classes
 from jtl.tasks import FlowMatching
-from jtl.tasks.flow_matching import noised, sample, without_noise
+from jtl.tasks.flow_matching import noised, sample
 from jtl.train import Checkpoints, Fitted, adamw, fit, make_step, schedule
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Trainer:
             step, model, Batches(self.pictures.old, size, steps=updates),
             self.pictures.old_test, updates, 0, Checkpoints(self.out / "pretraining" / "checkpoints", keep=1),
         )  # fmt: skip
-        keep(self.out / PRETRAINED, without_noise(fitted.state.model))
+        keep(self.out / PRETRAINED, remove(fitted.state.model, "noised"))
         row = {
             "steps": updates,
             "learning_rate": RATES["pretraining"],
@@ -107,7 +107,7 @@ class Trainer:
         rate = adamw(schedule(RATES[arm], updates), b2=0.99)
         step = make_step(FlowMatching(), rate, labels)
         fitted = self._fit(step, noised(model, times=TIMES), batches, others, updates, seed)
-        plain = without_noise(fitted.state.model)
+        plain = remove(fitted.state.model, "noised")
         return (plain if arm == "scratch" else adapters.merge(plain)), fitted
 
     def _fit(

@@ -21,7 +21,7 @@ from jtl import distill, ema
 from jtl.data.batches.loader import Batches, Encoded, Steps
 from jtl.data.batches.mixup import mixup
 from jtl.loss import Loss
-from jtl.model import Model
+from jtl.model import Model, remove
 from jtl.tasks import Classify
 
 Method = Literal[
@@ -147,7 +147,7 @@ def hint(s: Trial) -> Recipe:
     if _shape(s.teacher, other, s.example)[:-1] != _shape(s.student, own, s.example)[:-1]:
         own, other = "features", "features"
     term = distill.Hint("hint", other, over_units="mean", **s.stats)
-    return s.live(term, s.regressed(other, own), distill.remove_regressors)
+    return s.live(term, s.regressed(other, own), lambda model: remove(model, "hint.*"))
 
 
 def attention_transfer(s: Trial) -> Recipe:
@@ -168,7 +168,7 @@ def fsp(s: Trial) -> Recipe:
             layer = name
         taps.append(layer)
     term = distill.FSP((taps[0], taps[1]), (first[1], other), **s.stats)
-    return s.live(term, model, distill.remove_regressors)
+    return s.live(term, model, lambda model: remove(model, "hint.*"))
 
 
 def pkt(s: Trial) -> Recipe:
@@ -191,7 +191,7 @@ def crd(s: Trial) -> Recipe:
     count = len(s.train)
     model = distill.memory(s.student, s.teacher, examples=count, batch=s.example, key=s.key)
     term = distill.CRD(negatives=min(NEGATIVES, count - 1), **s.stats)
-    return s.live(term, model, distill.remove_memory)
+    return s.live(term, model, lambda model: remove(model, "crd"))
 
 
 def review_kd(s: Trial) -> Recipe:
@@ -200,7 +200,7 @@ def review_kd(s: Trial) -> Recipe:
     shapes = tuple((h, w, c) for _, h, w, c in (_shape(s.teacher, name, s.example) for name in other))
     review = distill.Review(shapes, width=24)
     model = distill.regressor(s.student, review, on=own, name="review", batch=s.example, key=s.key)
-    return s.live(distill.ReviewKD(other, **s.stats), model, distill.remove_regressors)
+    return s.live(distill.ReviewKD(other, **s.stats), model, lambda model: remove(model, "hint.*"))
 
 
 # --- without the teacher, or without labels ----------------------------------------------------------

@@ -256,7 +256,7 @@ def matching(s: Trial) -> Recipe:
 def relation(s: Trial) -> Recipe:
     """A learned comparison of class and query."""
     module = meta.Relation(hidden=64)
-    model = meta.with_relation(s.tasks.start(s.key), module, s.tasks.width, s.key)
+    model = meta.with_relation(s.tasks.start(s.key), module, width=s.tasks.width, key=s.key)
     return _metric(s, model, partial(meta.RelationNet, module=module))
 
 

@@ -201,7 +201,7 @@ def generate(settings: Generate) -> Iterator[str]:
         eos_id=words.eos_token_id,
         key=jax.random.key(settings.seed) if settings.temperature > 0 else None,
     )
-    return tasks.written(words, tokens)
+    return tasks.stream_text(words, tokens)
 
 
 def transcribe(settings: Transcribe) -> str:

@@ -45,6 +45,11 @@ class Adapter:
     sites: tuple[Site, ...]
     served: bool = False
 
+    @property
+    def changed_base(self) -> bool:
+        """Whether the weights of the base are others than before: what its first leaves add was subtracted."""
+        return self.method.subtracted
+
     def place(self, site: Site, leaf: str) -> str:
         """The path of one of its leaves."""
         return place(site, self.name, leaf)
@@ -125,10 +130,10 @@ def insert(
             method (ranks by layer) meets no layer.
         ValueError: a layer is adapted already: see ``check_free``.
     """
-    return put(model, Adapter(name, method, find(model, where, batch)), key)
+    return insert_adapter(model, Adapter(name, method, find(model, where, batch)), key=key)
 
 
-def put(model: Model, adapter: Adapter, key: Array) -> Model:
+def insert_adapter(model: Model, adapter: Adapter, *, key: Array) -> Model:
     """``model`` with ``adapter`` and its first leaves; raises as ``insert`` does."""
     method, sites = adapter.method, adapter.sites
     check_free(model, adapter.name, sites)

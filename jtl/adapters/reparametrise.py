@@ -15,7 +15,7 @@ import jax
 from jaxtyping import Array
 
 from jtl import heads, tree
-from jtl.adapters.insert import Adapter, put
+from jtl.adapters.insert import Adapter, insert_adapter
 from jtl.adapters.method import Leaves, LowRank, Method
 from jtl.adapters.site import Site, SiteError
 from jtl.errors import InputError
@@ -118,7 +118,7 @@ def reparametrise(
     axis = _inputs(model, inputs)
     adapter = Reparametrised(name, method, _sites(model, where, axis), inputs=axis)
     _check_biases(adapter, model)
-    new = put(model.with_params(adapter.turned(model.params)), adapter, key)
+    new = insert_adapter(model.with_params(adapter.turned(model.params)), adapter, key=key)
     return new.with_params(adapter.turned(new.params))
 
 

@@ -5,16 +5,16 @@ Losses are pure functions on arrays (``soft_targets``), and ``Loss`` classes of 
 """
 
 from jtl.distill.attention import AttentionTransfer, attention_map, attention_transfer
-from jtl.distill.crd import CRD, crd, memory, remove_memory
+from jtl.distill.crd import CRD, crd, memory
 from jtl.distill.dist import DIST, dist
 from jtl.distill.dkd import DKD, dkd, dkd_parts
 from jtl.distill.ema import EMATeacher
 from jtl.distill.fsp import FSP, fsp, fsp_matrix
 from jtl.distill.hint import Hint, hint
 from jtl.distill.mutual import Mutual, peer, peers
-from jtl.distill.on_policy import continued, given
+from jtl.distill.on_policy import mask_continuations, sample_continuations
 from jtl.distill.pkt import PKT, pkt
-from jtl.distill.regressor import regressor, remove_regressors
+from jtl.distill.regressor import regressor
 from jtl.distill.review import Review, ReviewKD, hierarchical_context
 from jtl.distill.rkd import RKD, rkd_angle, rkd_distance
 from jtl.distill.sequence import (
@@ -38,8 +38,8 @@ __all__ = [
     "CRD", "DIST", "DKD", "FSP", "PKT", "RKD", "AttentionTransfer", "Distill", "EMATeacher", "Hint", "Mutual",
     "Review", "ReviewKD", "SequenceKD", "Similarity", "SoftTargets", "Taught", "Term", "TopKSequenceKD",
     "Views", "attention_map", "attention_transfer", "choose_layers", "choose_widths", "column", "columns",
-    "continued", "crd", "dist", "dkd", "dkd_parts", "forward_kl", "forward_kl_top_k", "fsp", "fsp_matrix",
-    "generalised_jsd", "given", "hierarchical_context", "hint", "memory", "peer", "peers", "pkt",
-    "regressor", "remove_memory", "remove_regressors", "reverse_kl", "rkd_angle", "rkd_distance", "similarity",
+    "crd", "dist", "dkd", "dkd_parts", "forward_kl", "forward_kl_top_k", "fsp", "fsp_matrix",
+    "generalised_jsd", "hierarchical_context", "hint", "mask_continuations", "memory", "peer", "peers", "pkt",
+    "regressor", "reverse_kl", "rkd_angle", "rkd_distance", "sample_continuations", "similarity",
     "soft_targets", "top_k",
 ]  # fmt: skip

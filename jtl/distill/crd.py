@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ class Memory:
     student: str
     teacher: str
     momentum: float
+    name: ClassVar[str] = NAME
 
     def wrap(self, forward: Forward) -> Forward:
         """``forward`` with the embeddings, and the updated memories in its state, when the loss asks for them."""
@@ -159,14 +160,6 @@ def memory(
 def _shape(model: Model, name: str, batch: Batch) -> tuple[int, ...]:
     wanted = (name,) if is_tap(name) else ()
     return read(jax.eval_shape(lambda model, batch: model(batch, taps=wanted), model, batch), name).shape
-
-
-def remove_memory(model: Model) -> Model:
-    """The student alone, as it is saved and used."""
-    kept = tuple(technique for technique in model.techniques if not isinstance(technique, Memory))
-    variables = {name: leaves for name, leaves in model.variables.items() if name != NAME}
-    variables["params"] = {name: leaves for name, leaves in model.params.items() if name != NAME}
-    return model.replace(variables=variables, techniques=kept)
 
 
 class CRD(Term):

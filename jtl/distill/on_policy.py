@@ -20,7 +20,7 @@ from jtl.tasks.generate import generate
 MASK = "continuation"
 
 
-def continued(
+def sample_continuations(
     model: Model,
     batch: Mapping[str, Any],
     *,
@@ -34,7 +34,8 @@ def continued(
     No gradient flows through the sampling, as in the paper. The field ``continuation`` (B, L) is 1 at positions that
     predict a written token, the paper's y given x: ``SequenceKD("jsd", mask="continuation")``. A teacher's stored
     columns no longer hold and are left out. With probability λ train on such a batch of the student, else on
-    ``given(batch, prompt=prompt)``; with λ = 1 and ``reverse_kl`` the teacher marks what the student would write.
+    ``mask_continuations(batch, prompt=prompt)``; with λ = 1 and ``reverse_kl`` the teacher marks what the student
+    would write.
 
     Args:
         model: one that ``jtl.tasks.generate`` takes.
@@ -64,10 +65,12 @@ def continued(
         name: value for name, value in batch.items() if not name.startswith("teacher") and name != "label"
     }
     mask = jnp.concatenate([mask, (~ended).astype(mask.dtype)], 1)
-    return given({**kept, "input_ids": jnp.concatenate([ids, new], 1), "attention_mask": mask}, prompt=prompt)
+    return mask_continuations(
+        {**kept, "input_ids": jnp.concatenate([ids, new], 1), "attention_mask": mask}, prompt=prompt
+    )
 
 
-def given(batch: Mapping[str, Any], *, prompt: int) -> dict[str, Any]:
+def mask_continuations(batch: Mapping[str, Any], *, prompt: int) -> dict[str, Any]:
     """``batch`` with the field ``continuation``: 1 where a real token after the first ``prompt`` is predicted."""
     real = jnp.asarray(batch["attention_mask"]) != 0
     predicts = real & jnp.pad(real[:, 1:], ((0, 0), (0, 1)))

@@ -80,11 +80,3 @@ def regressor(
             f"regressor {name!r} has the collections {sorted(variables)}: it may have params alone"
         )
     return model.with_technique(Regressor(name, module, names), {name: variables["params"]})
-
-
-def remove_regressors(model: Model) -> Model:
-    """The student alone: without regressors and their leaves, as it is saved and used."""
-    names = {technique.name for technique in model.techniques if isinstance(technique, Regressor)}
-    kept = tuple(technique for technique in model.techniques if not isinstance(technique, Regressor))
-    params = {name: leaves for name, leaves in model.params.items() if name not in names}
-    return model.with_params(params).replace(techniques=kept)

@@ -18,7 +18,7 @@ from jtl.domain.mcc import MCC, mcc
 from jtl.domain.mcd import MCD, alternate, discrepancy, two_heads
 from jtl.domain.mdd import MDD, mdd
 from jtl.domain.mean_teacher import MeanTeacher, consistency
-from jtl.domain.mixup import Mixup, mixed
+from jtl.domain.mixup import Mixup, with_mixup
 from jtl.domain.mmd import DAN, mmd
 from jtl.domain.pseudo_labels import FixMatch, PseudoLabels, pseudo_label
 from jtl.domain.reversal import Reversal, ramp, reverse
@@ -33,6 +33,6 @@ __all__ = [
     "VREx",
     "adabn", "adapt", "adversary", "afn", "alternate", "bsp", "centroid_labels", "check", "conditional_adversary",
     "consistency", "coral", "dann", "density_ratio", "discrepancy", "discriminator", "domains", "group_weights",
-    "information_maximisation", "irm_penalty", "jdot", "jmmd", "label_shift", "mcc", "mdd", "mixed",
-    "mmd", "norm_only", "protocol", "pseudo_label", "ramp", "reverse", "sinkhorn", "two_heads", "vrex",
+    "information_maximisation", "irm_penalty", "jdot", "jmmd", "label_shift", "mcc", "mdd",
+    "mmd", "norm_only", "protocol", "pseudo_label", "ramp", "reverse", "sinkhorn", "two_heads", "vrex", "with_mixup",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", https://arxiv.or
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jtl.rows import cross_entropy, mean, weights
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedRows:
     """A technique: while training, ``batch[field]`` is ``λ x_i + (1 - λ) x_π(i)``; ``outputs["mixup"]`` has λ and π.
 
     λ ~ Beta(α, α), one a batch, and π a permutation of its rows, whatever their domains.
@@ -31,6 +32,7 @@ class Mixed:
 
     field: str
     alpha: float
+    name: ClassVar[str] = "mixup"
 
     def wrap(self, forward: Forward) -> Forward:
         """``forward`` of mixed rows."""
@@ -46,29 +48,29 @@ class Mixed:
             share_key, order_key, below = jax.random.split(key, 3)
             share = jax.random.beta(share_key, self.alpha, self.alpha)
             partner = jax.random.permutation(order_key, len(x))
-            mixed = mix(x, share, partner).astype(x.dtype)
-            outputs, state = forward(variables, {**batch, self.field: mixed}, mode, below)
+            with_mixup = mix(x, share, partner).astype(x.dtype)
+            outputs, state = forward(variables, {**batch, self.field: with_mixup}, mode, below)
             return {**outputs, "mixup": {"share": share, "partner": partner}}, state
 
         return run
 
 
-def mixed(model: Model, *, field: str = "image", alpha: float = 0.2) -> Model:
+def with_mixup(model: Model, *, field: str = "image", alpha: float = 0.2) -> Model:
     """``model`` that trains on mixed rows. The paper takes α in 0.1 ... 0.4 on ImageNet and 1 on CIFAR."""
     if alpha <= 0:
         raise InputError(f"alpha must be over 0, got {alpha}")
-    return model.with_technique(Mixed(field, alpha), {})
+    return model.with_technique(MixedRows(field, alpha), {})
 
 
 class Mixup(DomainLoss):
-    """``λ CE(y_i) + (1 - λ) CE(y_π(i))``, the mean over rows; it is the supervised term of a ``mixed`` model."""
+    """``λ CE(y_i) + (1 - λ) CE(y_π(i))``, the mean over rows; it is the supervised term of a ``with_mixup`` model."""
 
     def value(
         self, model: Model, outputs: Outputs, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The loss. Raises KeyError unless the model is ``mixed`` and the batch has ``label``."""
+        """The loss. Raises KeyError unless the model is ``with_mixup`` and the batch has ``label``."""
         if "mixup" not in outputs:
-            raise MissingError("Mixup needs jtl.domain.mixed(model, field=...)")
+            raise MissingError("Mixup needs jtl.domain.with_mixup(model, field=...)")
         share, partner = outputs["mixup"]["share"], outputs["mixup"]["partner"]
         logits, label = layer(outputs, "logits"), column(batch, "label", "the class of each row")
         losses = share * cross_entropy(logits, label) + (1 - share) * cross_entropy(logits, label[partner])

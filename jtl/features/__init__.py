@@ -3,14 +3,13 @@
 from jtl.features import scores
 from jtl.features.cache import DataKey, cached, digest
 from jtl.features.probes import Knn, Linear, fit_knn, fit_logistic, fit_ridge
-from jtl.features.resume import Resume, above, head_alone, resume_from
+from jtl.features.resume import Resume, head_alone, resume_from, train_above
 
 __all__ = [
     "DataKey",
     "Knn",
     "Linear",
     "Resume",
-    "above",
     "cached",
     "digest",
     "fit_knn",
@@ -19,4 +18,5 @@ __all__ = [
     "head_alone",
     "resume_from",
     "scores",
+    "train_above",
 ]

@@ -133,7 +133,7 @@ def _with(model: Model, resume: Resume) -> Model:
     return model.replace(techniques=(resume, *model.techniques))
 
 
-def above(model: Model, batch: Batch, output: str = "logits") -> PyTree:
+def train_above(model: Model, batch: Batch, output: str = "logits") -> PyTree:
     """Labels for a resumed model: 1 for the parameters that ``output`` depends on, 0 for those below the cut.
 
     With them weight decay cannot move the prefix behind the cache's back.

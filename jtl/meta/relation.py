@@ -33,7 +33,7 @@ class Relation(nn.Module):
         return nn.Dense(1, name="out")(hidden)[..., 0]
 
 
-def with_relation(model: Model, module: nn.Module, width: int, key: Array) -> Model:
+def with_relation(model: Model, module: nn.Module, *, width: int, key: Array) -> Model:
     """``model`` with the leaves of ``module`` under ``params["relation"]``; ``width`` is D of the features.
 
     Raises ValueError if the module has other collections than parameters.
@@ -52,7 +52,7 @@ class RelationNet(Metric):
 
     Sung et al. 2018, equations 1 and 2; over several shots a class is the sum of its features. The paper compares
     *maps* of features by convolutions and sums the squares; here g compares vectors, and the mean changes the scale
-    alone. Its leaves are the model's: ``model = with_relation(model, Relation(), width, key)``.
+    alone. Its leaves are the model's: ``model = with_relation(model, Relation(), width=D, key=key)``.
 
     Attributes:
         module: g.

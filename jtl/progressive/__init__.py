@@ -1,7 +1,16 @@
 """Progressive networks: a column for each task, laterals from earlier columns, and the analysis of what they carry."""
 
 from jtl.progressive.columns import Column, Columns, Lateral
-from jtl.progressive.grow import columns, cost, fresh, grow, labels, only, put, task
+from jtl.progressive.grow import (
+    columns,
+    cost,
+    grow,
+    labels,
+    reinitialise,
+    replace_columns,
+    single_column,
+    task,
+)
 from jtl.progressive.prune import prune
 from jtl.progressive.sensitivity import fisher_sensitivity, perturbation_sensitivity
 from jtl.progressive.transfer import (
@@ -17,6 +26,6 @@ from jtl.progressive.transfer import (
 __all__ = [
     "Column", "Columns", "Lateral",
     "area", "average_accuracy", "backward_matrix", "backward_transfer", "columns", "cost", "fisher_sensitivity",
-    "forward_matrix", "forward_transfer", "fresh", "grow", "labels", "only", "perturbation_sensitivity", "prune", "put",
-    "task", "transfer_score",
+    "forward_matrix", "forward_transfer", "grow", "labels", "perturbation_sensitivity", "prune", "reinitialise",
+    "replace_columns", "single_column", "task", "transfer_score",
 ]  # fmt: skip

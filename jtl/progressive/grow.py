@@ -63,9 +63,9 @@ def grow(
         raise InputError(f"laterals must be 'nonlinear', 'linear' or 'off', got {laterals!r}")
     number = columns(model) + 1
     name = name_of(number)
-    earlier = [only(model, k) for k in range(1, number)]
+    earlier = [single_column(model, k) for k in range(1, number)]
     new_key, lateral_key = jax.random.split(key)
-    new = fresh(earlier[-1], batch, new_key) if column is None else column
+    new = reinitialise(earlier[-1], batch, key=new_key) if column is None else column
     for k, one in enumerate([*earlier, new], 1):
         _check_head(one, k, batch)
     if name in model.params or LATERAL in new.params:
@@ -117,7 +117,7 @@ def task(model: Model, number: int) -> Model:
     return _with_columns(model.replace(variables=kept), _columns(model)[: number - 1])
 
 
-def only(model: Model, number: int) -> Model:
+def single_column(model: Model, number: int) -> Model:
     """One column as a model of its own, without its laterals. ValueError if there is no such column."""
     _check_number(model, number)
     variables = part(model.variables, number)
@@ -138,7 +138,7 @@ def labels(model: Model) -> PyTree:
     )
 
 
-def put(model: Model, earlier: Model) -> Model:
+def replace_columns(model: Model, earlier: Model) -> Model:
     """``model`` with the columns of ``earlier``, one of fewer columns, in place of its own first ones.
 
     So a checkpoint of k columns goes into a model of more: restore it into ``task(model, k)`` and put that.
@@ -224,7 +224,7 @@ def _check_head(model: Model, number: int, batch: Batch) -> None:
         )
 
 
-def fresh(model: Model, batch: Batch, key: Array) -> Model:
+def reinitialise(model: Model, batch: Batch, *, key: Array) -> Model:
     """A model of the same Linen modules, their leaves drawn anew.
 
     Raises ValueError for a model outside Linen, or one with techniques other than heads.

@@ -10,8 +10,8 @@ from jtl.tasks.detect import Detect, Detections
 from jtl.tasks.erasure import erasure, occlusion
 from jtl.tasks.flow_matching import FlowMatching
 from jtl.tasks.frechet import diversity, frechet_distance, kernel_distance
-from jtl.tasks.generate import generate, stream, written
-from jtl.tasks.masked import MaskedLM, mask, masked_head, without_masked_head
+from jtl.tasks.generate import generate, stream, stream_text
+from jtl.tasks.masked import MaskedLM, mask, masked_head
 from jtl.tasks.segment import Dice, Segment, pixel_confusion, segmentation_scores
 from jtl.tasks.seq2seq import Seq2Seq, teacher_forcing
 from jtl.tasks.spans import Found, Spans, best_spans, find_spans, span_head
@@ -26,6 +26,6 @@ __all__ = [
     "best_spans", "class_embeddings", "confusion", "ctc", "detect", "detect_language", "diversity", "erasure",
     "exact_match", "expected_calibration_error", "find_spans", "flow_matching", "frechet_distance",
     "generate", "kernel_distance", "macro_f1", "mask", "masked_head", "occlusion", "pixel_confusion",
-    "segmentation_scores", "span_head", "stream", "teacher_forcing", "transcribe", "transcribe_long",
-    "without_masked_head", "word_error_rate", "written", "zero_shot",
+    "segmentation_scores", "span_head", "stream", "stream_text", "teacher_forcing", "transcribe", "transcribe_long",
+    "word_error_rate", "zero_shot",
 ]  # fmt: skip

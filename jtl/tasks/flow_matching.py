@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class Noised:
     times: tuple[float, float] | None
     dropped: float
     none: int
+    name: ClassVar[str] = "noised"
 
     def wrap(self, forward: Forward) -> Forward:
         """``forward`` of noised images while training."""
@@ -83,11 +84,6 @@ def noised(
         raise InputError(f"dropped is a share of the rows, at least 0 and below 1, got {dropped}")
     none = model.config.num_classes if none is None else none
     return model.with_technique(Noised(times, dropped, none), {})
-
-
-def without_noise(model: Model) -> Model:
-    """``model`` without what ``noised`` added; a model that is not noised is returned as it is."""
-    return model.replace(techniques=tuple(t for t in model.techniques if not isinstance(t, Noised)))
 
 
 class FlowMatching(Loss):

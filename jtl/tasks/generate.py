@@ -120,7 +120,7 @@ def stream(
     return _stream(model, ids, mask, draws, None if encoder is None else dict(encoder), settings)
 
 
-def written(tokenizer: Any, tokens: Iterator[Int[np.ndarray, " B"]]) -> Iterator[str]:
+def stream_text(tokenizer: Any, tokens: Iterator[Int[np.ndarray, " B"]]) -> Iterator[str]:
     """What each step of ``stream`` adds to the first text; a character of several tokens comes with its last.
 
     Args:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -136,6 +136,7 @@ class MaskedHead:
     mask_id: int
     special: tuple[int, ...]
     rate: float
+    name: ClassVar[str] = NAME
 
     def wrap(self, forward: Forward) -> Forward:
         """``forward`` of masked ids, with the head's outputs added."""
@@ -186,7 +187,7 @@ def masked_head(
 
     A forward with a key hides words of ``input_ids`` first: ``token_logits`` (B, K, V) are those of the chosen
     positions, ``masked`` has their ``target`` and ``weight`` (B, K). *Every* output is then one of masked texts, so
-    take the head off with ``without_masked_head`` before other training. A forward without a key hides nothing and
+    take the head off with ``jtl.remove(model, "mlm")`` before other training. A forward without a key hides nothing and
     gives ``token_logits`` (B, L, V).
 
     Args:
@@ -209,7 +210,9 @@ def masked_head(
             "mask_token is set; for a causal model take CausalLM"
         )
     if NAME in model.params:
-        raise InputError(f"the model has leaves under {NAME!r} already: without_masked_head takes them off")
+        raise InputError(
+            f"the model has leaves under {NAME!r} already: jtl.remove(model, {NAME!r}) takes them off"
+        )
     leaves = tree.flatten(model.params)
     if table not in leaves:
         raise InputError(
@@ -229,14 +232,6 @@ def masked_head(
     special = tuple(sorted(int(i) for i in tokenizer.all_special_ids))
     technique = MaskedHead(module, table, int(tokenizer.mask_token_id), special, rate)
     return model.with_technique(technique, {NAME: params})
-
-
-def without_masked_head(model: Model) -> Model:
-    """``model`` without the head of ``masked_head`` and its masking; a model that has none is returned as it is."""
-    kept = tuple(t for t in model.techniques if not isinstance(t, MaskedHead))
-    return model.with_params({n: leaves for n, leaves in model.params.items() if n != NAME}).replace(
-        techniques=kept
-    )
 
 
 class MaskedLM(Loss):

@@ -38,7 +38,9 @@ def batch():
 
 
 def test_what_is_written_is_what_the_model_finds_likeliest(student, batch):
-    found = distill.continued(student, {**batch, "teacher/token_logits": 0}, prompt=P, temperature=0.0)
+    found = distill.sample_continuations(
+        student, {**batch, "teacher/token_logits": 0}, prompt=P, temperature=0.0
+    )
     assert set(found) == {"input_ids", "attention_mask", "weight", "continuation"}
     assert found["input_ids"].shape == (3, 7)
     prompts = [[int(t) for t in ids[:P][np.asarray(mask[:P]) > 0]] for ids, mask in zip(
@@ -53,27 +55,27 @@ def test_what_is_written_is_what_the_model_finds_likeliest(student, batch):
 
 
 def test_the_written_part_counts_until_it_ends(student, batch):
-    first = distill.continued(student, batch, prompt=P, temperature=0.0)
+    first = distill.sample_continuations(student, batch, prompt=P, temperature=0.0)
     end = int(first["input_ids"][0, P + 1])  # what the first text writes second
-    found = distill.continued(student, batch, prompt=P, temperature=0.0, eos_id=end)
+    found = distill.sample_continuations(student, batch, prompt=P, temperature=0.0, eos_id=end)
     written = np.asarray(found["input_ids"][0, P:])
     stop = P + written.tolist().index(end) + 1
     assert found["attention_mask"][0].tolist() == [1] * stop + [0] * (7 - stop)
     assert found["continuation"][0].tolist() == [0] * (P - 1) + [1] * (stop - P) + [0] * (8 - stop)
     assert found["attention_mask"][1].tolist()[:P] == [0, 1, 1]
-    own = distill.given(batch, prompt=P)["continuation"]
+    own = distill.mask_continuations(batch, prompt=P)["continuation"]
     assert own.tolist() == [[0, 0, 1, 1, 1, 1, 0], [0] * 7, [0, 0, 1, 0, 0, 0, 0]]
 
 
 def test_draws_follow_the_key(student, batch):
     draws = [
-        distill.continued(student, batch, prompt=P, key=jax.random.key(seed))["input_ids"]
+        distill.sample_continuations(student, batch, prompt=P, key=jax.random.key(seed))["input_ids"]
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).any()
     with pytest.raises(ValueError, match="at most 6 of 7 tokens, got 7"):
-        distill.continued(student, batch, prompt=7, key=jax.random.key(0))
+        distill.sample_continuations(student, batch, prompt=7, key=jax.random.key(0))
 
 
 def test_a_student_learns_from_its_own_mistakes(student, batch):
@@ -83,7 +85,7 @@ def test_a_student_learns_from_its_own_mistakes(student, batch):
     state = step.init(jax.tree.map(jnp.copy, student), jax.random.key(0))
     losses = []
     for i in range(12):
-        own = distill.continued(state.model, batch, prompt=P, key=jax.random.key(i))
+        own = distill.sample_continuations(state.model, batch, prompt=P, key=jax.random.key(i))
         state, metrics = step(state, own)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])

@@ -10,7 +10,7 @@ import pytest
 from jtl import distill, ema
 from jtl.data.batches.mixup import mixup
 from jtl.distill.crd import others
-from jtl.model import Mode
+from jtl.model import Mode, remove
 from jtl.tasks import Classify
 from jtl.train import make_step
 from jtl.wrap import function
@@ -100,7 +100,7 @@ def test_a_step_of_crd(student, teacher, batch):
     assert np.isfinite(metrics["loss"])
     kernels = [model.params["crd"]["teacher"]["kernel"] for model in (state.model, student)]
     assert np.any(kernels[0] != kernels[1])
-    bare = distill.remove_memory(state.model)
+    bare = remove(state.model, "crd")
     assert set(bare.variables) == {"params"} and set(bare.params) == {"body", "out"} and not bare.techniques
     np.testing.assert_array_equal(bare(batch)["logits"], state.model(batch)["logits"])
     # The teacher's features from a cache do as well.

@@ -11,7 +11,7 @@ import pytest
 from jtl import adapters, distill, finetune, heads, measure, tree
 from jtl import model as models
 from jtl.loss import Sum
-from jtl.model import Linen, Mode, Model
+from jtl.model import Linen, Mode, Model, remove
 from jtl.models.bert import Bert, BertConfig
 from jtl.outputs import outputs
 from jtl.tasks import Classify
@@ -155,7 +155,7 @@ def test_a_composed_step_compiles_once_and_learns(teacher, batch):
     before, after = tree.flatten(student.params), tree.flatten(state.model.params)
     moved = {path for path in before if (before[path] != after[path]).any()}
     assert moved and all("lora" in path or path.startswith(("head", "hint")) for path in moved)
-    bare = distill.remove_regressors(state.model)
+    bare = remove(state.model, "hint")
     assert "hint" not in bare.params and len(bare.techniques) == len(student.techniques) - 1
     np.testing.assert_array_equal(*(jax.jit(lambda m: m(batch)["logits"])(m) for m in (bare, state.model)))
 
@@ -204,7 +204,7 @@ def test_a_regressor_runs_when_it_is_asked_for_alone(student, batch):
     shape = jax.eval_shape(lambda: run("hint"))["taps"]["hint"].shape
     assert shape == (B, L, 24)
     assert measure.forward(student, batch, runs=0).flops == pytest.approx(
-        measure.forward(distill.remove_regressors(student), batch, runs=0).flops
+        measure.forward(remove(student, "hint"), batch, runs=0).flops
     )
 
 
@@ -250,7 +250,7 @@ def test_review_distils_every_level():
         (((6, 6, 4), (6, 6, 8)), "level 1 of"),
     ):
         with pytest.raises(ValueError, match=message):
-            bare = distill.remove_regressors(small)
+            bare = remove(small, "review")
             distill.regressor(bare, distill.Review(shapes), on=stages, batch=batch, key=jax.random.key(1))
 
 

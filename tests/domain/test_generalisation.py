@@ -89,7 +89,7 @@ def test_coral_over_domains_is_the_mean_over_pairs(model, rows):
 
 
 def test_mixup_mixes_inputs_and_labels_alike(model, rows):
-    mixing = domain.mixed(model, field="x", alpha=1.0)
+    mixing = domain.with_mixup(model, field="x", alpha=1.0)
     outputs = mixing(rows, train=True, key=KEY)
     share, partner = float(outputs["mixup"]["share"]), np.asarray(outputs["mixup"]["partner"])
     assert 0 < share < 1 and sorted(partner) == list(range(12)) and (partner != np.arange(12)).any()
@@ -112,12 +112,12 @@ def test_mixup_mixes_inputs_and_labels_alike(model, rows):
 def test_mixup_refuses(model, rows):
     tokens = rows | {"x": jnp.ones((12, 5), jnp.int32)}
     with pytest.raises(ValueError, match="real numbers; field 'x' is int32"):
-        domain.mixed(model, field="x")(tokens, train=True, key=KEY)
+        domain.with_mixup(model, field="x")(tokens, train=True, key=KEY)
     with pytest.raises(ValueError, match="pass key="):
-        domain.mixed(model, field="x")(rows, train=True)
+        domain.with_mixup(model, field="x")(rows, train=True)
     with pytest.raises(ValueError, match="alpha"):
-        domain.mixed(model, alpha=0.0)
-    with pytest.raises(KeyError, match="jtl.domain.mixed"):
+        domain.with_mixup(model, alpha=0.0)
+    with pytest.raises(KeyError, match="jtl.domain.with_mixup"):
         domain.Mixup()(model, rows, KEY)
 
 

@@ -142,7 +142,7 @@ def test_a_row_has_what_the_summary_needs(setting, trainer):
 def test_progressive_columns_start_as_the_separate_networks(setting):
     method = Columns(setting)
     model = method.grown(1)
-    for path, leaf in tree.flatten(progressive.only(model, 2).params).items():
+    for path, leaf in tree.flatten(progressive.single_column(model, 2).params).items():
         np.testing.assert_array_equal(leaf, tree.flatten(setting.column(1).params)[path])
 
 

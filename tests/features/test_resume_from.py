@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jtl import finetune, heads, tree
-from jtl.features import above, fit_logistic, head_alone, resume_from
+from jtl.features import fit_logistic, head_alone, resume_from, train_above
 from jtl.model import Linen, Mode, Model, cast, linen
 from jtl.models.bert import Bert, BertConfig
 from jtl.models.parts.dropout import Dropout
@@ -139,9 +139,9 @@ def test_mixed_precision_casts_the_activation(model, batch, resumed_batch):
 
 
 def test_above_labels_what_is_still_read(model, resumed_batch):
-    labels = above(resume_from(model, AT), resumed_batch)
+    labels = train_above(resume_from(model, AT), resumed_batch)
     chex.assert_trees_all_equal(labels, finetune.train_only(model, TOP))
-    features = above(resume_from(model, AT), resumed_batch, output="features")
+    features = train_above(resume_from(model, AT), resumed_batch, output="features")
     chex.assert_trees_all_equal(features, finetune.train_only(model, r"encoder/layer_[45]/.*"))
 
 

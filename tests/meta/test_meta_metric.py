@@ -102,7 +102,7 @@ def test_ridge_without_a_penalty_interpolates():
 
 
 def test_relation(model, episodes):
-    with_leaves = meta.with_relation(model, meta.Relation(hidden=4), D, jax.random.key(1))
+    with_leaves = meta.with_relation(model, meta.Relation(hidden=4), width=D, key=jax.random.key(1))
     loss = meta.RelationNet(ways=WAYS, normalise="running", module=meta.Relation(hidden=4))
     own = jax.tree.map(np.asarray, with_leaves.params["relation"])
     losses, hits = [], []

@@ -187,7 +187,7 @@ def test_columns_that_nothing_reads_do_not_run(three):
     pruned = progressive.prune(three, none)
     assert pruned.techniques[-1].needed() == {3}
     batch = batch_of("mlp")
-    np.testing.assert_array_equal(answer(pruned, batch), answer(progressive.only(three, 3), batch))
+    np.testing.assert_array_equal(answer(pruned, batch), answer(progressive.single_column(three, 3), batch))
     with pytest.raises(ValueError, match="sensitivity of block 'dense_1' to 3 columns is needed"):
         progressive.prune(three, {"head": np.ones(3)})
     with pytest.raises(ValueError, match="grow it first"):

@@ -32,7 +32,7 @@ def test_a_new_column_computes_what_it_would_alone(kind, laterals):
     if kind != "mlp" and laterals == "off":
         return
     model, batch = grown(kind, laterals=laterals), batch_of(kind)
-    np.testing.assert_array_equal(answer(model, batch), answer(progressive.only(model, 2), batch))
+    np.testing.assert_array_equal(answer(model, batch), answer(progressive.single_column(model, 2), batch))
     assert (answer(model, batch) != answer(progressive.task(model, 1), batch)).any()
     if laterals != "off":
         assert (answer(stirred(model), batch) != answer(model, batch)).any()
@@ -177,7 +177,7 @@ def test_tasks_are_the_models_they_were(three):
         one = progressive.task(three, number)
         assert progressive.columns(one) == number
         assert not [path for path in tree.flatten(one.params) if f"column_{number + 1}" in path]
-    again = progressive.grow(progressive.task(three, 2), progressive.only(three, 3), where=WHERE["mlp"],
+    again = progressive.grow(progressive.task(three, 2), progressive.single_column(three, 3), where=WHERE["mlp"],
                              batch=batch_of("mlp"), key=jax.random.key(2))  # fmt: skip
     assert tree.diff(again.params, three.params) == [] and again.techniques == three.techniques
 
@@ -211,16 +211,16 @@ def test_a_checkpoint_of_fewer_columns_goes_into_a_grown_model(three):
     batch = batch_of("mlp")
     two = progressive.task(three, 2)
     earlier = two.with_params(jax.tree.map(lambda leaf: leaf + 1, two.params))
-    whole = progressive.put(three, earlier)
+    whole = progressive.replace_columns(three, earlier)
     np.testing.assert_array_equal(answer(progressive.task(whole, 2), batch), answer(earlier, batch))
     np.testing.assert_array_equal(
         whole.params["column_3"]["dense_0"]["kernel"], three.params["column_3"]["dense_0"]["kernel"]
     )
     other = mlp(jax.random.key(0), (7, 5))
     with pytest.raises(ValueError, match=r"first 1 columns differ from earlier's: ~ params/dense_1/bias"):
-        progressive.put(three, other)
+        progressive.replace_columns(three, other)
     with pytest.raises(ValueError, match="earlier has 3 columns, the model 2: grow it"):
-        progressive.put(two, three)
+        progressive.replace_columns(two, three)
 
 
 def test_what_each_column_costs(three):
@@ -248,7 +248,7 @@ def test_a_step_costs_the_forward_of_the_old_columns_and_one_columns_step():
     earlier = jax.jit(lambda m, b: m(b)["logits"]).lower(progressive.task(model, 2), batch).compile()
     own = model.params["column_3"]["lateral"]
     read = sum(2 * leaf["v"].size + 3 * leaf["u"].size for leaf in own.values()) * 2 * rows
-    alone = flops(progressive.only(model, 3))
+    alone = flops(progressive.single_column(model, 3))
     total = flops(model, progressive.labels(model))
     assert total <= 1.1 * (earlier.cost_analysis()["flops"] + alone + read)
 

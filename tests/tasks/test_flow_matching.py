@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jtl.loss import Loss
+from jtl.model import remove
 from jtl.models.unet import UNetConfig
 from jtl.tasks import FlowMatching
-from jtl.tasks.flow_matching import noised, sample, without_noise
+from jtl.tasks.flow_matching import noised, sample
 from jtl.wrap import function
 
 MEAN, DEVIATION = 0.7, 0.4
@@ -121,7 +122,7 @@ def test_refused(batch):
     with pytest.raises(ValueError, match="pass key="):
         FlowMatching()(model, batch, None)
     with pytest.raises(KeyError, match="noised"):
-        FlowMatching()(without_noise(model), {**batch, "time": np.zeros(400)}, jax.random.key(0))
+        FlowMatching()(remove(model, "noised"), {**batch, "time": np.zeros(400)}, jax.random.key(0))
     with pytest.raises(ValueError, match="dropped is a share"):
         noised(of(linear), dropped=1.0)
     # Outside training nothing is noised.

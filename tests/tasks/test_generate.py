@@ -11,7 +11,7 @@ from jtl.models import ARCHITECTURES
 from jtl.models.bert import Bert, BertConfig
 from jtl.models.llama import Llama
 from jtl.models.llama_config import LlamaConfig, MistralConfig
-from jtl.tasks import generate, stream, written
+from jtl.tasks import generate, stream, stream_text
 from jtl.tasks.generate import _generate, _Settings, kept
 
 V, L = 31, 6
@@ -127,8 +127,8 @@ def test_written_waits_for_whole_characters():
 
     text = "aé€b".encode()
     steps = [np.array([byte, 99]) for byte in (*text, 0)]
-    assert list(written(Bytes(), iter(steps))) == ["a", "é", "€", "b", ""]
-    assert list(written(Bytes(), iter(steps[:2]))) == ["a", "\N{REPLACEMENT CHARACTER}"]
+    assert list(stream_text(Bytes(), iter(steps))) == ["a", "é", "€", "b", ""]
+    assert list(stream_text(Bytes(), iter(steps[:2]))) == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
 def test_what_the_filters_keep():

@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import binom
 
 from jtl import finetune, heads
-from jtl.model import Mode, linen
+from jtl.model import Mode, linen, remove
 from jtl.models.bert import Bert, BertConfig
-from jtl.tasks import Classify, MaskedLM, mask, masked_head, without_masked_head
+from jtl.tasks import Classify, MaskedLM, mask, masked_head
 from jtl.train import make_step
 from jtl.tree import flatten
 
@@ -170,10 +170,11 @@ def test_training_in_one_program(model, batch):
 
 
 def test_without_it_the_model_is_what_it_was(model, bare, batch):
-    off = without_masked_head(model)
+    off = remove(model, "mlm")
     assert jax.tree.structure(off) == jax.tree.structure(bare)
     chex.assert_trees_all_equal(off, bare)
-    chex.assert_trees_all_equal(without_masked_head(bare), bare)
+    with pytest.raises(KeyError, match="no technique called 'mlm'"):
+        remove(bare, "mlm")
     kept = masked_head(bare, TOKENIZER, key=jax.random.key(9), params=model.params["mlm"])
     chex.assert_trees_all_equal(kept, model)
     # And without a key no other output has changed.
