@@ -53,7 +53,7 @@ def finish(
         versions: of other frameworks, for the environment.
     """
     if isinstance(rows, ResumableRows):
-        rows, seconds = rows.rows, rows.seconds
+        seconds, rows = rows.seconds, rows.rows
     found = summarise(rows, [*metrics, "seconds"]) if summary is None else dict(summary)
     result = Result(
         experiment, settings(config), {**environment(), **(versions or {})}, seconds, list(rows), found
