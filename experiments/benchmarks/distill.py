@@ -29,11 +29,10 @@ from jtl.report import Result, Section, summarise, table
 from jtl.train import adamw, make_step
 
 ABOUT = """Flops over minimum of a method is its train step over the student's own step (student_alone), plus one
-forward of the teacher where it runs live (up to the deepest layer that the method reads), in operations of compiled programs,
-which are exact. 1 is nothing but the parts: one forward of the teacher for all terms, no gradient through it. Stored
-methods read its logits from memory. Losses between layers also cost their own products, such as a regressor's or those
-of review_kd's fusion: they are real work above the parts."""
-
+forward of the teacher where it runs live (up to the deepest layer that the method reads), in operations of compiled
+programs, which are exact. 1 is nothing but the parts: one forward of the teacher for all terms, no gradient through it.
+Stored methods read its logits from memory. Losses between layers also cost their own products, such as a regressor's or
+those of review_kd's fusion: they are real work above the parts."""
 SETTINGS = {
     "text": ("minilm", "rotten_tomatoes", "layers_3"),
     "image": ("efficientnet-lite0", "mnist5k", "conv4"),

@@ -64,8 +64,8 @@ def run(config: FewShot) -> Result:
         },
         notes=[
             f"Batch normalisation: {config.normalise}; running for the baselines on frozen features. transductive "
-            "takes the statistics of the query batch itself, as MAML's authors do, so that a row's prediction depends on "
-            "the others; support takes those of the support.",
+            "takes the statistics of the query batch itself, as MAML's authors do, so that a row's prediction depends "
+            "on the others; support takes those of the support.",
             f"Tested on {config.test_episodes} tasks of {len(tasks.pools['test'].classes)} classes.",
         ],
         over="test tasks of all seeds",
