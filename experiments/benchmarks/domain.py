@@ -41,15 +41,15 @@ from jtl.tasks import Classify, accuracy
 from jtl.train import adamw, fit, make_step
 
 ABOUT = """MNIST-5k to MNIST-M, the network of the study of domain adaptation (Conv4) and the same first weights,
-batches of as many source as target images normalised together, AdamW at a constant rate without clipping, and every leaf
-decays. dann is a discriminator of 100 hidden units behind a reversal of strength 0.1, which skada holds constant, coral
-the covariances of the logits, both with weight 1: skada's own losses are the same functions (DANNLoss takes a mean over
-each domain and adds them; deepcoral_loss divides by 4 D²). The strength was set in short trials of jtl that showed
-target accuracy. Each run checks that on one batch: loss_difference is |jtl - skada|, gradient_difference the norm of
-the difference over that of skada's. skada_* is its trainer (skorch, as skorch times an epoch, data loader included)
-over jtl.train.fit with jtl's loader; torch_* a bare torch loop over skada's module and loss over a bare loop of jtl's
-step, both on batches made before. Rounds alternate, after compilation. accuracy is that of the target's test images at
-the end of the run, which no rule chose."""
+batches of as many source as target images normalised together, AdamW at a constant rate without clipping, and every
+leaf decays. dann is a discriminator of 100 hidden units behind a reversal of strength 0.1, which skada holds constant,
+coral the covariances of the logits, both with weight 1: skada's own losses are the same functions (DANNLoss takes a
+mean over each domain and adds them; deepcoral_loss divides by 4 D²). The strength was set in short trials of jtl that
+showed target accuracy. Each run checks that on one batch: loss_difference is |jtl - skada|, gradient_difference the
+norm of the difference over that of skada's. skada_* is its trainer (skorch, as skorch times an epoch, data loader
+included) over jtl.train.fit with jtl's loader; torch_* a bare torch loop over skada's module and loss over a bare loop
+of jtl's step, both on batches made before. Rounds alternate, after compilation. accuracy is that of the target's test
+images at the end of the run, which no rule chose."""
 Method = Literal["dann", "coral"]
 METHODS: tuple[Method, ...] = ("dann", "coral")
 SAME = 1e-3  # relative: the same function in float32 differs by less, another weight or sign by far more

@@ -29,9 +29,9 @@ from jtl.report import Result, estimate, summarise
 
 ABOUT = """A language model (SmolLM2-135M-Instruct by default), made float32 by jtl and saved for torch, continues
 prompts of film reviews, one text alone (one_text) and several at once (batch). Rounds alternate between the two;
-compilation and the first call are done before. token_ratio is transformers / jtl in seconds for each token of a text: above 1, jtl
-is faster. The prompt's own time is in it, a few tokens' worth. same_tokens is the share of texts that both continue
-alike: float32 sums of another order may turn a near tie, and what follows is then another text."""
+compilation and the first call are done before. token_ratio is transformers / jtl in seconds for each token of a text:
+above 1, jtl is faster. The prompt's own time is in it, a few tokens' worth. same_tokens is the share of texts that both
+continue alike: float32 sums of another order may turn a near tie, and what follows is then another text."""
 
 
 @dataclass(frozen=True, kw_only=True)
