@@ -10,7 +10,6 @@ import jax
 from jax.sharding import Mesh
 
 from jtl import sharding
-from jtl.errors import InputError
 
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}  # of a device that has one core: threads would only wait
 
@@ -18,10 +17,9 @@ ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}  # of a device that has one c
 def over_cores(devices: int) -> Mesh | None:
     """A mesh of ``devices`` CPU devices; of the accelerators on another backend; None for a single device.
 
-    Raises ValueError if there are none to take, and RuntimeError if JAX has started already with another number.
+    Raises:
+        RuntimeError: JAX has started already with fewer.
     """
-    if devices < 1:
-        raise InputError(f"--devices must be at least 1, got {devices}")
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError as error:

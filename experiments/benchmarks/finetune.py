@@ -1,18 +1,11 @@
 """Full fine-tuning beside Hugging Face Trainer (torch): same weights, examples, budget and seeds, in one run.
 
-Both start from the same MiniLM files and the same head, see the same examples as often, in batches of 32, with AdamW
-(5e-5, warm-up over a tenth and linear decay, weight decay 0.01, clipping at 1) and the same dropout rates. Trainer
-pads each batch to its longest text, as it does by default (``trainer``), or with ``--grouped`` also once more with
-texts grouped by length (``trainer_grouped``); jtl batches texts of like length in a few static shapes. Time counts
-training alone: jtl's compilation is done before and reported apart, Trainer's set-up and evaluation are left out.
-Runs alternate.
+``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster. Trainer pads each batch to its longest text;
+``--grouped`` runs it once more with texts grouped by length.
 
     python -m experiments.benchmarks.finetune --out runs/bench_finetune
 
-Expected on two CPU cores, three seeds (``experiments/results/bench_finetune.json``): ``step_ratio`` 1.34 ± 0.05,
-accuracy 0.786 ± 0.021 against 0.788 ± 0.013, in 12 minutes.
-
-Needs the extra ``bench``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster.
+Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -20,29 +13,30 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.benchmarks.timing import ratio
 from experiments.common.classification import Classification, batches, prepare_classification
 from experiments.common.command_line import main
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from jtl import heads, pretrained
 from jtl.data.batches.loader import Batches, loader, padding_waste, plan
 from jtl.outputs import predict
-from jtl.report.report import (
-    Result,
-    environment,
-    estimate,
-    paired_difference,
-    summarise,
-    write_report,
-    write_result,
-)
+from jtl.report import Result, paired_difference, summarise
 from jtl.tasks import Classify, accuracy
 from jtl.train import adamw, fit, make_step, schedule
 
+ABOUT = """Both start from the same MiniLM files and the same head, see the same examples as often, in batches of one
+size, with AdamW (warm-up over a tenth and linear decay, weight decay 0.01, clipping at 1) and the same dropout rates.
+Trainer pads each batch to its longest text, as it does by default (trainer), or has texts grouped by length
+(trainer_grouped); jtl batches texts of like length in a few static shapes. Time counts training alone: jtl's
+compilation is done before and reported apart, Trainer's set-up and evaluation are left out. Runs alternate. step_ratio
+is peer / jtl in seconds an example: above 1, jtl is faster."""
 PEERS = ("trainer", "trainer_grouped")
 
 
@@ -50,21 +44,21 @@ PEERS = ("trainer", "trainer_grouped")
 class Bench(Config):
     """Settings of the benchmark."""
 
-    train_examples: int = 1984
+    train_examples: int = at_least(1, 1984)
     """Training examples: a multiple of the batch size, so that both see all of them in each epoch."""
-    test_examples: int = 2000
+    test_examples: int = at_least(1, 2000)
     """Test examples."""
-    epochs: int = 2
+    epochs: int = at_least(1, 2)
     """Passes over the training examples."""
-    batch_size: int = 32
+    batch_size: int = at_least(1, 32)
     """Examples an update."""
-    learning_rate: float = 5e-5
+    learning_rate: float = above(0, 5e-5)
     """Peak rate of AdamW."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions."""
     grouped: bool = False
     """Also run Trainer with texts grouped by length."""
-    threads: int = 2
+    threads: int = at_least(1, 2)
     """CPU threads of torch; XLA takes all processors there are."""
 
 
@@ -73,13 +67,13 @@ def run(config: Bench) -> Result:
     import torch
 
     began = time.monotonic()
-    out = prepare(config, "bench_finetune")
+    prepare(config, "bench_finetune")
     torch.set_num_threads(config.threads)
     count, test = (192, 200) if config.quick else (config.train_examples, config.test_examples)
     task = prepare_classification("minilm", "rotten_tomatoes", test=test)
     epochs = 1 if config.quick else config.epochs
     peers = PEERS if config.grouped else PEERS[:1]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
         few = task.with_train(count, seed)
         model = heads.classifier(few.pretrained, few.classes, key=jax.random.key(seed))
@@ -93,21 +87,13 @@ def run(config: Bench) -> Result:
     for metric in ("step_ratio", "accuracy_difference"):
         summary[metric] = {}
     for peer in peers:
-        own, theirs = ([row for row in rows if row["arm"] == arm] for arm in ("jtl", peer))
-        ratios = [b["train_seconds"] / a["train_seconds"] for a, b in zip(own, theirs, strict=True)]
-        summary["step_ratio"][peer] = estimate(ratios)
+        summary["step_ratio"][peer] = ratio(rows, "train_seconds", peer)
         summary["accuracy_difference"][peer] = paired_difference(rows, "accuracy", "jtl", peer)
-    versions = {**environment(), "torch": torch.__version__, "transformers": _version("transformers")}
-    result = Result("bench_finetune", settings(config), versions, time.monotonic() - began, rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
-        title="jtl beside Hugging Face Trainer",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("benchmarks.finetune", config),
-    )
-    return result
+    versions = {"torch": torch.__version__, "transformers": version("transformers")}
+    return finish(
+        "bench_finetune", config, rows, (), title="jtl beside Hugging Face Trainer", about=ABOUT, summary=summary,
+        seconds=time.monotonic() - began, versions=versions,
+    )  # fmt: skip
 
 
 def _jtl(task: Classification, model: Any, epochs: int, seed: int, config: Bench) -> dict[str, Any]:
@@ -152,7 +138,7 @@ def _trainer(
     torch.manual_seed(seed)
     tokenizer = pretrained.tokenizer("minilm")
 
-    def rows(split: str) -> list[dict[str, Any]]:
+    def rows(split: str) -> Any:  # a list, which Trainer takes for a data set
         part = task.splits[split]
         ids = [part.tokens[part.starts[i] : part.starts[i + 1]].tolist() for i in range(len(part))]
         return [{"input_ids": i, "labels": int(y)} for i, y in zip(ids, part.labels, strict=True)]
@@ -194,12 +180,6 @@ def _trainer(
         "examples_per_second": steps * config.batch_size / seconds,
         "steps": steps,
     }
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    return metadata.version(package)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,8 @@
-"""Greedy generation beside `transformers` (torch): the same SmolLM2, the same prompts and tokens, both with a cache.
+"""Greedy generation beside ``transformers`` (torch): the same SmolLM2, prompts and tokens, both with a cache.
 
-SmolLM2-135M-Instruct, its 4-bit blocks made float32 by jtl and saved for torch; prompts of ``--prompt-tokens`` tokens
-of film reviews, continued by ``--new-tokens`` tokens, one text alone (``one_text``) and ``--batch-size`` at once
-(``batch``). Rounds alternate between the two; compilation and the first call are done before.
+``token_ratio`` is transformers / jtl in seconds for each token of a text: above 1, jtl is faster.
 
     python -m experiments.benchmarks.generate --out runs/bench_generate
-
-Expected (``experiments/results/bench_generate.json``, 112 seconds on two CPU cores): ``token_ratio`` 1.115 ± 0.059 for
-one text and 1.322 ± 0.277 for eight; ``same_tokens`` 1 for both.
-
-``token_ratio`` is transformers / jtl in seconds for each token of a text: above 1, jtl is faster. The prompt's own time
-is in it, a few tokens' worth. ``same_tokens`` is the share of texts that both continue alike: float32 sums of another
-order may turn a near tie, and what follows is then another text.
 
 Needs the extra ``parity``.
 """
@@ -27,14 +18,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.benchmarks.timing import ratio
 from experiments.common.command_line import main
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, at_least, prepare
+from experiments.common.study import finish
 from jtl import data, pretrained, tasks
 from jtl.errors import InputError
 from jtl.model import Model
-from jtl.report.report import Result, environment, estimate, summarise, write_report, write_result
+from jtl.report import Result, estimate, summarise
 
-ARMS = ("jtl", "transformers")
+ABOUT = """A language model (SmolLM2-135M-Instruct by default), made float32 by jtl and saved for torch, continues
+prompts of film reviews, one text alone (one_text) and several at once (batch). Rounds alternate between the two;
+compilation and the first call are done before. token_ratio is transformers / jtl in seconds for each token of a text:
+above 1, jtl is faster. The prompt's own time is in it, a few tokens' worth. same_tokens is the share of texts that both
+continue alike: float32 sums of another order may turn a near tie, and what follows is then another text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +40,15 @@ class BenchGenerate(Config):
 
     model: str = "smollm2"
     """A language model: a short name, folder or hub id."""
-    prompt_tokens: int = 32
+    prompt_tokens: int = at_least(1, 32)
     """Tokens of a prompt."""
-    new_tokens: int = 64
+    new_tokens: int = at_least(1, 64)
     """Tokens that follow."""
-    batch_size: int = 8
+    batch_size: int = at_least(1, 8)
     """Texts of a call of ``batch``."""
-    rounds: int = 5
+    rounds: int = at_least(1, 5)
     """Calls of each workload."""
-    threads: int = 2
+    threads: int = at_least(1, 2)
     """CPU threads of torch; XLA takes as many processors as there are."""
 
 
@@ -61,7 +58,7 @@ def run(config: BenchGenerate) -> Result:
     import transformers
 
     began = time.monotonic()
-    out = prepare(config, "bench_generate")
+    prepare(config, "bench_generate")
     torch.set_num_threads(config.threads)
     rounds, length = (2, 16) if config.quick else (config.rounds, config.new_tokens)
     model = pretrained.load(config.model)
@@ -78,12 +75,12 @@ def run(config: BenchGenerate) -> Result:
 
     rows: list[dict[str, Any]] = []
     for i in range(rounds):
-        own = prompts[(i + 1) * config.batch_size :]
+        texts = prompts[(i + 1) * config.batch_size :]
         for name, size in work.items():
             tokens, seconds = {}, {}
-            for arm, call, writer in (("jtl", _jtl, model), ("transformers", _torch, theirs)):
+            for arm, call, network in (("jtl", _jtl, model), ("transformers", _torch, theirs)):
                 started = time.monotonic()
-                tokens[arm] = call(writer, own[:size], length)
+                tokens[arm] = call(network, texts[:size], length)
                 seconds[arm] = (time.monotonic() - started) / length
                 rows.append(
                     {"arm": arm, "seed": i, "workload": name, "seconds_per_token": seconds[arm],
@@ -97,27 +94,18 @@ def run(config: BenchGenerate) -> Result:
     summary: dict[str, Any] = {"token_ratio": {}, "same_tokens": {}}
     for name in work:
         of = [row for row in rows if row["workload"] == name]
-        own, peer = ([row["seconds_per_token"] for row in of if row["arm"] == arm] for arm in ARMS)
-        summary["token_ratio"][name] = estimate([b / a for a, b in zip(own, peer, strict=True)])
+        summary["token_ratio"][name] = ratio(of, "seconds_per_token", "transformers")
         summary["same_tokens"][name] = estimate([row["same_tokens"] for row in of if row["arm"] == "jtl"])
         for metric in ("tokens_per_second", "seconds_per_token"):
             summary[f"{metric}_{name}"] = summarise(of, [metric])[metric]
     versions = {
-        **environment(),
         **{package.__name__: package.__version__ for package in (torch, transformers)},
         "compile_seconds": compiled,
     }
-    result = Result("bench_generate", settings(config), versions, time.monotonic() - began, rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
-        title="Greedy generation in jtl beside transformers",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("benchmarks.generate", config),
-        sections=[],
-    )
-    return result
+    return finish(
+        "bench_generate", config, rows, (), title="Greedy generation in jtl beside transformers", about=ABOUT,
+        summary=summary, seconds=time.monotonic() - began, versions=versions,
+    )  # fmt: skip
 
 
 def _prompts(config: BenchGenerate, count: int) -> np.ndarray:

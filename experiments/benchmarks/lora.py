@@ -1,21 +1,11 @@
 """LoRA beside PEFT (torch): same MiniLM weights, head, adapters, batches and optimiser, in one run.
 
-Rank 8 on queries and values, with a trainable head; AdamW (1e-3), clipping at 1, the same dropout rates; both start
-from the very same leaves. Two workloads: batches of ``--batch-size`` texts of 128 tokens (``fixed``), and an epoch of
-real snippets, where jtl batches texts of like length in a few static shapes and PEFT pads each random batch to its
-longest text (``rotten_tomatoes``). Rounds alternate between the two; jtl's compilation is done before.
+``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster. ``memory_ratio`` is peer / jtl in the peak
+of what a step holds; ``flops_over_minimum`` compares the compiled step with the least that it could need.
 
     python -m experiments.benchmarks.lora --out runs/bench_lora
 
-Expected on two CPU cores (``experiments/results/bench_lora.json``): ``step_ratio`` 1.65 ± 0.04 and 2.37 ± 0.04,
-``memory_ratio`` 1.13, ``flops_over_minimum`` 1.00 (full fine-tuning 1.48), in 3 minutes. An earlier run, on another
-machine of two cores, found 1.13 ± 0.07 and 1.60 ± 0.06.
-
-Needs the extras ``bench`` and ``parity``. ``step_ratio`` is peer / jtl in seconds an example: above 1, jtl is faster.
-``memory_ratio`` is peer / jtl in the peak of what a fixed step holds: the parameters and torch's allocations as its
-profiler counts them, and the compiled program's own figures. ``flops_over_minimum`` is exact: the compiled step against
-one that trains the biases of the same layers, which needs the forward and the gradients of their outputs and nothing
-else, plus the low-rank products.
+Needs the extras ``bench`` and ``parity``.
 """
 
 from __future__ import annotations
@@ -30,25 +20,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.benchmarks.timing import ratio, timed_updates
 from experiments.common.classification import Classification, prepare_classification
 from experiments.common.command_line import main
-from experiments.common.settings import Config, command, prepare, settings
-from jtl import adapters, finetune, heads, pretrained, tree
+from experiments.common.settings import Config, at_least, prepare
+from experiments.common.study import finish
+from jtl import adapters, finetune, heads, measure, pretrained, tree
 from jtl.data.batches.loader import Batches, loader
 from jtl.model import Model
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    estimate,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.report import Result, Section, summarise, table
 from jtl.tasks import Classify
 from jtl.train import Step, adamw, make_step
 
+ABOUT = """Rank 8 on queries and values, with a trainable head; AdamW, clipping at 1, the same dropout rates; both start
+from the very same leaves. Two workloads: batches of texts of 128 tokens (fixed), and an epoch of real snippets, where
+jtl batches texts of like length in a few static shapes and PEFT pads each random batch to its longest text
+(rotten_tomatoes). Rounds alternate between the two; jtl's compilation is done before. step_ratio is peer / jtl in
+seconds an example: above 1, jtl is faster. memory_ratio is peer / jtl in the peak of what a fixed step holds: the
+parameters and torch's allocations as its profiler counts them, and the compiled program's own figures.
+flops_over_minimum is exact: the compiled step against one that trains the biases of the same layers, which needs the
+forward and the gradients of their outputs and nothing else, plus the low-rank products."""
 RANK, RATE, LENGTH = 8, 1e-3, 128
 WHERE = ".*/(query|value)"
 
@@ -57,15 +48,15 @@ WHERE = ".*/(query|value)"
 class BenchLora(Config):
     """Settings of the benchmark."""
 
-    batch_size: int = 32
+    batch_size: int = at_least(1, 32)
     """Texts an update."""
-    fixed_steps: int = 5
+    fixed_steps: int = at_least(1, 5)
     """Updates of a round of ``fixed``."""
-    train_examples: int = 640
+    train_examples: int = at_least(1, 640)
     """Snippets of a round of ``rotten_tomatoes``."""
-    rounds: int = 5
+    rounds: int = at_least(1, 5)
     """Rounds of each workload."""
-    threads: int = 2
+    threads: int = at_least(1, 2)
     """CPU threads of torch; XLA takes all processors there are."""
 
 
@@ -76,7 +67,7 @@ def run(config: BenchLora) -> Result:
     import transformers
 
     began = time.monotonic()
-    out = prepare(config, "bench_lora")
+    prepare(config, "bench_lora")
     torch.set_num_threads(config.threads)
     rounds, count = (2, 128) if config.quick else (config.rounds, config.train_examples)
     task = prepare_classification("minilm", "rotten_tomatoes", validation=200, test=200).with_train(
@@ -98,7 +89,7 @@ def run(config: BenchLora) -> Result:
         state, _ = step(state, batch)
     jax.block_until_ready(state.trained)
     compiled = time.monotonic() - started
-    state, _ = _jax_round(step, state, [fixed] * 2)
+    state, _ = timed_updates(step, state, [fixed] * 2)
     _torch_round(theirs, [fixed] * 2)
 
     rows: list[dict[str, Any]] = []
@@ -111,7 +102,7 @@ def run(config: BenchLora) -> Result:
             "rotten_tomatoes": ([next(own) for _ in range(epochs.steps_per_epoch)], texts),
         }
         for name, (ours, others) in work.items():
-            state, jtl_seconds = _jax_round(step, state, ours)
+            state, jtl_seconds = timed_updates(step, state, ours)
             peft_seconds = _torch_round(theirs, others)
             for arm, seconds in (("jtl", jtl_seconds), ("peft", peft_seconds)):
                 rows.append(
@@ -120,37 +111,31 @@ def run(config: BenchLora) -> Result:
                 )  # fmt: skip
             print(f"round {i + 1}  {name}: peft / jtl {peft_seconds / jtl_seconds:.2f}")
 
-    memory = {"jtl": _jax_memory(step, model, fixed), "peft": _torch_memory(theirs, fixed)}
+    memory = {
+        "jtl": float(measure.memory(step.lower(model, fixed).compile())),
+        "peft": _torch_memory(theirs, fixed),
+    }
     flops = _flops(step, model, fixed)
     summary: dict[str, Any] = {"step_ratio": {}}
     for name in ("fixed", "rotten_tomatoes"):
         of = [row for row in rows if row["workload"] == name]
-        seconds = {arm: [row["seconds"] for row in of if row["arm"] == arm] for arm in ("jtl", "peft")}
-        summary["step_ratio"][name] = estimate(
-            [b / a for a, b in zip(seconds["jtl"], seconds["peft"], strict=True)]
-        )
+        summary["step_ratio"][name] = ratio(of, "seconds", "peft")
         summary[f"examples_per_second_{name}"] = summarise(of, ["examples_per_second"])["examples_per_second"]
     exact = lambda value: {"mean": value, "ci95": None, "n": 1}  # noqa: E731
     summary["peak_memory"] = {arm: exact(size) for arm, size in memory.items()}
     summary["memory_ratio"] = {"peft": exact(memory["peft"] / memory["jtl"])}
     summary["flops_over_minimum"] = {name: exact(flops[name] / flops["minimum"]) for name in ("lora", "full")}
     versions = {
-        **environment(),
         **{package.__name__: package.__version__ for package in (torch, transformers, peft)},
         "compile_seconds": compiled,
     }
-    result = Result("bench_lora", settings(config), versions, time.monotonic() - began, rows, summary)
-    write_result(out, result)
     lines = [[name, f"{value / 1e9:.2f}", f"{value / flops['minimum']:.3f}"] for name, value in flops.items()]
-    write_report(
-        out,
-        result,
-        title="LoRA in jtl beside PEFT",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("benchmarks.lora", config),
-        sections=[Section("Operations of a fixed step", table(["step", "GFLOP", "over the minimum"], lines))],
-    )
-    return result
+    return finish(
+        "bench_lora", config, rows,
+        [Section("Operations of a fixed step", table(["step", "GFLOP", "over the minimum"], lines))],
+        title="LoRA in jtl beside PEFT", about=ABOUT, summary=summary, seconds=time.monotonic() - began,
+        versions=versions,
+    )  # fmt: skip
 
 
 def _fixed(model: Model, rows: int, seed: int) -> dict[str, np.ndarray]:
@@ -196,14 +181,6 @@ def _peer(model: Model) -> tuple[Any, Any]:
     return theirs, torch.optim.AdamW(trained, lr=RATE, weight_decay=0.01)
 
 
-def _jax_round(step: Step, state: Any, batches: Sequence[Any]) -> tuple[Any, float]:
-    started = time.monotonic()
-    for batch in batches:
-        state, _ = step(state, batch)
-    jax.block_until_ready(state.trained)
-    return state, time.monotonic() - started
-
-
 def _torch_round(theirs: tuple[Any, Any], batches: Sequence[Any]) -> float:
     import torch
 
@@ -217,17 +194,6 @@ def _torch_round(theirs: tuple[Any, Any], batches: Sequence[Any]) -> float:
         optimizer.step()
         optimizer.zero_grad()
     return time.monotonic() - started
-
-
-def _jax_memory(step: Step, model: Model, batch: Any) -> float:
-    """Bytes that a step holds at its peak: arguments, results that reuse none of them, and temporaries."""
-    size = step.lower(model, batch).compile().memory_analysis()
-    return float(
-        size.argument_size_in_bytes
-        + size.output_size_in_bytes
-        - size.alias_size_in_bytes
-        + size.temp_size_in_bytes
-    )
 
 
 def _torch_memory(theirs: tuple[Any, Any], batch: Any) -> float:
@@ -255,7 +221,7 @@ def _flops(step: Step, model: Model, batch: Any) -> dict[str, float]:
     """Operations of compiled steps on ``batch``: LoRA, the least it could need, and full fine-tuning."""
 
     def count(step: Step, model: Model) -> float:
-        return step.lower(model, batch).compile().cost_analysis()["flops"]
+        return measure.flops(step.lower(model, batch).compile())
 
     plain = adapters.merge(model)
     layers = [site for t in model.techniques if isinstance(t, adapters.Adapter) for site in t.sites]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from experiments.common.settings import Config
-from experiments.distill import methods as methods
+from experiments.common.settings import Config, at_least
+from experiments.distill.methods import Method
 
 Name = Literal[
     "text", "text_few", "text_1_layer", "newsgroups", "newsgroups_1_layer", "image", "born_again"
@@ -45,23 +45,23 @@ class Distillation(Config):
     """Your own data; see experiments.finetune --data."""
     student: str | None = None
     """Your own student: layers_K (the teacher's, K of them), conv4 for images, or same."""
-    method: tuple[methods.Method | Literal["all"], ...] = ("all",)
+    method: tuple[Method | Literal["all"], ...] = ("all",)
     """Which to compare; student_alone always runs."""
-    teacher_steps: int = 300
+    teacher_steps: int = at_least(1, 300)
     """Updates of the teacher, 32 examples each, on all training examples."""
-    steps: int = 150
+    steps: int = at_least(1, 150)
     """Updates of every student on texts."""
-    image_steps: int = 300
+    image_steps: int = at_least(1, 300)
     """Updates of every student on images."""
-    batch_size: int = 32
+    batch_size: int = at_least(1, 32)
     """Examples of an update."""
-    labels: int | None = None
+    labels: int | None = at_least(0, None)
     """Labelled training examples of the students; left out, those of the setting; 0 takes all."""
-    max_length: int = 48
+    max_length: int = at_least(1, 48)
     """Longest text in tokens; the rest is cut off."""
-    image_size: int = 64
+    image_size: int = at_least(1, 64)
     """Side of the images in pixels."""
-    test_examples: int = 2000
+    test_examples: int = at_least(0, 2000)
     """Test examples; 0 takes all."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions: other teachers, starts and orders."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal, SupportsIndex
 
 import jax
 import numpy as np
 
+from experiments.common.recipe import Recipe
 from experiments.distill.students import Student
 from jtl import distill, ema
 from jtl.data.batches.loader import Batches, Encoded, Steps
@@ -28,27 +29,9 @@ Method = Literal[
     "hint", "attention_transfer", "fsp", "pkt", "similarity", "rkd", "crd", "review_kd",
     "ema_teacher", "mutual", "transfer_set", "function_matching",
 ]  # fmt: skip
-METHODS: tuple[str, ...] = get_args(Method)
 ONLY_IMAGE = ("review_kd", "function_matching")  # maps of two axes; mixed pixels
 ONLY_MAPS = ("attention_transfer", "fsp", "review_kd")  # need layers whose positions correspond
 NEGATIVES = 1024  # of CRD: the paper's 16,384 are of 50,000 examples
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a method trains.
-
-    Attributes:
-        model: the student with whatever the method inserts.
-        loss: what it minimises.
-        batches: of the run.
-        finish: from the model as trained to the student alone.
-    """
-
-    model: Model
-    loss: Loss
-    batches: Steps
-    finish: Callable[[Model], Model] = lambda model: model
 
 
 @dataclass(frozen=True)
@@ -106,8 +89,7 @@ class Trial:
     def order(self, split: Encoded) -> Batches:
         """Training batches of a split."""
         size = min(self.batch_size, len(split))
-        epochs = -(-self.steps // (len(split) // size))
-        return Batches(split, size, seed=self.seed, epochs=epochs, buckets=self.buckets)
+        return Batches(split, size, seed=self.seed, steps=self.steps, buckets=self.buckets)
 
     def stored(self, loss: Loss) -> Recipe:
         """Training on the stored logits of the teacher."""
@@ -124,9 +106,8 @@ class Trial:
             for loss in (self.task + 0.0 * term, 0.0 * self.task + term)
         ]
         weight = float(sizes[0] / sizes[1])
-        return Recipe(
-            model, distill.Distill(self.teacher, self.task + weight * term), self.order(self.train), finish
-        )
+        loss = distill.Distill(self.teacher, self.task + weight * term)
+        return Recipe(model, loss, self.order(self.train), finish=finish)
 
     def regressed(self, to: str, on: str) -> Model:
         """The student with a linear map of its layer ``on`` to the width of the teacher's ``to``."""
@@ -134,119 +115,125 @@ class Trial:
         return distill.regressor(self.student, shape[-1], on=on, batch=self.example, key=self.key)
 
 
-def student_alone(s: Trial) -> Recipe:
+def student_alone(trial: Trial) -> Recipe:
     """From the labels alone: what distillation has to beat."""
-    return Recipe(s.student, s.task, s.order(s.train))
+    return Recipe(trial.student, trial.task, trial.order(trial.train))
 
 
 # --- logits ----------------------------------------------------------------------------------------
 
 
-def soft_targets(s: Trial) -> Recipe:
+def soft_targets(trial: Trial) -> Recipe:
     """The teacher's probabilities at temperature 4, nine parts to one of labels."""
-    return s.stored(0.1 * s.task + 0.9 * distill.SoftTargets(4.0, **s.stats))
+    return trial.stored(0.1 * trial.task + 0.9 * distill.SoftTargets(4.0, **trial.stats))
 
 
-def dkd(s: Trial) -> Recipe:
+def dkd(trial: Trial) -> Recipe:
     """Decoupled: the target class, and eight times the others among each other."""
-    return s.stored(s.task + distill.DKD(temperature=4.0, **s.stats))
+    return trial.stored(trial.task + distill.DKD(temperature=4.0, **trial.stats))
 
 
-def dist(s: Trial) -> Recipe:
+def dist(trial: Trial) -> Recipe:
     """Correlations of probabilities over classes and over rows."""
-    return s.stored(s.task + distill.DIST(temperature=4.0, beta=2.0, gamma=2.0, **s.stats))
+    return trial.stored(trial.task + distill.DIST(temperature=4.0, beta=2.0, gamma=2.0, **trial.stats))
 
 
 # --- layers and relations --------------------------------------------------------------------------
 
 
-def hint(s: Trial) -> Recipe:
+def hint(trial: Trial) -> Recipe:
     """A layer in the middle, through a regressor."""
-    own, other = s.layers.hint
-    if _shape(s.teacher, other, s.example)[:-1] != _shape(s.student, own, s.example)[:-1]:
+    own, other = trial.layers.hint
+    if _shape(trial.teacher, other, trial.example)[:-1] != _shape(trial.student, own, trial.example)[:-1]:
         own, other = "features", "features"
-    term = distill.Hint("hint", other, over_units="mean", **s.stats)
-    return s.live(term, s.regressed(other, own), lambda model: remove(model, "hint.*"))
+    term = distill.Hint("hint", other, over_units="mean", **trial.stats)
+    return trial.live(term, trial.regressed(other, own), lambda model: remove(model, "hint.*"))
 
 
-def attention_transfer(s: Trial) -> Recipe:
+def attention_transfer(trial: Trial) -> Recipe:
     """Where the layers' energy lies."""
-    own, other = zip(*s.layers.maps, strict=True)
-    return s.live(distill.AttentionTransfer(own, other, **s.stats))
+    own, other = zip(*trial.layers.maps, strict=True)
+    return trial.live(distill.AttentionTransfer(own, other, **trial.stats))
 
 
-def fsp(s: Trial) -> Recipe:
+def fsp(trial: Trial) -> Recipe:
     """How features flow from the first layers to the last of one resolution."""
-    own, other = s.layers.maps[0]
+    own, other = trial.layers.maps[0]
     first = ("embeddings", "embeddings") if own.startswith("encoder") else ("conv_2", "layer_1")
-    model, taps = s.student, []
+    model, taps = trial.student, []
     for name, layer, to in (("from", first[0], first[1]), ("to", own, other)):
-        width = _shape(s.teacher, to, s.example)[-1]
-        if _shape(s.student, layer, s.example)[-1] != width:  # else they compare as they are, as in the paper
-            model = distill.regressor(model, width, on=layer, name=name, batch=s.example, key=s.key)
+        width = _shape(trial.teacher, to, trial.example)[-1]
+        if (
+            _shape(trial.student, layer, trial.example)[-1] != width
+        ):  # else they compare as they are, as in the paper
+            model = distill.regressor(model, width, on=layer, name=name, batch=trial.example, key=trial.key)
             layer = name
         taps.append(layer)
-    term = distill.FSP((taps[0], taps[1]), (first[1], other), **s.stats)
-    return s.live(term, model, lambda model: remove(model, "hint.*"))
+    term = distill.FSP((taps[0], taps[1]), (first[1], other), **trial.stats)
+    return trial.live(term, model, lambda model: remove(model, "hint.*"))
 
 
-def pkt(s: Trial) -> Recipe:
+def pkt(trial: Trial) -> Recipe:
     """Probabilities of being neighbours in the batch."""
-    return s.live(distill.PKT(**s.stats))
+    return trial.live(distill.PKT(**trial.stats))
 
 
-def similarity(s: Trial) -> Recipe:
+def similarity(trial: Trial) -> Recipe:
     """Products of rows of the batch."""
-    return s.live(distill.Similarity(**s.stats))
+    return trial.live(distill.Similarity(**trial.stats))
 
 
-def rkd(s: Trial) -> Recipe:
+def rkd(trial: Trial) -> Recipe:
     """Distances and angles between rows, one to two."""
-    return s.live(distill.RKD(**s.stats))
+    return trial.live(distill.RKD(**trial.stats))
 
 
-def crd(s: Trial) -> Recipe:
+def crd(trial: Trial) -> Recipe:
     """Contrast with all other examples."""
-    count = len(s.train)
-    model = distill.memory(s.student, s.teacher, examples=count, batch=s.example, key=s.key)
-    term = distill.CRD(negatives=min(NEGATIVES, count - 1), **s.stats)
-    return s.live(term, model, lambda model: remove(model, "crd"))
+    count = len(trial.train)
+    model = distill.memory(trial.student, trial.teacher, examples=count, batch=trial.example, key=trial.key)
+    term = distill.CRD(negatives=min(NEGATIVES, count - 1), **trial.stats)
+    return trial.live(term, model, lambda model: remove(model, "crd"))
 
 
-def review_kd(s: Trial) -> Recipe:
+def review_kd(trial: Trial) -> Recipe:
     """Maps of the two deepest levels, fused: to fuse the finest costs more than a small student does."""
-    own, other = zip(*s.layers.maps[-2:], strict=True)
-    shapes = tuple(_shape(s.teacher, name, s.example)[1:] for name in other)
+    own, other = zip(*trial.layers.maps[-2:], strict=True)
+    shapes = tuple((h, w, c) for _, h, w, c in (_shape(trial.teacher, name, trial.example) for name in other))
     review = distill.Review(shapes, width=24)
-    model = distill.regressor(s.student, review, on=own, name="review", batch=s.example, key=s.key)
-    return s.live(distill.ReviewKD(other, **s.stats), model, lambda model: remove(model, "hint.*"))
+    model = distill.regressor(
+        trial.student, review, on=own, name="review", batch=trial.example, key=trial.key
+    )
+    return trial.live(distill.ReviewKD(other, **trial.stats), model, lambda model: remove(model, "hint.*"))
 
 
 # --- without the teacher, or without labels ----------------------------------------------------------
 
 
-def ema_teacher(s: Trial) -> Recipe:
+def ema_teacher(trial: Trial) -> Recipe:
     """The student's own moving average for a teacher."""
-    loss = distill.EMATeacher(loss=s.task + distill.SoftTargets(1.0, **s.stats))
-    return Recipe(ema.with_average(s.student, 0.99), loss, s.order(s.train), lambda m: ema.average_model(m))
+    loss = distill.EMATeacher(loss=trial.task + distill.SoftTargets(1.0, **trial.stats))
+    model = ema.with_average(trial.student, 0.99)
+    return Recipe(model, loss, trial.order(trial.train), finish=ema.average_model)
 
 
-def mutual(s: Trial) -> Recipe:
+def mutual(trial: Trial) -> Recipe:
     """Two students that teach each other; the first is kept."""
-    model = distill.peers((s.student, s.second))
-    return Recipe(model, distill.Mutual(**s.stats), s.order(s.train), lambda m: distill.peer(m, 0))
+    model = distill.peers((trial.student, trial.second))
+    finish = lambda model: distill.peer(model, 0)  # noqa: E731
+    return Recipe(model, distill.Mutual(**trial.stats), trial.order(trial.train), finish=finish)
 
 
-def transfer_set(s: Trial) -> Recipe:
+def transfer_set(trial: Trial) -> Recipe:
     """The teacher's probabilities alone, on all training examples, which need no label (Hinton et al. 2015, §2)."""
-    loss = distill.Distill(s.teacher, distill.SoftTargets(1.0, **s.stats))
-    return Recipe(s.student, loss, s.order(s.unlabelled))
+    loss = distill.Distill(trial.teacher, distill.SoftTargets(1.0, **trial.stats))
+    return Recipe(trial.student, loss, trial.order(trial.unlabelled))
 
 
-def function_matching(s: Trial) -> Recipe:
+def function_matching(trial: Trial) -> Recipe:
     """Soft targets alone, on mixed images of all training examples, which need no label."""
-    loss = distill.Distill(s.teacher, distill.SoftTargets(1.0, **s.stats))
-    return Recipe(s.student, loss, Blended(s.order(s.unlabelled), s.seed))
+    loss = distill.Distill(trial.teacher, distill.SoftTargets(1.0, **trial.stats))
+    return Recipe(trial.student, loss, Blended(trial.order(trial.unlabelled), trial.seed))
 
 
 @dataclass(frozen=True)
@@ -270,3 +257,11 @@ class Blended:
 def _shape(model: Model, name: str, batch: dict[str, np.ndarray]) -> tuple[int, ...]:
     taps = distill.term.taps((name,))
     return distill.term.read(jax.eval_shape(lambda m, b: m(b, taps=taps), model, batch), name).shape
+
+
+METHODS: dict[Method, Callable[[Trial], Recipe]] = {
+    "student_alone": student_alone, "soft_targets": soft_targets, "dkd": dkd, "dist": dist,
+    "hint": hint, "attention_transfer": attention_transfer, "fsp": fsp, "pkt": pkt, "similarity": similarity,
+    "rkd": rkd, "crd": crd, "review_kd": review_kd,
+    "ema_teacher": ema_teacher, "mutual": mutual, "transfer_set": transfer_set, "function_matching": function_matching,
+}  # fmt: skip

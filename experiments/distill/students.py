@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class Student:
     start: Callable[[Model, Classification, jax.Array], Model]
     maps: tuple[tuple[str, str], ...]
     hint: tuple[str, str]
-    stats: str
+    stats: Literal["running", "batch"]
     rate: float
 
 
@@ -44,13 +45,11 @@ def choose(name: str, task: Classification) -> Student:
     """The student called ``name``. Raises ValueError if the task's model can have none of that name."""
     kind = task.dataset.kind
     if name == "conv4" and kind == "image":
-        maps = (("norm_2", "layer_2"), ("norm_3", "layer_4"), ("map", "layer_10"))
-        return Student(name, _conv4, maps, maps[1], "batch", CONV4_RATE)
+        levels = (("norm_2", "layer_2"), ("norm_3", "layer_4"), ("map", "layer_10"))
+        return Student(name, _conv4, levels, levels[1], "batch", CONV4_RATE)
+    usual = techniques.usual_rate("full", kind)
     if name == "same":
-        start = lambda teacher, task, key: techniques.start(task, "full", key)  # noqa: E731
-        return Student(
-            name, start, (), ("features", "features"), "running", techniques.usual_rate("full", kind)
-        )
+        return Student(name, _same, (), ("features", "features"), "running", usual)
     depth = getattr(task.pretrained.config, "num_hidden_layers", None)
     count = name.removeprefix("layers_")
     if kind != "text" or depth is None or not count.isdigit() or depth % int(count or 1):
@@ -68,8 +67,11 @@ def choose(name: str, task: Classification) -> Student:
     def start(teacher: Model, task: Classification, key: jax.Array) -> Model:
         return distill.choose_layers(teacher, range(0, depth, each))
 
-    rate = ONE_LAYER_RATE if count == "1" else techniques.usual_rate("full", kind)
-    return Student(name, start, maps, hint, "running", rate)
+    return Student(name, start, maps, hint, "running", ONE_LAYER_RATE if count == "1" else usual)
+
+
+def _same(teacher: Model, task: Classification, key: jax.Array) -> Model:
+    return techniques.start(task, "full", key)
 
 
 def _conv4(teacher: Model, task: Classification, key: jax.Array) -> Model:

@@ -1,41 +1,4 @@
-"""Knowledge distillation: what each method gives a smaller student, and what the student costs.
-
-A pretrained model is fine-tuned and becomes the teacher; students start from some of its layers, or from random
-weights, and train for as many updates under each method. ``student_alone`` learns from the labels only: what
-distillation has to beat. *Kept* is a student's test accuracy over its teacher's. Latencies are of one batch of 32,
-teacher and student in turn.
-
-    python -m experiments.distill --setting text --out runs/distill
-
-Expected (``experiments/results/distill.json``, three seeds, about 80 minutes of one core that other work shared, so
-``seconds`` are rough): ``teacher`` 0.826 ± 0.015, ``student_alone`` 0.798 ± 0.014, ``dist`` 0.803 ± 0.004, which keeps
-97.1 % of the teacher's accuracy, ``soft_targets`` 0.801 ± 0.008; no method is shown to beat ``student_alone``. The
-student of three layers is 1.99 ± 0.03 times as fast.
-
-    python -m experiments.distill --setting text_1_layer newsgroups --method soft_targets dist
-
-Expected (joined into the same file, three seeds, 79 minutes of one shared core): ``text_1_layer``, 5.9 ± 0.3 times as
-fast as its teacher, ``student_alone`` 0.744 ± 0.025, above it ``soft_targets`` by 0.015 ± 0.005 and ``dist`` by 0.015 ±
-0.030; ``newsgroups`` (posts cut to 48 tokens) ``teacher`` 0.748 ± 0.010, ``student_alone`` 0.676 ± 0.003, less it
-``soft_targets`` -0.007 ± 0.032, ``dist`` 0.012 ± 0.024.
-
-    python -m experiments.distill --setting image --method soft_targets dist hint rkd transfer_set function_matching
-
-Expected (joined into the same file, three seeds, 18 minutes of one shared core): ``teacher`` 0.980 ±
-0.010, ``student_alone`` 0.941 ± 0.007; above it are ``transfer_set`` by 0.029 ± 0.010 and ``function_matching`` by
-0.021 ± 0.011; below it ``soft_targets`` by 0.020 ± 0.010. With ``--setting text_few --method soft_targets
-transfer_set`` (12 minutes): ``student_alone`` 0.751 ± 0.005, ``soft_targets`` above it by 0.024 ± 0.007,
-``transfer_set`` by 0.050 ± 0.007; the teacher 0.826 ± 0.015.
-
-Settings: ``text`` and ``text_1_layer`` (MiniLM of six layers on Rotten Tomatoes to three and to one), ``newsgroups``
-and ``newsgroups_1_layer`` (on 20 Newsgroups), ``image`` (EfficientNet-Lite0 on digits to a network of four
-convolutions), ``born_again`` (MiniLM to itself); or your own ``--model``, ``--data`` and ``--student``. Teachers learn
-from all training labels. So do students, but in ``text_few`` and ``image``, where they see 256 labelled examples, as
-when a teacher came from elsewhere; ``transfer_set`` and ``function_matching`` then use the others without labels.
-Teachers' logits are computed once and stored.
-
-The methods are those of ``jtl.distill``, where their papers are named; ``experiments/distill/methods.py`` has weights.
-"""
+"""The distillation study: its settings, its summary and its report."""
 
 from __future__ import annotations
 
@@ -50,39 +13,35 @@ import numpy as np
 
 from experiments.common.classification import prepare_classification
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import command, prepare, settings
-from experiments.distill import methods as methods
+from experiments.common.settings import prepare
+from experiments.common.study import finish
 from experiments.distill import students
 from experiments.distill.config import SETTINGS, Distillation, Pair
+from experiments.distill.methods import METHODS, ONLY_IMAGE, ONLY_MAPS
 from experiments.distill.training import Trainer
 from jtl.errors import InputError
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    paired_difference,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table
 
+ABOUT = """A pretrained model is fine-tuned and becomes the teacher. Students start from some of its layers, or from
+random weights, and train for as many updates under each method; student_alone learns from the labels only: what
+distillation has to beat. Kept is a student's test accuracy over its teacher's. Teachers learn from all training labels.
+So do students, but in text_few and image, where they see 256 labelled examples; transfer_set and function_matching then
+use the others without their labels. Latencies are of one batch of 32, teacher and student in turn."""
 TIMINGS = 5  # pairs of latencies, each a median
 MEASURES = ("accuracy", "kept", "calibration_error")
 
 
 def run(config: Distillation) -> Result:
     """Train teachers and students; writes into ``config.out`` and returns the result."""
-    own = (config.model, config.data, config.student)
-    if any(own) and not all(own):
+    sizes = shortened(config) if config.quick else config
+    chosen: dict[str, Pair] = {name: SETTINGS[name] for name in sizes.setting}
+    if config.model and config.data and config.student:
+        chosen = {"own": Pair(config.model, config.data, config.student)}
+    elif config.model or config.data or config.student:
         raise InputError("--model, --data and --student go together: name all three, or none and a --setting")
     out = prepare(config, "distill")
-    ledger = ResumableRows(out, resume=config.resume)
-    sizes = shortened(config) if config.quick else config
-    chosen = {"own": Pair(*map(str, own))} if all(own) else {name: SETTINGS[name] for name in sizes.setting}
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows = ResumableRows(out, resume=config.resume)
+    of: dict[str, list[dict[str, Any]]] = {}
     costs: dict[str, list[dict[str, Any]]] = {}
     for setting, pair in chosen.items():
         task = prepare_classification(
@@ -91,38 +50,32 @@ def run(config: Distillation) -> Result:
             validation=100 if sizes.quick else 500, test=sizes.test_examples or None, quick=sizes.quick,
         )  # fmt: skip
         labels = pair.labels if sizes.labels is None else sizes.labels
-        school = Trainer(setting, task, students.choose(pair.student, task), labels, sizes, out)
-        before = len(ledger.rows)
-        every = ("teacher", *wanted(sizes, school))
+        trainer = Trainer(task, students.choose(pair.student, task), labels, sizes, out)
+        every = ("teacher", *wanted(sizes, trainer))
+        before = len(rows.rows)
         for seed, arm in product(range(sizes.seed, sizes.seed + sizes.seeds), every):
-            row = ledger.get(partial(school, arm, seed), setting=setting, arm=arm, seed=seed)
+            key: dict[str, Any] = {"setting": setting, "arm": arm, "seed": seed}
+            row = rows.get(partial(trainer, **key), **key)
             print(f"{setting}  seed {seed}  {arm}  {row['accuracy']:.3f}  {row['seconds']:.0f} s")
-        rows[setting] = ledger.rows[before:]
-        costs[setting] = [
-            ledger.get(school.cost, setting=setting, arm="cost", seed=number)
+        of[setting] = rows.rows[before:]
+        timed: list[dict[str, Any]] = [
+            {"setting": setting, "arm": "cost", "seed": number}
             for number in range(1 if sizes.quick else TIMINGS)
         ]
+        costs[setting] = [rows.get(partial(trainer, **key), **key) for key in timed]
     summary = {
-        f"{name}_{setting}": summarise(_kept(own_rows), [name])[name]
-        for setting, own_rows in rows.items()
+        f"{name}_{setting}": summarise(_kept(own), [name])[name]
+        for setting, own in of.items()
         for name in MEASURES
     }
-    ratios = [{**row, "arm": s} for s, own_rows in costs.items() for row in own_rows]
-    summary |= summarise(ratios, ["latency_ratio"])
-    result = Result("distill", settings(config), environment(), ledger.seconds, ledger.rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
-        title="Knowledge distillation",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("distill", config),
-        sections=[
-            *_trade_offs(chosen, rows, costs),
-            *(s for name in rows for s in _sections(name, rows[name], costs[name], ledger.curves, out)),
-        ],
-    )
-    return result
+    ratios = [{**row, "arm": s} for s, own in costs.items() for row in own]
+    sections = _trade_offs(chosen, of, costs)
+    for name, own in of.items():
+        sections += _sections(name, own, costs[name], rows.curves, out)
+    return finish(
+        "distill", config, rows, sections, title="Knowledge distillation", about=ABOUT,
+        summary=summary | summarise(ratios, ["latency_ratio"]),
+    )  # fmt: skip
 
 
 def shortened(config: Distillation) -> Distillation:
@@ -134,15 +87,15 @@ def shortened(config: Distillation) -> Distillation:
     )  # type: ignore[arg-type]  # fmt: skip
 
 
-def wanted(config: Distillation, school: Trainer) -> list[str]:
+def wanted(config: Distillation, trainer: Trainer) -> list[str]:
     """The methods to run, ``student_alone`` first. Raises ValueError for one named that this student cannot take."""
-    chosen = methods.METHODS if "all" in config.method else config.method
-    unfit = set() if school.task.dataset.kind == "image" else set(methods.ONLY_IMAGE)
-    unfit |= set() if school.student.maps else set(methods.ONLY_MAPS)
+    chosen = METHODS if "all" in config.method else config.method
+    unfit = set() if trainer.task.dataset.kind == "image" else set(ONLY_IMAGE)
+    unfit |= set() if trainer.student.maps else set(ONLY_MAPS)
     if refused := unfit & set(config.method):
         raise InputError(
-            f"--method {' '.join(sorted(refused))}: {' and '.join(methods.ONLY_IMAGE)} need images, "
-            f"{', '.join(methods.ONLY_MAPS)} a student with layers like its teacher's"
+            f"--method {' '.join(sorted(refused))}: {' and '.join(ONLY_IMAGE)} need images, "
+            f"{', '.join(ONLY_MAPS)} a student with layers like its teacher's"
         )
     return ["student_alone", *(m for m in chosen if m != "student_alone" and m not in unfit)]
 

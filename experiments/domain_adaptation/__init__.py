@@ -12,6 +12,7 @@ Tasks: ``mnist_m`` (Ganin et al. 2016, https://arxiv.org/abs/1505.07818), ``mnis
 classes. ``--model`` names a pretrained model to fine-tune or, with ``--frozen``, to take features from.
 """
 
-from experiments.domain_adaptation.study import DomainAdaptation, run
+from experiments.domain_adaptation.config import DomainAdaptation
+from experiments.domain_adaptation.study import run
 
 __all__ = ["DomainAdaptation", "run"]

@@ -1,6 +1,7 @@
 """The command line: see the package."""
 
 from experiments.common.command_line import main
-from experiments.domain_adaptation.study import DomainAdaptation, run
+from experiments.domain_adaptation.config import DomainAdaptation
+from experiments.domain_adaptation.study import run
 
 main(run, DomainAdaptation)

@@ -1,18 +1,19 @@
-"""Training of the methods of ``domain_adaptation``: what each says on the way, and the choice of every rule."""
+"""Training of the methods of ``domain_adaptation``, and which of the models along a run each rule chooses."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.domain_adaptation import methods as methods
+from experiments.domain_adaptation.config import DomainAdaptation
 from experiments.domain_adaptation.domains import DomainPair
+from experiments.domain_adaptation.methods import METHODS, STAGES, Method, Trial
 from jtl import domain
 from jtl.data.batches.loader import Batches, Encoded, loader
 from jtl.domain import protocol
@@ -30,7 +31,15 @@ CHOSEN = RULES[0]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a model says at one point of the run; ``label`` (N,), ``logits`` (N, C), ``features`` (N, D) of each."""
+    """The outputs of a model at one point of the run: ``label`` (N,), ``logits`` (N, C) and ``features`` (N, D).
+
+    Attributes:
+        step: updates so far.
+        source: on validation examples of the source.
+        validation: on validation examples of the target.
+        test: on test examples of the target.
+        scores: of each rule; the highest chooses.
+    """
 
     step: int
     source: dict[str, np.ndarray]
@@ -39,9 +48,18 @@ class Snapshot:
     scores: dict[str, float]
 
 
-Run = tuple[
-    Model, list[Snapshot], list[dict[str, Any]]
-]  # best on source, at every validation, learning curve
+class Run(NamedTuple):
+    """A trained method.
+
+    Attributes:
+        model: that validated best on source.
+        snapshots: at every validation.
+        history: the learning curve.
+    """
+
+    model: Model
+    snapshots: list[Snapshot]
+    history: list[dict[str, Any]]
 
 
 def key_of(rule: str) -> str:
@@ -49,126 +67,122 @@ def key_of(rule: str) -> str:
     return "accuracy" if rule == CHOSEN else f"accuracy_{rule}"
 
 
+def file_of(out: Path, target: str, arm: str) -> Path:
+    """Where the outputs of a method's chosen model are stored, of the first seed."""
+    return out / "outputs" / f"{target.replace(':', '_').replace('/', '_')}_{arm}.npz"
+
+
 class Trainer:
-    """Trains the methods of one seed, which share their start and the model trained on source.
+    """Trains the methods on a pair of domains; those of one seed share their start and the model trained on source.
 
     Args:
-        transfer: source and target.
-        seed: of the start and of the order of examples.
-        steps: updates of every method.
-        validations: points of the run that a rule can choose from.
-        batch_size: examples of each domain in an update.
-        rate: peak learning rate of AdamW.
+        pair: source and target.
+        config: settings.
     """
 
-    def __init__(
-        self, transfer: DomainPair, *, seed: int, steps: int, validations: int, batch_size: int, rate: float
-    ) -> None:
-        self.transfer, self.seed, self.steps, self.rate = transfer, seed, steps, rate
-        self.validations = min(validations, steps)
-        self.setting = methods.Trial(
-            model=transfer.start(jax.random.key(seed)),
-            train={"source": transfer.source["train"], "target": transfer.target["train"]},
-            classes=len(transfer.classes),
+    def __init__(self, pair: DomainPair, config: DomainAdaptation) -> None:
+        self.pair, self.config = pair, config
+        self.steps = 30 if config.quick else config.steps or pair.steps
+        self.trial = lru_cache(1)(self._trial)
+        self.baseline = lru_cache(1)(lambda seed: self.train("source_only", self.trial(seed)))
+
+    def _trial(self, seed: int) -> Trial:
+        pair = self.pair
+        return Trial(
+            model=pair.start(jax.random.key(seed)),
+            train={"source": pair.source["train"], "target": pair.target["train"]},
+            classes=len(pair.classes),
             steps=self.steps,
-            batch_size=batch_size,
-            stats=transfer.stats,
-            width=transfer.width,
+            batch_size=self.config.batch_size,
+            stats=pair.stats,
+            width=pair.width,
             seed=seed,
-            buckets=transfer.buckets,
-            trained_on_source=lambda: self.baseline[0],
+            buckets=pair.buckets,
+            trained_on_source=lambda: self.baseline(seed).model,
         )
 
-    @cached_property
-    def baseline(self) -> Run:
-        """Training on source alone, from which other methods go on."""
-        return self.train(methods.source_only(self.setting), "source_only")
-
-    def __call__(self, method: str, stored: Path | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row of a method and its learning curve; what its chosen model says is stored, if asked."""
-        began = time.monotonic()
+    def __call__(
+        self, *, task: str, target: str, arm: Any, seed: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row of a method and its learning curve; of the first seed, outputs of its chosen model are stored."""
+        began, trial = time.monotonic(), self.trial(seed)
         history: list[dict[str, Any]] = []
-        if method == "adabn":
-            adapted = domain.adabn(self.setting.trained, self.setting.unlabelled())
-            snapshots = [self.look(adapted, self.steps)]
-        elif method == "tent":
-            snapshots = [self.tent()]
-        elif method == "source_only":
-            _, snapshots, history = self.baseline
+        if arm == "adabn":
+            snapshots = [self.look(domain.adabn(trial.trained, trial.unlabelled()), self.steps)]
+        elif arm == "tent":
+            snapshots = [self.tent(trial)]
         else:
-            recipe = getattr(methods, method)(self.setting)
-            _, snapshots, history = self.train(recipe, method)
-        if method == "target_trained":  # it has target labels, and may choose by them
+            _, snapshots, history = self.baseline(seed) if arm == "source_only" else self.train(arm, trial)
+        if arm == "target_trained":  # it has target labels, and may choose by them
             for snapshot in snapshots:
                 snapshot.scores.update(dict.fromkeys(RULES, snapshot.scores["oracle"]))
+        chosen = {rule: max(snapshots, key=lambda s: (s.scores[rule], s.step)) for rule in RULES}
         row: dict[str, Any] = {"seconds": time.monotonic() - began, "steps": self.steps}
-        for rule in RULES:
-            best = max(snapshots, key=lambda s, rule=rule: (s.scores[rule], s.step))  # type: ignore[misc]
+        for rule, best in chosen.items():
             row[key_of(rule)] = accuracy(best.test["logits"], best.test["label"])
             row[f"step_{rule}"] = best.step
-        chosen = max(snapshots, key=lambda s: (s.scores[CHOSEN], s.step))
-        row["source_accuracy"] = chosen.scores["source_validation"]
-        if stored is not None:
-            stored.parent.mkdir(parents=True, exist_ok=True)
+        best = chosen[CHOSEN]
+        row["source_accuracy"] = best.scores["source_validation"]
+        if seed == self.config.seed:
+            path = file_of(self.config.out, target, arm)
+            path.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(
-                stored, source=chosen.source["features"], features=chosen.test["features"],
-                logits=chosen.test["logits"], label=chosen.test["label"],
+                path, source=best.source["features"], features=best.test["features"],
+                logits=best.test["logits"], label=best.test["label"],
             )  # fmt: skip
         return row, history
 
-    def train(self, recipe: methods.Recipe, title: str) -> tuple[Model, list[Snapshot], list[dict[str, Any]]]:
-        """The model that validated best on source, what each validated one says, and the learning curve."""
-        every = -(-self.steps // self.validations)
-        optimizer = adamw(schedule(self.rate, self.steps), weight_decay=0.01)
+    def train(self, method: Method, trial: Trial) -> Run:
+        """Train a method. Its stages share one optimiser; each takes its batches from the model of the stage before."""
+        stages, recipe = STAGES.get(method, 1), METHODS[method](trial)
+        every = -(-self.steps // min(self.config.validations, self.steps))
+        optimizer = adamw(
+            schedule(self.config.learning_rate or self.pair.rate, self.steps), weight_decay=0.01
+        )
         step = make_step(recipe.loss, optimizer, recipe.labels)
-        state = step.init(recipe.model, jax.random.key(self.seed))
+        state, finish = step.init(recipe.model, jax.random.key(trial.seed)), recipe.finish
         snapshots: list[Snapshot] = []
-        models: list[Model] = []
         history: list[dict[str, Any]] = []
-        print(f"{title}:")
+        print(f"{method}:")
 
         def validate(model: Model) -> dict[str, float]:
             done = min(every * (len(snapshots) + 1), self.steps)
-            snapshots.append(self.look(recipe.finish(model), done))
+            snapshots.append(self.look(finish(model), done))
             scores = snapshots[-1].scores
             return {"accuracy": scores["source_validation"], "target_accuracy": scores["oracle"]}
 
-        for stage in range(recipe.stages):
-            ends = self.steps * (stage + 1) // recipe.stages
-            batches = recipe.batches(state.model)
-            fitted = fit(step, state, loader(batches), steps=ends, validate=validate, validate_every=every)
+        for stage in range(1, stages + 1):
+            if stage > 1:
+                recipe = METHODS[method](trial.after(state.model))
+            fitted = fit(
+                step, state, loader(recipe.batches), steps=self.steps * stage // stages, validate=validate,
+                validate_every=every,
+            )  # fmt: skip
             state, history = fitted.state, [*history, *fitted.history]
-            models.append(fitted.model)
-        return recipe.finish(models[-1]), snapshots, history
+        return Run(finish(fitted.model), snapshots, history)
 
     def look(self, model: Model, step: int) -> Snapshot:
-        """What a model says, and how each rule scores it."""
-        source = self.says(model, self.transfer.source["validation"])
-        target = self.says(model, self.transfer.target["validation"])
-        test = self.says(model, self.transfer.target["test"])
+        """The outputs of a model, and how each rule scores it."""
+        source = self.outputs(model, self.pair.source["validation"])
+        target = self.outputs(model, self.pair.target["validation"])
+        test = self.outputs(model, self.pair.target["test"])
         return Snapshot(step, source, target, test, scores(source, target, step))
 
-    def says(self, model: Model, split: Encoded) -> dict[str, np.ndarray]:
+    def outputs(self, model: Model, split: Encoded) -> dict[str, np.ndarray]:
         """Logits, features and labels of a split."""
-        batches = Batches(split, 100, train=False, buckets=self.transfer.buckets)
+        batches = Batches(split, 100, train=False, buckets=self.pair.buckets)
         return outputs(model, batches, ("logits", "features", "label"))
 
-    def tent(self) -> Snapshot:
+    def tent(self, trial: Trial) -> Snapshot:
         """The source model adapting online to the target's test examples, in one pass, as they come."""
-        model = self.setting.trained
-        split = self.transfer.target["test"]
-        order = np.random.default_rng(self.seed).permutation(len(split))
-        cut = [order[i : i + 100] for i in range(0, len(order), 100)]
-        batches = [split.batch(rows, 1, None) for rows in cut]
-        step = make_step(
-            domain.Tent(),
-            adamw(schedule(1e-3, len(batches)), weight_decay=0.0),
-            domain.norm_only(model, batches[0]),
-        )
-        logits = domain.adapt(step, model, batches, key=jax.random.key(self.seed))
+        model, split = trial.trained, self.pair.target["test"]
+        order = np.random.default_rng(trial.seed).permutation(len(split))
+        batches = [split.batch(order[i : i + 100], 1, None) for i in range(0, len(order), 100)]
+        optimizer = adamw(schedule(1e-3, len(batches)), weight_decay=0.0)
+        step = make_step(domain.Tent(), optimizer, domain.norm_only(model, batches[0]))
+        logits = domain.adapt(step, model, batches, key=jax.random.key(trial.seed))
         before = self.look(model, self.steps)
-        test = {**before.test, "logits": logits[np.argsort(order)]}
-        return replace(before, test=test)
+        return replace(before, test={**before.test, "logits": logits[np.argsort(order)]})
 
 
 def scores(source: dict[str, np.ndarray], target: dict[str, np.ndarray], step: int) -> dict[str, float]:

@@ -1,14 +1,15 @@
 """The algorithms of ``experiments.fewshot``: what each trains, and how it then learns a new task.
 
-An algorithm is a function from what all start with (``Trial``) to a ``Recipe``. The papers are named in ``jtl.meta``.
+An algorithm is a function from what all start with (``Trial``) to an ``EpisodicRecipe``. The papers are named in
+``jtl.meta``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,16 @@ Algorithm = Literal[
     "prototypes", "matching", "relation", "ridge",
     "scratch", "head", "nearest_centroid", "baseline_plus_plus",
 ]  # fmt: skip
-ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
-TABLE = (
+TABLE: tuple[Algorithm, ...] = (
     "maml", "fomaml", "anil", "reptile", "prototypes", "matching", "ridge",
     "scratch", "head", "nearest_centroid", "baseline_plus_plus",
 )  # fmt: skip
 METRIC = ("prototypes", "matching", "relation", "ridge")  # train once for all numbers of ways
-BASELINES = ("scratch", "head", "nearest_centroid", "baseline_plus_plus")  # train once for all settings
+ON_FEATURES = (
+    "head",
+    "nearest_centroid",
+    "baseline_plus_plus",
+)  # of a network that is trained once for all settings
 
 # From a model, episodes and a key to the query accuracy of each task after each inner step, (T, K + 1); K may be 0.
 Test = Callable[[Any, jax.Array], np.ndarray]
@@ -104,7 +108,7 @@ class Trial:
     def episodes(
         self, ways: int | None = None, shots: int | None = None, queries: int | None = None
     ) -> Callable[[Any, jax.Array], Batch]:
-        """Draws a batch of training episodes; what is not given is the setting's."""
+        """Draws a batch of training episodes; what is not given is the setting'trial."""
         ways, shots, queries = ways or self.ways, shots or self.shots, queries or self.queries
 
         def draw(pool: episodes.Pool, key: jax.Array) -> Batch:
@@ -121,8 +125,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How an algorithm trains and is tested.
+class EpisodicRecipe:
+    """How an algorithm trains on batches that are drawn on the device, and is tested on new tasks.
 
     Attributes:
         model: before training.
@@ -150,122 +154,135 @@ class Recipe:
 # --- gradients -------------------------------------------------------------------------------------
 
 
-def _through(s: Trial, model: Model, gradient: Any, rate: Any, inner: PyTree, **options: Any) -> Recipe:
+def _through(
+    trial: Trial, model: Model, gradient: Any, rate: Any, inner: PyTree, **options: Any
+) -> EpisodicRecipe:
     """Training by ``gradient`` and testing by the inner loop that it trains through."""
-    draw = options.pop("draw", s.episodes())
-    evaluate = meta.make_evaluate(s.loss, steps=s.test_steps, rate=rate, labels=inner, chunk=s.chunk)
+    draw = options.pop("draw", trial.episodes())
+    evaluate = meta.make_evaluate(
+        trial.loss, steps=trial.test_steps, rate=rate, labels=inner, chunk=trial.chunk
+    )
     test = lambda model: lambda batch, key: evaluate(model, batch, key)["accuracy"]  # noqa: E731
-    return Recipe(
-        model, test, draw, s.tasks.pools["train"], s.loss, gradient, labels=s.trains(model), **options
+    return EpisodicRecipe(
+        model,
+        test,
+        draw,
+        trial.tasks.pools["train"],
+        trial.loss,
+        gradient,
+        labels=trial.trains(model),
+        **options,
     )
 
 
-def maml(s: Trial, *, within: str = ".*", **options: Any) -> Recipe:
+def maml(trial: Trial, *, within: str = ".*", **options: Any) -> EpisodicRecipe:
     """The gradient through the inner loop."""
-    model, rate = s.classifier(s.ways), s.rate(0.4)
-    inner = s.trains(model, within)
-    gradient = meta.maml(steps=s.inner_steps, rate=rate, labels=inner, chunk=s.chunk, **options)
-    return _through(s, model, gradient, rate, inner)
+    model, rate = trial.classifier(trial.ways), trial.rate(0.4)
+    inner = trial.trains(model, within)
+    gradient = meta.maml(steps=trial.inner_steps, rate=rate, labels=inner, chunk=trial.chunk, **options)
+    return _through(trial, model, gradient, rate, inner)
 
 
-def fomaml(s: Trial) -> Recipe:
+def fomaml(trial: Trial) -> EpisodicRecipe:
     """MAML without second derivatives."""
-    return maml(s, first_order=True)
+    return maml(trial, first_order=True)
 
 
-def anil(s: Trial) -> Recipe:
+def anil(trial: Trial) -> EpisodicRecipe:
     """The head alone adapts."""
-    return maml(s, within="head/.*")
+    return maml(trial, within="head/.*")
 
 
-def boil(s: Trial) -> Recipe:
+def boil(trial: Trial) -> EpisodicRecipe:
     """All but the head adapts."""
-    return maml(s, within="(?!head/).*")
+    return maml(trial, within="(?!head/).*")
 
 
-def reptile(s: Trial) -> Recipe:
+def reptile(trial: Trial) -> EpisodicRecipe:
     """Towards where five steps on ten rows each lead, as in the paper for Omniglot, if not with its inner Adam."""
-    model, rate = s.classifier(s.ways), s.rate(0.1)
-    inner = s.trains(model)
+    model, rate = trial.classifier(trial.ways), trial.rate(0.1)
+    inner = trial.trains(model)
     # It trains on one set of rows, of as many as the others have in support and query; one row is for the metrics.
-    rows = s.shots + s.queries
-    draw = s.episodes(shots=rows, queries=1)
-    gradient = meta.reptile(steps=5, rate=rate, labels=inner, minibatch=min(10, rows * s.ways), chunk=s.chunk)
-    return _through(s, model, gradient, rate, inner, outer_rate=1.0, sgd=True, draw=draw)
-
-
-def _learned(s: Trial, rule: Any, **options: Any) -> Recipe:
-    model = meta.learn(s.classifier(s.ways), rule)
-    inner = s.trains(model)
-    gradient = meta.maml(steps=s.inner_steps, rate=rule, labels=inner, chunk=s.chunk, **options)
-    return _through(s, model, gradient, rule, inner, draw=options.pop("draw", s.episodes()))
-
-
-def meta_sgd(s: Trial) -> Recipe:
-    """MAML with a learned rate for each entry."""
-    return _learned(s, meta.MetaSGD(s.rate(0.4)))
-
-
-def meta_curvature(s: Trial) -> Recipe:
-    """MAML with learned matrices on the gradients."""
-    return _learned(s, meta.MetaCurvature(s.rate(0.4)))
-
-
-def maml_plus_plus(s: Trial) -> Recipe:
-    """MAML with a learned rate for each leaf and step, and the loss over all steps, evenly."""
-    rule = meta.PerStep(s.rate(0.4), s.inner_steps)
-    recipe = _learned(s, rule, multi_step=True)
-    weights = jnp.tile(meta.step_weights(s.inner_steps, 0.0)[None], (s.batch, 1))
-    plain = s.episodes()
-    draw = lambda pool, key: {**plain(pool, key), "step_weight": weights}  # noqa: E731
-    return Recipe(**{**vars(recipe), "draw": draw})
-
-
-def imaml(s: Trial) -> Recipe:
-    """The implicit gradient at the end of the inner loop."""
-    model, rate = s.classifier(s.ways), s.rate(0.1)
-    inner = s.trains(model)
-    gradient = meta.imaml(
-        steps=s.inner_steps, rate=rate, regularisation=2.0, cg_steps=5, labels=inner, chunk=s.chunk
+    rows = trial.shots + trial.queries
+    draw = trial.episodes(shots=rows, queries=1)
+    gradient = meta.reptile(
+        steps=5, rate=rate, labels=inner, minibatch=min(10, rows * trial.ways), chunk=trial.chunk
     )
-    return _through(s, model, gradient, rate, inner)
+    return _through(trial, model, gradient, rate, inner, outer_rate=1.0, sgd=True, draw=draw)
+
+
+def _learned(trial: Trial, rule: Any, **options: Any) -> EpisodicRecipe:
+    model = meta.learn(trial.classifier(trial.ways), rule)
+    inner = trial.trains(model)
+    gradient = meta.maml(steps=trial.inner_steps, rate=rule, labels=inner, chunk=trial.chunk, **options)
+    return _through(trial, model, gradient, rule, inner, draw=options.pop("draw", trial.episodes()))
+
+
+def meta_sgd(trial: Trial) -> EpisodicRecipe:
+    """MAML with a learned rate for each entry."""
+    return _learned(trial, meta.MetaSGD(trial.rate(0.4)))
+
+
+def meta_curvature(trial: Trial) -> EpisodicRecipe:
+    """MAML with learned matrices on the gradients."""
+    return _learned(trial, meta.MetaCurvature(trial.rate(0.4)))
+
+
+def maml_plus_plus(trial: Trial) -> EpisodicRecipe:
+    """MAML with a learned rate for each leaf and step, and the loss over all steps, evenly."""
+    rule = meta.PerStep(trial.rate(0.4), trial.inner_steps)
+    recipe = _learned(trial, rule, multi_step=True)
+    weights = jnp.tile(meta.step_weights(trial.inner_steps, 0.0)[None], (trial.batch, 1))
+    plain = trial.episodes()
+    draw = lambda pool, key: {**plain(pool, key), "step_weight": weights}  # noqa: E731
+    return replace(recipe, draw=draw)
+
+
+def imaml(trial: Trial) -> EpisodicRecipe:
+    """The implicit gradient at the end of the inner loop."""
+    model, rate = trial.classifier(trial.ways), trial.rate(0.1)
+    inner = trial.trains(model)
+    gradient = meta.imaml(
+        steps=trial.inner_steps, rate=rate, regularisation=2.0, cg_steps=5, labels=inner, chunk=trial.chunk
+    )
+    return _through(trial, model, gradient, rate, inner)
 
 
 # --- metric learners -------------------------------------------------------------------------------
 
 
-def _metric(s: Trial, model: Model, learner: Callable[..., meta.Metric]) -> Recipe:
-    loss = learner(ways=s.train_ways, normalise=s.normalise)
-    test = partial(measure, learner(ways=s.ways, normalise=s.normalise), chunk=s.chunk)
-    return Recipe(
-        model, lambda model: partial(test, model), s.episodes(ways=s.train_ways), s.tasks.pools["train"], loss,
-        labels=s.trains(model),
+def _metric(trial: Trial, model: Model, learner: Callable[..., meta.Metric]) -> EpisodicRecipe:
+    loss = learner(ways=trial.train_ways, normalise=trial.normalise)
+    test = partial(accuracies, learner(ways=trial.ways, normalise=trial.normalise), chunk=trial.chunk)
+    return EpisodicRecipe(
+        model, lambda model: partial(test, model), trial.episodes(ways=trial.train_ways),
+        trial.tasks.pools["train"], loss, labels=trial.trains(model),
     )  # fmt: skip
 
 
-def prototypes(s: Trial) -> Recipe:
+def prototypes(trial: Trial) -> EpisodicRecipe:
     """Distances to class means."""
-    return _metric(s, s.tasks.start(s.key), meta.Prototypes)
+    return _metric(trial, trial.tasks.start(trial.key), meta.Prototypes)
 
 
-def matching(s: Trial) -> Recipe:
+def matching(trial: Trial) -> EpisodicRecipe:
     """Attention to the support by cosine."""
-    return _metric(s, s.tasks.start(s.key), meta.Matching)
+    return _metric(trial, trial.tasks.start(trial.key), meta.Matching)
 
 
-def relation(s: Trial) -> Recipe:
+def relation(trial: Trial) -> EpisodicRecipe:
     """A learned comparison of class and query."""
     module = meta.Relation(hidden=64)
-    model = meta.with_relation(s.tasks.start(s.key), module, width=s.tasks.width, key=s.key)
-    return _metric(s, model, partial(meta.RelationNet, module=module))
+    model = meta.with_relation(trial.tasks.start(trial.key), module, width=trial.tasks.width, key=trial.key)
+    return _metric(trial, model, partial(meta.RelationNet, module=module))
 
 
-def ridge(s: Trial) -> Recipe:
+def ridge(trial: Trial) -> EpisodicRecipe:
     """A ridge regression on the support, solved in each task."""
-    return _metric(s, meta.with_ridge(s.tasks.start(s.key)), meta.Ridge)
+    return _metric(trial, meta.with_ridge(trial.tasks.start(trial.key)), meta.Ridge)
 
 
-def measure(
+def accuracies(
     learner: meta.Metric, model: Model, batch: Any, key: jax.Array, *, chunk: int | None
 ) -> np.ndarray:
     """The accuracy of each task, (T, 1)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from experiments.progressive.trial import Learning, Recipe, Trial
+from experiments.common.recipe import Recipe
+from experiments.progressive.trial import Learning, Trial
 from jtl import adapters, finetune, heads, progressive, tree
 from jtl.model import Model
 from jtl.tasks import Classify
@@ -15,17 +16,17 @@ class Separate:
 
     KNOWN = True
 
-    def __init__(self, setting: Trial) -> None:
-        self.s = setting
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
         self.models: dict[int, Model] = {}
 
     def learn(self, task: int) -> Learning:
         """Train a new network."""
-        self.models[task] = yield Recipe(self.s.column(task), Classify(), self.s.batches(task))
+        self.models[task] = yield Recipe(self.trial.column(task), Classify(), self.trial.batches(task))
 
     def view(self, task: int) -> Model:
         """The network of the task, or what it will start from."""
-        return self.models.get(task, self.s.column(task))
+        return self.models.get(task, self.trial.column(task))
 
     @property
     def parameters(self) -> int:
@@ -41,13 +42,13 @@ class Lora(Separate):
         if task == 0:
             yield from super().learn(task)
             return
-        t, key = self.s.tasks, self.s.key(task)
+        t, key = self.trial.tasks, self.trial.key(task)
         kept = {name: leaf for name, leaf in self.models[0].params.items() if name != "head"}
         body = self.models[0].with_params(kept).replace(techniques=())
         model = heads.classifier(body, t.classes, key=key, on="features", width=t.width)
-        model = adapters.lora(model, rank=8, where=t.layers, key=key, batch=self.s.example)
+        model = adapters.lora(model, rank=8, where=t.layers, key=key, batch=self.trial.example)
         labels = finetune.train_only(model, ".*/lora/.*|head/.*")
-        self.models[task] = yield Recipe(model, Classify(), self.s.batches(task), labels)
+        self.models[task] = yield Recipe(model, Classify(), self.trial.batches(task), labels)
 
     @property
     def parameters(self) -> int:
@@ -66,27 +67,27 @@ class Progressive:
     KNOWN = True
     LATERALS: Literal["nonlinear", "linear"] = "nonlinear"
 
-    def __init__(self, setting: Trial) -> None:
-        self.s = setting
-        self.model = setting.column(0)
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.model = trial.column(0)
 
     def grown(self, task: int) -> Model:
         """The network with a column for the task."""
-        where = f"{self.s.tasks.blocks}|head"
+        where = f"{self.trial.tasks.blocks}|head"
         return progressive.grow(
-            self.model, self.s.column(task), where=where, batch=self.s.example, key=self.s.key(task, 2),
+            self.model, self.trial.column(task), where=where, batch=self.trial.example, key=self.trial.key(task, 2),
             laterals=self.LATERALS,
         )  # fmt: skip
 
     def learn(self, task: int) -> Learning:
         """Grow and train the new column."""
         model = self.model if task == 0 else self.grown(task)
-        self.model = yield Recipe(model, Classify(), self.s.batches(task), progressive.labels(model))
+        self.model = yield Recipe(model, Classify(), self.trial.batches(task), progressive.labels(model))
 
     def view(self, task: int) -> Model:
         """The columns up to the task's, or what the task will start from."""
         known = task < progressive.columns(self.model)
-        return progressive.task(self.model, task + 1) if known else self.s.column(task)
+        return progressive.task(self.model, task + 1) if known else self.trial.column(task)
 
     @property
     def parameters(self) -> int:
@@ -103,16 +104,18 @@ class ProgressiveLinear(Progressive):
 class ProgressiveRandom(Progressive):
     """The paper's fourth baseline: as many columns and laterals, but earlier columns as they were drawn."""
 
-    def __init__(self, setting: Trial) -> None:
-        super().__init__(setting)
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
         self.answers: dict[int, Model] = {}
 
     def learn(self, task: int) -> Learning:
         """Train a column beside untrained ones, and go on from the untrained one."""
         model = self.model if task == 0 else self.grown(task)
-        self.answers[task] = yield Recipe(model, Classify(), self.s.batches(task), progressive.labels(model))
+        self.answers[task] = yield Recipe(
+            model, Classify(), self.trial.batches(task), progressive.labels(model)
+        )
         self.model = model
 
     def view(self, task: int) -> Model:
         """The network that was trained for the task."""
-        return self.answers.get(task, self.s.column(task))
+        return self.answers.get(task, self.trial.column(task))

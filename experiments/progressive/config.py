@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.common.settings import Config
-from experiments.progressive import methods as methods
+from experiments.common.settings import Config, above, at_least
+from experiments.progressive.methods import Method
 
 Name = Literal["permuted_mnist", "split_mnist", "rotated_mnist", "digits", "newsgroups"]
 POINTS = 10  # validations in the training of a task
@@ -20,21 +20,21 @@ class Progressive(Config):
     """Which sequences to learn."""
     data: tuple[str, ...] = ()
     """Image data sets of your own instead, a task each; see experiments.finetune --data."""
-    method: tuple[methods.Name | Literal["all"], ...] = ("all",)
+    method: tuple[Method | Literal["all"], ...] = ("all",)
     """Which to compare; separate always runs."""
-    tasks: int = 10
+    tasks: int = at_least(2, 10)
     """Tasks of a sequence at most."""
-    steps: int = 400
+    steps: int = at_least(POINTS, 400)
     """Updates for each task."""
-    batch_size: int = 32
+    batch_size: int = at_least(1, 32)
     """Examples in an update."""
-    learning_rate: float = 1e-3
+    learning_rate: float = above(0, 1e-3)
     """Rate of Adam."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] = at_least(1, (256, 256))
     """Widths of the network on images."""
-    ewc_strength: float = 30.0
+    ewc_strength: float = at_least(0, 30.0)
     """λ of EWC; wider networks take more."""
-    train_examples: int = 0
+    train_examples: int = at_least(0, 0)
     """Training examples of each task; 0 takes all."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions."""

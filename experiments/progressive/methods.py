@@ -9,18 +9,17 @@ head for each task, which all methods are told.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from experiments.progressive.columns import Lora, Progressive, ProgressiveLinear, ProgressiveRandom, Separate
 from experiments.progressive.single_network import Agem, Ewc, Full, Head, Joint, Lwf, PackNet, Replay, Si
 from experiments.progressive.trial import Trial
 
-Name = Literal[
+Method = Literal[
     "separate", "progressive", "progressive_linear", "progressive_random", "head", "full", "joint", "ewc", "si", "lwf",
     "agem", "replay", "packnet", "lora",
 ]  # fmt: skip
-NAMES: tuple[str, ...] = get_args(Name)
-METHODS: dict[str, Callable[[Trial], Any]] = {
+METHODS: dict[Method, Callable[[Trial], Any]] = {
     "separate": Separate, "progressive": Progressive, "progressive_linear": ProgressiveLinear,
     "progressive_random": ProgressiveRandom, "head": Head, "full": Full, "joint": Joint, "ewc": Ewc, "si": Si,
     "lwf": Lwf, "agem": Agem, "replay": Replay, "packnet": PackNet, "lora": Lora,

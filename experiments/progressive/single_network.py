@@ -9,7 +9,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from experiments.progressive.trial import Learning, Recipe, Trial, together
+from experiments.common.recipe import Recipe
+from experiments.progressive.trial import Learning, Tracked, Trial, together
 from jtl import continual, distill, finetune, tree
 from jtl.continual import packnet
 from jtl.data import Arrays
@@ -30,13 +31,13 @@ class Full:
 
     KNOWN = False
 
-    def __init__(self, setting: Trial) -> None:
-        self.s = setting
-        self.model = setting.network(known=self.KNOWN)
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.model = trial.network(known=self.KNOWN)
 
     def learn(self, task: int) -> Learning:
         """Train on the task."""
-        self.model = yield Recipe(self.model, Classify(), self.s.batches(task))
+        self.model = yield Recipe(self.model, Classify(), self.trial.batches(task))
 
     def view(self, task: int) -> Model:
         """The one network."""
@@ -54,36 +55,35 @@ class Joint(Full):
     def learn(self, task: int) -> Learning:
         """Train on everything, at the first task."""
         if task == 0:
-            count = len(self.s.tasks.names)
-            rows = together([split["train"] for split in self.s.tasks.splits])
-            self.model = yield Recipe(
-                self.model, Classify(), self.s.cut(rows, count * self.s.steps, 0), share=count
-            )
+            count = len(self.trial.tasks.names)
+            rows = together([split["train"] for split in self.trial.tasks.splits])
+            batches = self.trial.cut(rows, count * self.trial.steps, 0)
+            self.model = yield Recipe(self.model, Classify(), batches)
 
 
 class Ewc(Full):
     """A penalty for each task learned, weighted by the Fisher information of single examples."""
 
-    def __init__(self, setting: Trial) -> None:
-        super().__init__(setting)
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
         self.penalty: finetune.EWC | None = None
 
     def learn(self, task: int) -> Learning:
         """Train under the penalties, then measure what the task needs."""
         loss: Loss = Classify() if self.penalty is None else Classify() + self.penalty
-        self.model = yield Recipe(self.model, loss, self.s.batches(task))
-        rows = self.s.tasks.splits[task]["train"]
-        few = rows.batch(np.random.default_rng(self.s.seed).permutation(len(rows))[:FISHER_ROWS])
+        self.model = yield Recipe(self.model, loss, self.trial.batches(task))
+        rows = self.trial.tasks.splits[task]["train"]
+        few = rows.batch(np.random.default_rng(self.trial.seed).permutation(len(rows))[:FISHER_ROWS])
         found = finetune.fisher(self.model, [few], mode="exact", chunk=50)
-        own = finetune.EWC(self.model.params, found, jnp.float32(self.s.ewc_strength))
+        own = finetune.EWC(self.model.params, found, jnp.float32(self.trial.ewc_strength))
         self.penalty = own if self.penalty is None else finetune.consolidate(self.penalty, own)
 
 
 class Si(Full):
     """The penalty of synaptic intelligence."""
 
-    def __init__(self, setting: Trial) -> None:
-        super().__init__(setting)
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
         self.penalty: finetune.SI | None = None
         self.state: Any = None  # the optimiser's, which the trainer leaves here
 
@@ -91,7 +91,7 @@ class Si(Full):
         """Train under the penalty, tracking the path."""
         loss: Loss = Classify() if self.penalty is None else Classify() + self.penalty
         start = self.model.params
-        self.model = yield Recipe(self.model, loss, self.s.batches(task), tracked=True, penalty=self.penalty)
+        self.model = yield Tracked(self.model, loss, self.trial.batches(task), penalty=self.penalty)
         before = None if self.penalty is None else self.penalty.importance
         omega = finetune.path_importance(self.state, start, self.model.params, before=before)
         self.penalty = finetune.SI(self.model.params, omega, jnp.float32(SI_STRENGTH))
@@ -133,7 +133,7 @@ class Lwf(Full):
     def learn(self, task: int) -> Learning:
         """Train beside the old answers."""
         loss: Loss = Classify() if task == 0 else Classify() + OldAnswers(self.model, task)
-        self.model = yield Recipe(self.model, loss, self.s.batches(task))
+        self.model = yield Recipe(self.model, loss, self.trial.batches(task))
 
 
 class Replay(Full):
@@ -141,20 +141,22 @@ class Replay(Full):
 
     APART = False
 
-    def __init__(self, setting: Trial) -> None:
-        super().__init__(setting)
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
         self.memory: list[Arrays] = []
 
     def learn(self, task: int) -> Learning:
         """Train beside the memory, then remember some of the task."""
-        batches: Steps = self.s.batches(task)
+        batches: Steps = self.trial.batches(task)
         gradient = backprop
         if self.memory:
-            size = self.s.batch_size
-            batches = continual.Rehearse(batches, together(self.memory), size, self.s.seed, apart=self.APART)
+            size = self.trial.batch_size
+            batches = continual.Rehearse(
+                batches, together(self.memory), size, self.trial.seed, apart=self.APART
+            )
             gradient = continual.agem if self.APART else backprop
         self.model = yield Recipe(self.model, Classify(), batches, gradient=gradient)
-        self.memory.append(self.s.remembered(task))
+        self.memory.append(self.trial.remembered(task))
 
 
 class Agem(Replay):
@@ -171,7 +173,7 @@ class Head(Full):
     def learn(self, task: int) -> Learning:
         """Train all for the first task, then heads."""
         labels = None if task == 0 else finetune.train_only(self.model, "head/.*")
-        self.model = yield Recipe(self.model, Classify(), self.s.batches(task), labels)
+        self.model = yield Recipe(self.model, Classify(), self.trial.batches(task), labels)
 
 
 class PackNet(Full):
@@ -179,9 +181,9 @@ class PackNet(Full):
 
     KNOWN = True
 
-    def __init__(self, setting: Trial) -> None:
-        super().__init__(setting)
-        self.model = packnet.pack(self.model, f"{setting.tasks.layers}/kernel")
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
+        self.model = packnet.pack(self.model, f"{trial.tasks.layers}/kernel")
         self.learned = 0
 
     def learn(self, task: int) -> Learning:
@@ -189,13 +191,15 @@ class PackNet(Full):
         if task:
             self.model = packnet.next_task(self.model)
         labels = (
-            None if task == 0 else finetune.train_only(self.model, f"{self.s.tasks.layers}/kernel|head/.*")
+            None
+            if task == 0
+            else finetune.train_only(self.model, f"{self.trial.tasks.layers}/kernel|head/.*")
         )
-        trained = yield Recipe(self.model, Classify(), self.s.batches(task, 2 / 3), labels, share=2 / 3)
+        trained = yield Recipe(self.model, Classify(), self.trial.batches(task, 2 / 3), labels)
         # The last task may keep all that is left.
-        keep = 1.0 if task + 1 == len(self.s.tasks.names) else KEEP
+        keep = 1.0 if task + 1 == len(self.trial.tasks.names) else KEEP
         pruned = packnet.prune(trained, keep)
-        self.model = yield Recipe(pruned, Classify(), self.s.batches(task, 1 / 3, 1), labels, share=1 / 3)
+        self.model = yield Recipe(pruned, Classify(), self.trial.batches(task, 1 / 3, 1), labels)
         self.learned = task + 1
 
     def view(self, task: int) -> Model:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from experiments.progressive import methods as methods
+from experiments.common.recipe import Recipe
 from experiments.progressive.config import POINTS, Progressive
-from experiments.progressive.task_sequences import TaskSequence
-from experiments.progressive.trial import Recipe, Trial
+from experiments.progressive.methods import METHODS, Method
+from experiments.progressive.task_sequences import LIMITS, TaskSequence, prepare_tasks
+from experiments.progressive.trial import Tracked, Trial
 from jtl import finetune, progressive, tree
 from jtl.data import Arrays
 from jtl.data.batches.loader import Batches
 from jtl.model import Model
 from jtl.outputs import predict
 from jtl.tasks import accuracy
-from jtl.train import Step, fit, make_step
-
-# --- training --------------------------------------------------------------------------------------
+from jtl.train import Step, TrainState, fit, make_step
 
 
 class Trainer:
@@ -33,11 +33,27 @@ class Trainer:
         self.optimizer = optax.adam(config.learning_rate)
         self._made: dict[Any, Step] = {}
 
-    def __call__(self, name: str, setting: Trial) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        self.trial = lru_cache(1)(self._trial)
+
+    def _trial(self, sequence: str, seed: int) -> Trial:
+        config = self.config
+        tasks = prepare_tasks(
+            sequence, hidden=config.hidden, tasks=3 if config.quick else config.tasks,
+            train=500 if config.quick else config.train_examples, seed=seed,
+            limits=dict.fromkeys(LIMITS, 200) if config.quick else LIMITS, own=config.data,
+        )  # fmt: skip
+        return Trial(tasks, self.steps, config.batch_size, seed, config.ewc_strength)
+
+    def __call__(
+        self, *, sequence: str, arm: Method, seed: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The row of a method on a sequence, and its learning curves."""
+        return self.row(arm, self.trial(sequence, seed))
+
+    def row(self, name: Method, trial: Trial) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row of a method, and its learning curves."""
         began = time.monotonic()
-        tasks = setting.tasks
-        method = methods.METHODS[name](setting)
+        tasks, method = trial.tasks, METHODS[name](trial)
         count = len(tasks.names)
         untrained = [self.score(method.view(j), tasks, j) for j in range(count)]
         found = np.full((count, count), np.nan)
@@ -69,7 +85,8 @@ class Trainer:
 
     def learn(self, method: Any, task: int, tasks: TaskSequence) -> list[dict[str, Any]]:
         """Let a method learn a task; returns the learning curve on it, from before the first update."""
-        learning, curve, done = method.learn(task), [], 0
+        learning, done = method.learn(task), 0
+        curve: list[dict[str, Any]] = []
         trained: Model | None = None
         while True:
             try:
@@ -77,30 +94,29 @@ class Trainer:
             except StopIteration:
                 return curve
             if not curve:
-                curve.append(
-                    {"step": 0, "validation_accuracy": self.score(recipe.model, tasks, task, "validation")}
-                )
-            trained, history, state = self.train(recipe, tasks, task)
-            if recipe.tracked:
-                method.state = state
+                before = self.score(recipe.model, tasks, task, "validation")
+                curve.append({"step": 0, "validation_accuracy": before})
+            state, history = self.train(recipe, tasks, task)
+            trained = state.model
+            if isinstance(recipe, Tracked):
+                method.state = state.opt_state
             curve += [{**point, "step": point["step"] + done} for point in history]
-            done += history[-1]["step"]
+            done += len(recipe.batches)
 
     def train(
         self, recipe: Recipe, tasks: TaskSequence, task: int
-    ) -> tuple[Model, list[dict[str, Any]], Any]:
-        """The model after the last update of a recipe, the learning curve, and the optimiser's state."""
-        steps = round(recipe.share * self.steps)
-        step = self._step(recipe)
-        state = step.init(recipe.model, jax.random.key(0))
+    ) -> tuple[TrainState, list[dict[str, Any]]]:
+        """The state after the last update of a recipe, and the learning curve on a task."""
+        step, steps = self._step(recipe), len(recipe.batches)
         fitted = fit(
-            step, state, recipe.batches, steps=steps, validate_every=max(1, self.steps // POINTS), progress=False,
+            step, step.init(recipe.model, jax.random.key(0)), (recipe.batches[i] for i in range(steps)), steps=steps,
+            validate_every=max(1, self.steps // POINTS), progress=False,
             validate=lambda model: {"accuracy": self.score(model, tasks, task, "validation")},
         )  # fmt: skip
-        return fitted.state.model, [dict(row) for row in fitted.history], fitted.state.opt_state
+        return fitted.state, [dict(row) for row in fitted.history]
 
     def _step(self, recipe: Recipe) -> Step:
-        if recipe.tracked:
+        if isinstance(recipe, Tracked):
             return make_step(recipe.loss, finetune.track(self.optimizer, recipe.penalty), recipe.labels)
         labels = None if recipe.labels is None else tuple(tree.flatten(recipe.labels).items())
         key = (jax.tree.structure(recipe.loss), labels, recipe.gradient)

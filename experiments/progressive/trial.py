@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from experiments.common.recipe import Recipe
 from experiments.progressive.task_sequences import TaskSequence
 from jtl import continual, finetune, heads
 from jtl.data import Arrays, subset_indices
-from jtl.data.batches.loader import Batches, Steps
-from jtl.loss import Loss
+from jtl.data.batches.loader import Batches
 from jtl.model import Batch, Model
-from jtl.train import backprop
 
 MEMORY = 20  # remembered examples of each class and task, and rows of them in a batch
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One training.
+class Tracked(Recipe):
+    """A recipe whose training also sums up the path integral of synaptic intelligence.
 
     Attributes:
-        model: what it starts from.
-        loss: what it minimises.
-        batches: of the whole training.
-        labels: what trains; None for all.
-        gradient: how the gradient is taken.
-        tracked: sum up the path integral of SI, beside this penalty if there is one.
-        share: of the updates of a task.
+        penalty: that of the tasks before, if there is one.
     """
 
-    model: Model
-    loss: Loss
-    batches: Steps
-    labels: PyTree | None = None
-    gradient: Callable[..., Any] = backprop
-    tracked: bool = False
     penalty: finetune.SI | None = None
-    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,9 +84,7 @@ class Trial:
 
     def cut(self, rows: Arrays, steps: int, order: int) -> Batches:
         """``steps`` batches of ``rows``."""
-        size = min(self.batch_size, len(rows))
-        epochs = -(-steps // (len(rows) // size))
-        return Batches(rows, size, seed=self.seed + 1000 * order, epochs=epochs)
+        return Batches(rows, min(self.batch_size, len(rows)), seed=self.seed + 1000 * order, steps=steps)
 
     def remembered(self, task: int) -> Arrays:
         """A few training examples of a task, as many of each class."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ import pytest
 
 from experiments.benchmarks.distill import BenchDistill
 from experiments.benchmarks.distill import run as bench_distill
-from experiments.distill import methods as methods
 from experiments.distill import students
 from experiments.distill.config import Distillation
+from experiments.distill.methods import METHODS, Method, Trial
 from experiments.distill.study import run
 from experiments.distill_lm import DistillLM
 from experiments.distill_lm import run as distill_lm
@@ -34,7 +35,7 @@ def conv4(width, seed):
 
 
 @pytest.fixture(scope="module")
-def lesson():
+def trial():
     rng = np.random.default_rng(0)
     train = Arrays(
         {
@@ -43,25 +44,25 @@ def lesson():
         }
     )
     taught = distill.Taught(train, {"teacher_logits": rng.normal(size=(32, 4)).astype(np.float32)})
-    return methods.Trial(
-        conv4(8, 0), conv4(4, 1), LAYERS, conv4(4, 2), train, taught, train, 4, 6, 8, (1,), seed=0
-    )
+    return Trial(conv4(8, 0), conv4(4, 1), LAYERS, conv4(4, 2), train, taught, train, 4, 6, 8, (1,), seed=0)
+
+
+def test_every_name_of_the_command_line_is_a_method():
+    assert tuple(METHODS) == get_args(Method)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", [m for m in methods.METHODS if m != "fsp"]
-)  # its first layers are EfficientNet's
-def test_every_method_ends_in_the_student_alone(lesson, method):
-    recipe = getattr(methods, method)(lesson)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "fsp"])  # its first layers are EfficientNet's
+def test_every_method_ends_in_the_student_alone(trial, method):
+    recipe = METHODS[method](trial)
     step = make_step(recipe.loss, optax.sgd(1e-2))
     state = step.init(jax.tree.map(jnp.copy, recipe.model), jax.random.key(0))
     for batch in list(recipe.batches)[:2]:
         state, metrics = step(state, batch)
         assert np.isfinite(metrics["loss"])
     student = recipe.finish(state.model)
-    assert jax.tree.structure(student.params) == jax.tree.structure(lesson.student.params)
-    assert student.techniques == lesson.student.techniques and set(student.variables) == {
+    assert jax.tree.structure(student.params) == jax.tree.structure(trial.student.params)
+    assert student.techniques == trial.student.techniques and set(student.variables) == {
         "params",
         "batch_stats",
     }
@@ -69,10 +70,10 @@ def test_every_method_ends_in_the_student_alone(lesson, method):
         assert "label" not in batch
 
 
-def test_a_term_between_layers_begins_as_large_as_the_labels(lesson):
-    recipe = methods.similarity(lesson)
+def test_a_term_between_layers_begins_as_large_as_the_labels(trial):
+    recipe = METHODS["similarity"](trial)
     compute = jax.jit(lambda loss, model, batch: loss(model, batch, jax.random.key(0)))
-    loss, aux = compute(recipe.loss, recipe.model, lesson.example)
+    loss, aux = compute(recipe.loss, recipe.model, trial.example)
     np.testing.assert_allclose(loss, 2 * aux.metrics["Classify"], rtol=1e-4)
 
 
@@ -81,8 +82,8 @@ def test_a_term_between_layers_begins_as_large_as_the_labels(lesson):
 @pytest.mark.parametrize(
     "method", ["soft_targets", "hint", "rkd", "crd", "review_kd", "mutual", "ema_teacher"]
 )
-def test_steps_compile_for_a_tpu_slice(lesson, slice_2x2, method):
-    recipe = getattr(methods, method)(lesson)
+def test_steps_compile_for_a_tpu_slice(trial, slice_2x2, method):
+    recipe = METHODS[method](trial)
     step = make_step(recipe.loss, optax.adam(1e-3), mesh=slice_2x2)
     assert step.lower(recipe.model, recipe.batches[0]).compile().cost_analysis()["flops"] > 0
 

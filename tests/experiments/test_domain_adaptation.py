@@ -12,7 +12,9 @@ from PIL import Image
 
 from experiments.domain_adaptation import methods as methods
 from experiments.domain_adaptation import training
-from experiments.domain_adaptation.study import DomainAdaptation, _summary_key, run
+from experiments.domain_adaptation.config import DomainAdaptation
+from experiments.domain_adaptation.methods import METHODS, NAMES, ONLY_BATCH_NORM
+from experiments.domain_adaptation.study import _summary_key, run
 from experiments.domain_adaptation.training import RULES
 from jtl import data, heads
 from jtl.data import Arrays
@@ -20,7 +22,9 @@ from jtl.model import linen
 from jtl.models.conv4 import Conv4
 from jtl.train import make_step
 
-TRAINED = [m for m in methods.METHODS if m not in methods.ONLY_BATCH_NORM]
+
+def test_every_name_of_the_command_line_is_a_method():
+    assert {*METHODS, *ONLY_BATCH_NORM} == set(NAMES)
 
 
 def said(logits, label):
@@ -71,7 +75,7 @@ def test_bad_flags_are_named(flags, message, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def setting():
+def trial():
     rng = np.random.default_rng(0)
     module = Conv4(8)
     body = linen(module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((2, 16, 16, 3))))
@@ -88,30 +92,30 @@ def setting():
     return methods.Trial(model, train, 4, 6, 8, "batch", 8, 0, None, lambda: model)
 
 
-@pytest.mark.parametrize("method", TRAINED)
-def test_no_method_but_the_bound_sees_target_labels(setting, method):
-    recipe = getattr(methods, method)(setting)
-    for batch in list(recipe.batches(recipe.model)):
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_but_the_bound_sees_target_labels(trial, method):
+    recipe = METHODS[method](trial)
+    for batch in list(recipe.batches):
         target = batch["domain"] == 1 if "domain" in batch else np.full(8, method == "shot")
         if method != "target_trained":
             assert (batch["label"][target] == -1).all()
     assert ("pseudo_label" in batch) == (method == "shot")
 
 
-def test_batches_hold_no_pairs_of_one_place_in_both_domains(setting):
+def test_batches_hold_no_pairs_of_one_place_in_both_domains(trial):
     """MNIST-M is MNIST on photographs, in the same order: pairs would align the domains for every method."""
-    for batch in list(setting.both()):
+    for batch in list(trial.both()):
         source, target = batch["index"].reshape(2, -1)
         assert (source == target).mean() < 0.5 and set(source) != set(target)
 
 
 @pytest.mark.tpu
 @pytest.mark.slow
-@pytest.mark.parametrize("method", TRAINED)
-def test_every_step_compiles_for_a_tpu_slice(setting, slice_2x2, method):
-    recipe = getattr(methods, method)(setting)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_step_compiles_for_a_tpu_slice(trial, slice_2x2, method):
+    recipe = METHODS[method](trial)
     step = make_step(recipe.loss, optax.adam(1e-3), recipe.labels, mesh=slice_2x2)
-    lowered = step.lower(recipe.model, recipe.batches(recipe.model)[0])
+    lowered = step.lower(recipe.model, recipe.batches[0])
     assert lowered.compile().cost_analysis()["flops"] > 0
 
 

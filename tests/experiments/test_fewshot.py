@@ -1,6 +1,7 @@
 """Few-shot learning: bad flags, what each algorithm trains and sees, and a real run."""
 
 from dataclasses import replace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import optax
 import pytest
 
 from experiments.fewshot import baselines
-from experiments.fewshot import methods as methods
 from experiments.fewshot.config import FewShot
 from experiments.fewshot.episodes import Tasks, pooled, turned
+from experiments.fewshot.methods import ON_FEATURES, Algorithm, Trial
 from experiments.fewshot.study import run
+from experiments.fewshot.training import METHODS
 from jtl import tree
 from jtl.meta.patch_convolution import PatchConv4
 from jtl.model import linen
@@ -38,6 +40,10 @@ def test_bad_flags_are_named(flags, message, tmp_path):
         run(FewShot(out=tmp_path, quick=True, **flags))
 
 
+def test_every_name_of_the_command_line_is_an_algorithm():
+    assert {*METHODS, *ON_FEATURES} == set(get_args(Algorithm))
+
+
 def test_turned_by_quarters():
     image = jax.random.randint(jax.random.key(0), (5, 4, 4, 1), 0, 255).astype(jnp.uint8)
     turns = jnp.array([0, 1, 2, 3, 1])
@@ -46,7 +52,7 @@ def test_turned_by_quarters():
 
 
 @pytest.fixture(scope="module")
-def setting():
+def trial():
     """Ten classes of 16 x 16 pictures, each a grey level and noise, in all splits."""
     rng = np.random.default_rng(0)
     label = np.repeat(np.arange(10), 6).astype(np.int32)
@@ -64,17 +70,17 @@ def setting():
         batch_norm=True,
         labels=dict.fromkeys(("train", "validation", "test"), label),
     )
-    return methods.Trial(
+    return Trial(
         tasks=tasks, ways=3, shots=2, train_ways=4, queries=1, batch=2, inner_steps=2, test_steps=2,
         inner_rate=None, normalise="transductive", chunk=1, turns=True, seed=0,
     )  # fmt: skip
 
 
-def test_every_class_of_an_episode_is_turned_as_one(setting):
-    batch = setting.episodes()(setting.tasks.pools["train"], jax.random.key(1))
+def test_every_class_of_an_episode_is_turned_as_one(trial):
+    batch = trial.episodes()(trial.tasks.pools["train"], jax.random.key(1))
     assert batch["support"]["image"].shape == (2, 6, 16, 16, 1)
     assert float(batch["support"]["image"].min()) >= -1 and batch["query"]["image"].dtype == jnp.float32
-    plain = replace(setting, turns=False).episodes()(setting.tasks.pools["train"], jax.random.key(1))
+    plain = replace(trial, turns=False).episodes()(trial.tasks.pools["train"], jax.random.key(1))
     for t in range(2):
         quarters = {label: set() for label in range(3)}
         for part in ("support", "query"):
@@ -85,9 +91,9 @@ def test_every_class_of_an_episode_is_turned_as_one(setting):
 
 
 @pytest.fixture(scope="module")
-def on_vectors(setting):
+def on_vectors(trial):
     """The same on vectors, through a network that compiles fast; a real run has the convolutions."""
-    tasks = setting.tasks
+    tasks = trial.tasks
     x = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     x[np.arange(60), tasks.labels["train"] % 8] += 2
     module = MLP((4,))
@@ -97,35 +103,33 @@ def on_vectors(setting):
         start=lambda key: linen(module, module.init(key, jnp.zeros((1, 8)))),
         batch_norm=False,
     )
-    return replace(setting, tasks=tasks, normalise="running", turns=False)
+    return replace(trial, tasks=tasks, normalise="running", turns=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", [a for a in methods.ALGORITHMS if a not in methods.BASELINES])
+@pytest.mark.parametrize("algorithm", [a for a in METHODS if a != "scratch"])
 def test_a_step_of_every_algorithm_learns_and_its_test_is_an_accuracy(on_vectors, algorithm):
-    setting = on_vectors
-    recipe = getattr(methods, algorithm)(setting)
+    trial = on_vectors
+    recipe = METHODS[algorithm](trial)
     step = make_step(recipe.loss, optax.sgd(1e-2), recipe.labels, gradient=recipe.gradient)
     batch = recipe.draw(recipe.source, jax.random.key(0))
-    state, metrics = step(step.init(recipe.model, setting.key), batch)
+    state, metrics = step(step.init(recipe.model, trial.key), batch)
     assert np.isfinite(metrics["loss"]) and float(metrics["gradient_norm"]) > 0
     before, after = tree.flatten(recipe.model.params), tree.flatten(state.model.params)
     assert all((before[path] != after[path]).any() for path in before if "bias" not in path)
-    found = recipe.test(state.model)(
-        setting.episodes()(setting.tasks.pools["test"], setting.key), setting.key
-    )
+    found = recipe.test(state.model)(trial.episodes()(trial.tasks.pools["test"], trial.key), trial.key)
     assert found.shape[0] == 2 and ((found >= 0) & (found <= 1)).all()
 
 
-def test_baselines_on_features(setting):
+def test_baselines_on_features(trial):
     """Grey levels as features: nearest centroids know ten classes; so do heads on them."""
-    label = setting.tasks.labels["test"]
+    label = trial.tasks.labels["test"]
     x = np.eye(10, dtype=np.float32)[label] + np.random.default_rng(0).normal(size=(60, 10)).astype("f4") / 50
     pools = {split: pooled({"x": x}, label) for split in ("validation", "test")}
-    plain = replace(setting, turns=False)
-    batch = plain.episodes()(pools["test"], setting.key)
+    plain = replace(trial, turns=False)
+    batch = plain.episodes()(pools["test"], trial.key)
     for algorithm in ("nearest_centroid", "head", "baseline_plus_plus"):
-        found = baselines.on_features(plain, pools, algorithm)(batch, setting.key)
+        found = baselines.on_features(plain, pools, algorithm)(batch, trial.key)
         assert found[:, -1].min() == 1.0, algorithm
 
 

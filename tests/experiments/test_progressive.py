@@ -1,14 +1,15 @@
 """The experiment on progressive networks: its sequences, what its methods may know, and a real run."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from experiments.progressive import methods as methods
 from experiments.progressive import study as experiment
 from experiments.progressive.columns import Progressive as Columns
 from experiments.progressive.config import Progressive
+from experiments.progressive.methods import METHODS, Method
 from experiments.progressive.single_network import PackNet
 from experiments.progressive.study import METRICS, run
 from experiments.progressive.task_sequences import TaskSequence, _mlp, prepare_tasks
@@ -36,6 +37,10 @@ def test_bad_flags_are_named(flags, message, tmp_path):
         run(Progressive(out=tmp_path, **flags))
 
 
+def test_every_name_of_the_command_line_is_a_method():
+    assert tuple(METHODS) == get_args(Method)
+
+
 def test_sequences_of_digits():
     options = {"hidden": (8,), "tasks": 4, "train": 60, "seed": 0, "limits": {"validation": 20, "test": 30}}
     split = prepare_tasks("split_mnist", **options)
@@ -55,7 +60,7 @@ def test_sequences_of_digits():
 
 
 @pytest.fixture(scope="module")
-def setting():
+def trial():
     """Three small tasks of 784 inputs: class means that differ by task."""
     rng = np.random.default_rng(0)
     splits = []
@@ -80,11 +85,11 @@ def trainer(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("name", [n for n in methods.NAMES if n != "joint"])
-def test_no_method_sees_a_later_task_or_more_of_an_earlier_one_than_it_remembers(setting, name):
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "joint"])
+def test_no_method_sees_a_later_task_or_more_of_an_earlier_one_than_it_remembers(trial, name):
     """Batches hold the rows of the current task, and of earlier ones the remembered rows alone."""
-    method = methods.METHODS[name](setting)
-    memory = {t: {tuple(x[:4]) for x in setting.remembered(t).arrays["x"]} for t in range(T)}
+    method = METHODS[name](trial)
+    memory = {t: {tuple(x[:4]) for x in trial.remembered(t).arrays["x"]} for t in range(T)}
     for task in range(2):
         learning = method.learn(task)
         recipe = next(learning)
@@ -110,12 +115,12 @@ def _tracked(model):
 
 
 @pytest.mark.parametrize("name", ["separate", "progressive", "progressive_linear", "head", "packnet", "lora"])
-def test_methods_with_leaves_of_each_tasks_own_forget_exactly_nothing(setting, trainer, name):
-    method = methods.METHODS[name](setting)
-    tests = [split["test"].batch(np.arange(32)) for split in setting.tasks.splits]
+def test_methods_with_leaves_of_each_tasks_own_forget_exactly_nothing(trial, trainer, name):
+    method = METHODS[name](trial)
+    tests = [split["test"].batch(np.arange(32)) for split in trial.tasks.splits]
     said = []
     for task in range(T):
-        trainer.learn(method, task, setting.tasks)
+        trainer.learn(method, task, trial.tasks)
         said.append([predict(method.view(j), [tests[j]])[0] for j in range(task + 1)])
     for task in range(T):
         for j in range(task + 1):
@@ -123,10 +128,10 @@ def test_methods_with_leaves_of_each_tasks_own_forget_exactly_nothing(setting, t
     assert method.parameters > 0
 
 
-def test_a_row_has_what_the_summary_needs(setting, trainer):
+def test_a_row_has_what_the_summary_needs(trial, trainer):
     rows = []
     for name in ("separate", "progressive", "joint"):
-        row, curves = trainer(name, setting)
+        row, curves = trainer.row(name, trial)
         rows.append({**row, "sequence": "toy", "arm": name, "seed": 0})
         assert {p["task"] for p in curves} == ({"a"} if name == "joint" else {"a", "b", "c"})
     scored = {row["arm"]: experiment._scored(row, rows) for row in rows}
@@ -139,17 +144,17 @@ def test_a_row_has_what_the_summary_needs(setting, trainer):
         assert len(shares) == T and np.isclose(sum(shares), 1)
 
 
-def test_progressive_columns_start_as_the_separate_networks(setting):
-    method = Columns(setting)
+def test_progressive_columns_start_as_the_separate_networks(trial):
+    method = Columns(trial)
     model = method.grown(1)
     for path, leaf in tree.flatten(progressive.single_column(model, 2).params).items():
-        np.testing.assert_array_equal(leaf, tree.flatten(setting.column(1).params)[path])
+        np.testing.assert_array_equal(leaf, tree.flatten(trial.column(1).params)[path])
 
 
-def test_packnet_deals_all_weights_out(setting, trainer):
-    method = PackNet(setting)
+def test_packnet_deals_all_weights_out(trial, trainer):
+    method = PackNet(trial)
     for task in range(T):
-        trainer.learn(method, task, setting.tasks)
+        trainer.learn(method, task, trial.tasks)
     owner = np.asarray(method.model.variables["packnet"]["owner"]["dense_0"]["kernel"])
     share = [np.mean(owner == task + 1) for task in range(T)]
     np.testing.assert_allclose(share, [0.5, 0.25, 0.25], atol=0.01)
@@ -159,9 +164,9 @@ def test_packnet_deals_all_weights_out(setting, trainer):
 
 @pytest.mark.slow
 def test_every_method_on_digits(tmp_path):
-    config = Progressive(out=tmp_path, quick=True, sequence=("split_mnist", "digits"), method=methods.NAMES)
+    config = Progressive(out=tmp_path, quick=True, sequence=("split_mnist", "digits"), method=tuple(METHODS))
     result = run(config)
-    assert list(result.summary["average_accuracy_digits"]) == list(methods.NAMES)
+    assert list(result.summary["average_accuracy_digits"]) == list(METHODS)
     assert result.summary["bwt_digits"]["progressive"]["mean"] == 0
     pictures = {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 5_000}
     kinds = (
@@ -171,7 +176,7 @@ def test_every_method_on_digits(tmp_path):
         "parameters",
     )
     assert {f"digits_{kind}" for kind in kinds} <= pictures
-    again = run(Progressive(out=tmp_path, quick=True, sequence=("split_mnist", "digits"), method=methods.NAMES,
+    again = run(Progressive(out=tmp_path, quick=True, sequence=("split_mnist", "digits"), method=tuple(METHODS),
                             resume=True))  # fmt: skip
     assert again.rows == result.rows
     assert json.loads((tmp_path / "result.json").read_text())["summary"] == json.loads(
