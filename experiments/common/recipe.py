@@ -6,15 +6,16 @@ Studies that compare methods build a ``Recipe`` for each; ``train`` is the same 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
-from jtl.data.loader import Steps, loader
 
+from jtl.data.batches.loader import Steps, loader
 from jtl.model import Model
-from jtl.train import Fitted, adamw, backprop, fit, make_step, schedule
+from jtl.train import Fitted, Step, adamw, backprop, fit, make_step, schedule
+from jtl.train.loop import StepFunction
 from jtl.train.step import Gradient, LossFunction
 
 
@@ -44,9 +45,10 @@ def train(
     *,
     steps: int,
     rate: float,
-    seed: int,
+    seed: int | jax.Array,
     validate: Callable[[Model], dict[str, float]] | None = None,
     weight_decay: float = 0.01,
+    around: Callable[[Step], StepFunction] = lambda step: step,
     **fit_options: Any,
 ) -> Fitted:
     """The fitted recipe: ``make_step``, ``init`` and ``fit`` by AdamW with the usual schedule, then ``finish``.
@@ -55,19 +57,21 @@ def train(
         recipe: what to train.
         steps: updates.
         rate: peak learning rate.
-        seed: of the run's random key.
+        seed: of the run's random key, or that key.
         validate: metrics of a finished model.
         weight_decay: AdamW's.
+        around: what ``fit`` calls in place of the compiled step, such as one that first makes its batch.
         **fit_options: of ``jtl.train.fit``: ``validate_every``, ``metric``, ``checkpoints``, ``resume``, ...
     """
     optimizer = adamw(schedule(rate, steps), weight_decay=weight_decay)
     step = make_step(recipe.loss, optimizer, recipe.labels, gradient=recipe.gradient)
+    key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
     fitted = fit(
-        step,
-        step.init(recipe.model, jax.random.key(seed)),
+        around(step),
+        step.init(recipe.model, key),
         loader(recipe.batches),
         steps=steps,
         validate=None if validate is None else lambda model: validate(recipe.finish(model)),
         **fit_options,
     )
-    return replace(fitted, model=recipe.finish(fitted.model))
+    return fitted._replace(model=recipe.finish(fitted.model))

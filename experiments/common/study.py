@@ -18,12 +18,13 @@ from jtl.report import (
     write_report,
     write_result,
 )
+from jtl.report.result import Row
 
 
 def finish(
     experiment: str,
     config: Config,
-    rows: ResumableRows,
+    rows: ResumableRows | Sequence[Row],
     sections: Sequence[Section],
     *,
     title: str,
@@ -32,13 +33,15 @@ def finish(
     summary: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     over: str = "seeds",
+    seconds: float = 0.0,
+    subcommand: str = "",
 ) -> Result:
     """Write ``result.json`` and ``report.md`` of a finished study into ``config.out``, and return the result.
 
     Args:
         experiment: the command's name, as in ``python -m experiments.NAME``.
         config: the settings that it ran with.
-        rows: its rows and the seconds that they took.
+        rows: those kept along the way, with the seconds that they took; or any rows, and their ``seconds``.
         sections: of the report.
         title: of the report.
         about: what was done, for a reader of the report.
@@ -46,14 +49,18 @@ def finish(
         summary: the summary itself, where it is not that of ``metrics``.
         notes: what a reader of the numbers should know.
         over: what the intervals are over.
+        seconds: of the study, where ``rows`` does not count them.
+        subcommand: of an experiment that has several.
     """
-    found = summarise(rows.rows, [*metrics, "seconds"]) if summary is None else dict(summary)
-    result = Result(experiment, settings(config), environment(), rows.seconds, rows.rows, found)
+    if isinstance(rows, ResumableRows):
+        rows, seconds = rows.rows, rows.seconds
+    found = summarise(rows, [*metrics, "seconds"]) if summary is None else dict(summary)
+    result = Result(experiment, settings(config), environment(), seconds, rows, found)
     write_result(config.out, result)
+    words = command(f"{experiment} {subcommand}".strip(), config)
     write_report(
-        config.out, result, title=title, about=about, command=command(experiment, config), sections=sections,
-        notes=notes, over=over,
-    )  # fmt: skip
+        config.out, result, title=title, about=about, command=words, sections=sections, notes=notes, over=over
+    )
     return result
 
 

@@ -47,7 +47,7 @@ def choose(name: str, task: Classification) -> Student:
         maps = (("norm_2", "layer_2"), ("norm_3", "layer_4"), ("map", "layer_10"))
         return Student(name, _conv4, maps, maps[1], "batch", CONV4_RATE)
     if name == "same":
-        start = lambda teacher, task, key: techniques.start(task, "full", key)  # noqa: E731
+        start = lambda teacher, task, key: techniques.initial_model(task, "full", key)  # noqa: E731
         return Student(
             name, start, (), ("features", "features"), "running", techniques.usual_rate("full", kind)
         )
