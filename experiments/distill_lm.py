@@ -39,8 +39,8 @@ from jtl.train import Step, TrainState
 ABOUT = (
     "The student begins as some layers of the teacher with its embeddings, and trains for few updates on texts of a "
     "domain. `student_alone` predicts their next tokens. The other arms add a divergence from the teacher's next-token "
-    "distribution to that loss, one to one: `forward_kl` (word-level distillation), `top_k` (the same with the teacher's "
-    "most likely tokens alone, computed once and stored), `reverse_kl` (as in MiniLLM), `jsd` and `gkd`, whose batches "
+    "distribution to that loss, one to one: `forward_kl` (word-level distillation), `top_k` (the same with the "
+    "teacher's most likely tokens alone, computed once and stored), `reverse_kl` (as in MiniLLM), `jsd` and `gkd`, whose batches "
     "are the student's own continuations with probability λ. `sequence_level` trains on continuations that the teacher "
     "wrote. `untrained` is the student as it begins. `perplexity` is that of held-out texts of the domain."
 )
@@ -57,7 +57,7 @@ class DistillLM(Config):
     data: str = "rotten_tomatoes"
     """Texts of the domain; see experiments.finetune."""
     layers: tuple[int, ...] = (0, 1, 2, 27, 28, 29)
-    """Layers of the teacher that the student begins as, from 0. The first and last begin far better than every fifth."""
+    """Layers of the teacher that the student begins as, from 0; the first and last begin better than every fifth."""
     arm: tuple[Arm | Literal["all"], ...] = ("all",)
     """Which to compare; student_alone always runs."""
     steps: int = at_least(1, 80)
@@ -109,8 +109,8 @@ def run(config: DistillLM) -> Result:
 
 def shortened(config: DistillLM) -> DistillLM:
     """The settings of ``--quick``."""
-    arm = ("top_k",) if "all" in config.arm else config.arm
-    return replace(config, arm=arm, steps=6, batch_size=4, max_length=16, prompt=4, test_examples=16, seeds=1)  # type: ignore[arg-type]  # fmt: skip
+    arm: tuple[Arm | Literal["all"], ...] = ("top_k",) if "all" in config.arm else config.arm
+    return replace(config, arm=arm, steps=6, batch_size=4, max_length=16, prompt=4, test_examples=16, seeds=1)
 
 
 class Trainer:
@@ -183,7 +183,7 @@ class Trainer:
         )
         return fitted.state.model, fitted.history
 
-    def loss(self, arm: str) -> Any:
+    def loss(self, arm: Any) -> Any:
         """What an arm minimises."""
         if arm in ("student_alone", "sequence_level"):
             return CausalLM()
@@ -191,16 +191,15 @@ class Trainer:
             return CausalLM() + distill.TopKSequenceKD()
         if arm == "gkd":
             return distill.Distill(self.teacher, distill.SequenceKD("jsd", mask="continuation"))
-        return distill.Distill(self.teacher, CausalLM() + distill.SequenceKD(arm))  # type: ignore[arg-type]
+        return distill.Distill(self.teacher, CausalLM() + distill.SequenceKD(arm))
 
     def stored(self, texts: text.Texts) -> dict[str, np.ndarray]:
         """The teacher's most likely tokens at each position of the training texts."""
-        found: dict[str, list[np.ndarray]] = {"index": [], "log_probabilities": [], "places": []}
+        parts = []
         for batch in Batches(texts, self.config.batch_size, train=False):
             kept, places = _most_likely(self.teacher, batch, self.config.top_k)
-            for name, rows in zip(found, (batch["index"], kept, places), strict=True):
-                found[name].append(np.asarray(rows)[batch["index"] >= 0])
-        index, kept, places = map(np.concatenate, found.values())
+            parts.append([np.asarray(own)[batch["index"] >= 0] for own in (batch["index"], kept, places)])
+        index, kept, places = map(np.concatenate, zip(*parts, strict=True))
         rows = np.argsort(index)
         return {"teacher_top_log_probabilities": kept[rows], "teacher_top_places": places[rows]}
 

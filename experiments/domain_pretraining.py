@@ -285,8 +285,8 @@ def _about(config: DomainPretraining, corpora: Corpora) -> str:
         f"language modelling for {config.steps} updates of {config.batch_size} texts; then all are fine-tuned on "
         f"{config.train_examples} labelled examples. Masked losses are on {len(corpora.held_out['domain']):,} and "
         f"{len(corpora.held_out['other']):,} held-out texts, before fine-tuning, in nats a hidden word; the same words "
-        "are hidden from every arm. The masked head is new, and trained first on the frozen body, on equal parts of both "
-        "domains; `none` is measured with it. `accuracy` is that of the fine-tuned model on test."
+        "are hidden from every arm. The masked head is new, and trained first on the frozen body, on equal parts of "
+        "both domains; `none` is measured with it. `accuracy` is that of the fine-tuned model on test."
     )
 
 
