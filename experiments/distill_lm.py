@@ -38,11 +38,12 @@ from jtl.train import Step, TrainState
 
 ABOUT = (
     "The student begins as some layers of the teacher with its embeddings, and trains for few updates on texts of a "
-    "domain. `student_alone` predicts their next tokens. The other arms add a divergence from the teacher's next-token "
-    "distribution to that loss, one to one: `forward_kl` (word-level distillation), `top_k` (the same with the "
-    "teacher's most likely tokens alone, computed once and stored), `reverse_kl` (as in MiniLLM), `jsd` and `gkd`, whose batches "
-    "are the student's own continuations with probability λ. `sequence_level` trains on continuations that the teacher "
-    "wrote. `untrained` is the student as it begins. `perplexity` is that of held-out texts of the domain."
+    "domain. `student_alone` predicts their next tokens. The other arms add a divergence from the teacher's "
+    "next-token distribution to that loss, one to one: `forward_kl` (word-level distillation), `top_k` (the same with "
+    "the teacher's most likely tokens alone, computed once and stored), `reverse_kl` (as in MiniLLM), `jsd` and "
+    "`gkd`, whose batches are the student's own continuations with probability λ. `sequence_level` trains on "
+    "continuations that the teacher wrote. `untrained` is the student as it begins. `perplexity` is that of held-out "
+    "texts of the domain."
 )
 Arm = Literal["student_alone", "forward_kl", "top_k", "reverse_kl", "jsd", "gkd", "sequence_level"]
 ARMS: tuple[str, ...] = get_args(Arm)

@@ -35,10 +35,10 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the baseline's fine-tuning, t
 SHOWN = (0, 1, 10)
 BLOCK = 500
 ABOUT = (
-    "A task is y = A sin(x - φ), A in [0.1, 5], φ in [0, π], seen at K points of [-5, 5]. A network of two hidden layers "
-    "of 40 is meta-trained by MAML (`maml`) with Adam at 1e-3. `pretrained` is the paper's baseline: the same network "
-    "trained on all tasks at once and fine-tuned on the K points, its rate chosen on other tasks, one for a single step "
-    "and one for more. `maml_1` is the mean squared error on new tasks after one step. "
+    "A task is y = A sin(x - φ), A in [0.1, 5], φ in [0, π], seen at K points of [-5, 5]. A network of two hidden "
+    "layers of 40 is meta-trained by MAML (`maml`) with Adam at 1e-3. `pretrained` is the paper's baseline: the same "
+    "network trained on all tasks at once and fine-tuned on the K points, its rate chosen on other tasks, one for a "
+    "single step and one for more. `maml_1` is the mean squared error on new tasks after one step. "
 )
 
 
@@ -101,9 +101,9 @@ def run(config: MetaSinusoid) -> Result:
             Section("Fits of one task", "Dots: the K points.", _fits(rows.rows)),
         ],
         title="MAML on sinusoids",
-        about=f"{ABOUT}{iterations:,} updates of {config.tasks} tasks; {config.test_tasks} new tasks, K = {config.shots}; "
-        f"the rows of the result have each seed's interval over its tasks. After one step the baseline's error is "
-        f"{ratio:.1f} times MAML's.",
+        about=f"{ABOUT}{iterations:,} updates of {config.tasks} tasks, tested on {config.test_tasks} new ones; "
+        f"K = {config.shots}. The rows of the result have each seed's interval over its tasks. After one step the "
+        f"baseline's error is {ratio:.1f} times MAML's.",
         summary=summary,
         seconds=rows.seconds,
     )

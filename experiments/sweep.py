@@ -31,9 +31,10 @@ from jtl.errors import InputError
 from jtl.report import Result, Section, figures, summarise, table
 
 TIMES = (
-    "`time_ratio` is the time of one program over that of the runs one after another, compilation included in both and "
-    "none of it from a cache: `programs` where each run compiles, as in commands of their own, `one_process` where "
-    "they share one compilation. A CPU computes no faster for several runs at once: what it saves is compilation."
+    "`time_ratio` is the time of one program over that of the runs one after another, compilation included in both "
+    "and none of it from a cache: `programs` where each run compiles, as in commands of their own, `one_process` "
+    "where they share one compilation. A CPU computes no faster for several runs at once: what it saves is "
+    "compilation."
 )
 
 
