@@ -127,7 +127,8 @@ def run(config: DomainPretraining) -> Result:
         return pretrain(sizes, model, corpora, 0.5, seed, head=True)[0]
 
     def measured(arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        model, curve = start(seed), []
+        model = start(seed)
+        curve: list[dict[str, Any]] = []
         began = time.monotonic()
         if arm != "none":
             share = {"domain": 0.0, "other": 1.0, "replay": sizes.replay}[arm]

@@ -53,7 +53,8 @@ def finish(
         subcommand: of an experiment that has several.
     """
     if isinstance(rows, ResumableRows):
-        rows, seconds = rows.rows, rows.seconds
+        seconds = rows.seconds
+        rows = rows.rows
     found = summarise(rows, [*metrics, "seconds"]) if summary is None else dict(summary)
     result = Result(experiment, settings(config), environment(), seconds, rows, found)
     write_result(config.out, result)
