@@ -1,25 +1,14 @@
 """Parameter-efficient fine-tuning compared, on text and images: accuracy, parameters, memory, time, forgetting.
 
-Every method trains from the same examples, with the same number of updates; its learning rate is searched on
-validation, all rates and two seeds of their own in one program (``experiments.sweep``), and the model that validated
-best is tested, once. ``probe`` is a logistic regression on the frozen features, ``head`` a head on them, ``full``
-trains all. *Peak memory* is that of the compiled train step, for a batch of the median length. *Forgetting* is what a
-probe for another data set loses when it is fitted on the adapted body's features instead of the pretrained ones. (One
-kept from before would fail at a mere shift of their mean.)
+Every method trains from the same examples with the same number of updates; its learning rate is searched on validation.
+``head`` trains a head on frozen features, ``full`` all parameters, ``bitfit`` the biases; the others are the adapters
+of ``jtl.adapters``, where their papers are cited.
 
     python -m experiments.adapters --out runs/adapters
-
-The committed results, each of a core that other work shared in part (``seconds`` are rough; two hours and half an
-hour): ``experiments/results/adapters.json`` has ``full`` 0.775 ± 0.048, ``loha``, ``vera``, ``lora``, ``dora``, ``ia3``
-and ``lokr`` 0.750 to 0.756, ``prompt`` 0.613 ± 0.021 on texts; ``adapters_image.json`` ``head`` 0.906 ± 0.023, ``full``
-0.857 ± 0.050, ``lora`` 0.820 ± 0.110. Searches began at other rates than today's ``arms.RATES``, which hold what they
-found.
-
     python -m experiments.adapters --kinds text --out runs/adapters_text
     python -m experiments.adapters --kinds image --train-examples 1024 --steps 64 --out runs/adapters_image
 
-The papers are those of the functions in ``jtl.adapters``; ``bitfit`` trains biases (Ben Zaken et al. 2022, 2106.10199).
-A killed run goes on with ``--resume``.
+BitFit: https://arxiv.org/abs/2106.10199. Takes hours on two CPU cores; a killed run goes on with ``--resume``.
 """
 
 from __future__ import annotations
@@ -27,33 +16,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, batches, prepare_classification, score
 from experiments.common.command_line import main
 from experiments.common.rate_grid import Grid, best_rate
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from jtl import features
-from jtl.errors import InputError
 from jtl.outputs import outputs
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    paired_difference,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table
 from jtl.tasks import accuracy
 
-METHODS: tuple[techniques.Technique, ...] = ("head", "full", "bitfit", *techniques.ADAPTERS)
+Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a row and a learning curve
+METHODS: tuple[techniques.Technique, ...] = (
+    "head", "full", "bitfit", *techniques.TECHNIQUES[techniques.TECHNIQUES.index("lora") :],
+)  # fmt: skip
 MEASURES = ("accuracy", "trained_parameters", "peak_memory", "seconds", "forgetting")
+ABOUT = (
+    "Every method trains from the same examples, with the same number of updates; its learning rate is searched on "
+    "validation, all rates and two seeds of their own in one program, and the model that validated best is tested. "
+    "`probe` is a logistic regression on the frozen features, `head` a head on them; `full` trains all parameters. "
+    "*Peak memory* is that of the compiled train step, for a batch of the median length. *Forgetting* is what a probe "
+    "for another data set loses when it is fitted on the adapted body's features instead of the pretrained ones. (One "
+    "kept from before would fail at a mere shift of their mean.)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,34 +61,31 @@ class Adapters(Config):
     """Images with labels."""
     image_source: str = "uci_digits"
     """Images on which forgetting is measured."""
-    image_size: int = 64
+    image_size: int = at_least(1, 64)
     """Side of the images in pixels."""
-    kinds: tuple[str, ...] = ("text", "image")
+    kinds: tuple[Literal["text", "image"], ...] = ("text", "image")
     """Which to run: text, image or both."""
     methods: tuple[techniques.Technique, ...] = METHODS
     """Which to compare."""
-    factors: tuple[float, ...] = (1.0, 3.0)
+    factors: tuple[float, ...] = above(0, (1.0, 3.0))
     """What multiplies a method's usual learning rate in the search."""
-    train_examples: int = 2048
-    """Labelled training examples."""
-    steps: int = 128
+    train_examples: int = at_least(0, 2048)
+    """Labelled training examples; 0 for all there are."""
+    steps: int = at_least(1, 128)
     """Updates; ten times as many for head."""
-    batch_size: int = 16
+    batch_size: int = at_least(1, 16)
     """Examples an update."""
-    source_examples: int = 500
+    source_examples: int = at_least(1, 500)
     """Examples of the other data set, for fitting its classifier."""
-    test_examples: int = 1000
-    """Test examples."""
-    seeds: int = 3
+    test_examples: int = at_least(0, 1000)
+    """Test examples; 0 for all there are."""
+    seeds: int = at_least(1, 3)
     """Repetitions."""
 
 
 def run(config: Adapters) -> Result:
     """Search, train and measure; writes into ``config.out`` and returns the result."""
-    if unknown := set(config.kinds) - {"text", "image"}:
-        raise InputError(f"--kinds takes text and image, got {sorted(unknown)}")
-    out = prepare(config, "adapters")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "adapters"), resume=config.resume)
     steps = 10 if config.quick else config.steps
     budget = techniques.Budget(
         epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=2
@@ -109,65 +95,51 @@ def run(config: Adapters) -> Result:
         task, source = _tasks(config, kind)
         methods = [m for m in config.methods if kind == "text" or m not in techniques.ONLY_TEXT]
         for method in [m for m in methods if m in ("lora", "ia3")] if config.quick else methods:
-            found = ledger.get(
-                partial(_search, task, method, config, steps), kind=kind, arm=method, seed=None
-            )
+            found = rows.get(partial(_search, task, method, config, steps), kind=kind, arm=method, seed=None)
             for seed in seeds:
                 few = task.with_train(config.train_examples or None, seed)
                 measure = partial(_measure, few, source, method, seed, budget, found)
-                row = ledger.get(measure, kind=kind, arm=method, seed=seed)
-                print(
-                    f"{kind}  {method}  seed {seed}  accuracy {row['accuracy']:.3f}"
-                    f"  forgetting {row['forgetting']:.3f}"
-                )
+                row = rows.get(measure, kind=kind, arm=method, seed=seed)
+                told = f"accuracy {row['accuracy']:.3f}  forgetting {row['forgetting']:.3f}"
+                print(f"{kind}  {method}  seed {seed}  {told}")
         for seed in seeds:
             few = task.with_train(config.train_examples or None, seed)
-            ledger.get(lambda few=few: (techniques.probe(few)[1], []), kind=kind, arm="probe", seed=seed)
+            rows.get(partial(_probe, few), kind=kind, arm="probe", seed=seed)
 
-    rows = [row for row in ledger.rows if row["seed"] is not None]
+    tested = [row for row in rows.rows if row["seed"] is not None]
     summary: dict[str, Any] = {}
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        own = [row for row in rows if row["kind"] == kind]
-        for measure in MEASURES:
-            summary[f"{measure}_{kind}"] = summarise(own, [measure])[measure]
-    result = Result("adapters", settings(config), environment(), ledger.seconds, ledger.rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
+    for kind in dict.fromkeys(row["kind"] for row in tested):
+        own = [row for row in tested if row["kind"] == kind]
+        summary |= {f"{metric}_{kind}": of_arms for metric, of_arms in summarise(own, MEASURES).items()}
+    return finish(
+        "adapters",
+        config,
+        rows,
+        [section for kind in config.kinds for section in _sections(kind, tested)],
         title="Adapters compared",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("adapters", config),
-        sections=[section for kind in config.kinds for section in _sections(kind, rows)],
+        about=ABOUT,
+        summary=summary,
         notes=["Seconds hold within this run only, and include compilation where a program is new."],
     )
-    return result
 
 
 def _tasks(config: Adapters, kind: str) -> tuple[Classification, Classification]:
     """The task, and the other one on which forgetting is measured."""
-    small = config.quick
+    quick = config.quick
     model, data, source = (
         (config.text_model, config.text_data, config.text_source)
         if kind == "text"
         else (config.image_model, config.image_data, config.image_source)
     )
-    size = {"image_size": config.image_size} if kind == "image" else {}
-    task = prepare_classification(
-        model,
-        data,
-        validation=200 if small else 500,
-        test=200 if small else config.test_examples or None,
-        quick=small,
-        **size,
-    )
-    other = prepare_classification(
-        model, source, max_length=64, validation=200, test=200 if small else 500, quick=small, **size
-    )
-    return task, other.with_train(200 if small else config.source_examples, 0)
+    load = partial(prepare_classification, model, image_size=config.image_size, quick=quick)
+    test = 200 if quick else config.test_examples or None
+    task = load(data, validation=200 if quick else 500, test=test)
+    other = load(source, max_length=64, validation=200, test=200 if quick else 500)
+    return task, other.with_train(200 if quick else config.source_examples, 0)
 
 
-Measured = tuple[dict[str, Any], list[dict[str, Any]]]  # a row and a learning curve, as the ledger keeps them
+def _probe(task: Classification) -> Measured:
+    return techniques.probe(task)[1], []
 
 
 def _search(task: Classification, method: str, config: Adapters, steps: int) -> Measured:
@@ -197,11 +169,12 @@ def _measure(
 ) -> Measured:
     """Train with the rate that was found, test, and test what is left of the other task."""
     done = techniques.run_arm(task, method, seed=seed, budget=budget, rate=found["rate"], progress=False)
-    (x, y), validation, (test, labels) = (
-        outputs(done.model, batches(source, split), ("features", "label")).values()
+    found_on = {
+        split: outputs(done.model, batches(source, split), ("features", "label"))
         for split in ("train", "validation", "test")
-    )
-    probe = features.fit_logistic(x, y, classes=source.classes, validation=tuple(validation))
+    }
+    (x, y), validation, (test, labels) = ((own["features"], own["label"]) for own in found_on.values())
+    probe = features.fit_logistic(x, y, classes=source.classes, validation=validation)
     left = accuracy(probe(test), labels)
     lost = {"source_accuracy": left, "forgetting": techniques.probe(source)[1]["accuracy"] - left}
     return {**done.row, **lost, "peak_memory": found["peak_memory"]}, done.history
@@ -212,33 +185,19 @@ def _sections(kind: str, rows: list[dict[str, Any]]) -> list[Section]:
     if not own:
         return []
     found = summarise(own, MEASURES)
-    shown = lambda estimate: format_estimate(estimate) if estimate else ""  # noqa: E731
     lines = []
     for arm in sorted(found["accuracy"], key=lambda arm: -found["accuracy"][arm]["mean"]):
         compared = arm != "full" and "full" in found["accuracy"]
-        memory = found["peak_memory"].get(arm)
+        memory, forgetting = found["peak_memory"].get(arm), found["forgetting"].get(arm)
+        less = format_estimate(paired_difference(own, "accuracy", arm, "full")) if compared else ""
         lines.append(
-            [
-                arm,
-                shown(found["accuracy"][arm]),
-                shown(paired_difference(own, "accuracy", arm, "full") if compared else None),
-                f"{found['trained_parameters'][arm]['mean']:,.0f}",
-                f"{memory['mean'] / 1e6:,.0f}" if memory else "",
-                f"{found['seconds'][arm]['mean']:.0f}",
-                shown(found["forgetting"].get(arm)),
-            ]
-        )
-    head = [
-        "method",
-        "accuracy",
-        "less full",
-        "trained parameters",
-        "peak memory (MB)",
-        "seconds",
-        "forgetting",
-    ]
+            [arm, format_estimate(found["accuracy"][arm]), less,
+             f"{found['trained_parameters'][arm]['mean']:,.0f}", f"{memory['mean'] / 1e6:,.0f}" if memory else "",
+             f"{found['seconds'][arm]['mean']:.0f}", format_estimate(forgetting) if forgetting else ""]
+        )  # fmt: skip
+    columns = ("accuracy", "less full", "trained parameters", "peak memory (MB)", "seconds", "forgetting")
     return [
-        Section(f"{kind}: methods", table(head, lines)),
+        Section(f"{kind}: methods", table(["method", *columns], lines)),
         Section(
             f"{kind}: accuracy against parameters",
             "Test accuracy; 95 % intervals over seeds.",

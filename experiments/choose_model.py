@@ -1,20 +1,16 @@
 """Choose a pretrained model: rank candidates by transferability scores, then check the ranking by fine-tuning.
 
-A score costs one forward pass over the training examples; fine-tuning every candidate costs far more. LogME (You
-et al. 2021), H-score (Bao et al. 2019) and its shrunk form (Ibrahim et al. 2022) read the frozen features; LEEP
-(Nguyen et al. 2020) and NCE (Tran et al. 2019) read a source classifier's opinion of the target examples: here a
-logistic probe of each candidate on ``--source-data``. Each ranking is compared with the test accuracy after
-fine-tuning by the weighted tau of Vigna 2015, 1 for the same order. The head of the fine-tuned models reads the very
-features that the scores read.
+A score costs one forward pass over the training examples; fine-tuning every candidate costs far more. LogME, H-score
+and shrunk H-score read frozen features; LEEP and NCE read the predictions of a classifier of other data.
 
     python -m experiments.choose_model --out runs/choose_model
+    python -m experiments.choose_model --candidates minilm org/name folder --data reviews.csv --out runs/choice
 
-Expected (``experiments/results/choose_model.json``): weighted tau 0.39 for LEEP, 0.24 for LogME, 0.23 for NCE, 0.16 and
-0.07 for the H-scores. LEEP orders the random and the shortened models exactly, the others nearly; all put the whole one
-fifth or sixth, which fine-tunes best: its last layer, made for sentence similarity, separates the classes worst before
-fine-tuning.
+Takes about half an hour on two CPU cores; a killed run goes on with ``--resume``.
 
-Took 34 minutes on two CPU cores beside other work; a killed run goes on with ``--resume``.
+Papers: LogME, https://arxiv.org/abs/2102.11005; H-score, Bao et al. 2019, and its shrunk form,
+https://arxiv.org/abs/2110.06893; LEEP, https://arxiv.org/abs/2002.12462; NCE, https://arxiv.org/abs/1908.08142; the
+weighted tau that compares rankings, https://arxiv.org/abs/1404.3325.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,25 +28,23 @@ from experiments.common import techniques
 from experiments.common.classification import Classification, body, frozen, prepare_classification
 from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, at_least, prepare
+from experiments.common.study import finish
 from jtl import tree
 from jtl.errors import InputError
 from jtl.features import scores
 from jtl.model import Model, with_config
 from jtl.pretrained import scratch
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.report import Result, Section, figures, format_estimate, summarise, table
 
 SCORES = ("logme", "leep", "nce", "h_score", "shrunk_h_score")
+ABOUT = (
+    "A transferability score costs one forward pass over the training examples; fine-tuning every candidate costs far "
+    "more. LogME, the H-score and its shrunk form read the frozen features; LEEP and NCE read the predictions that a "
+    "classifier of other data makes for the target examples: a logistic regression on each candidate's features of "
+    "`source_data`. Each ranking is compared with the test accuracy after fine-tuning by Vigna's weighted tau, which "
+    "is 1 for the same order. The head of the fine-tuned models reads the very features that the scores read."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,85 +65,60 @@ class ChooseModel(Config):
     """The target texts."""
     source_data: str = "newsgroups20"
     """The texts whose classes LEEP and NCE transfer from."""
-    train_examples: int = 1000
-    """Labelled target examples."""
-    source_examples: int = 2000
+    train_examples: int = at_least(0, 1000)
+    """Labelled target examples; 0 for all there are."""
+    source_examples: int = at_least(1, 2000)
     """Source examples for the probes of LEEP and NCE."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions of the fine-tuning."""
-    steps: int = 60
+    steps: int = at_least(1, 60)
     """Updates of each fine-tuning."""
-    test_examples: int = 1000
-    """Test examples."""
+    test_examples: int = at_least(0, 1000)
+    """Test examples; 0 for all there are."""
 
 
 def run(config: ChooseModel) -> Result:
     """Score and fine-tune every candidate; writes into ``config.out`` and returns the result."""
     if len(config.candidates) < 3:
         raise InputError(f"--candidates needs at least three models to rank, got {len(config.candidates)}")
-    out = prepare(config, "choose_model")
-    ledger = ResumableRows(out, resume=config.resume)
-    names = config.candidates[::3] if config.quick else config.candidates
-    seeds = 1 if config.quick else config.seeds
-    limits = (
-        {"validation": 100, "test": 100}
-        if config.quick
-        else {"validation": 500, "test": config.test_examples or None}
-    )
-    steps = 20 if config.quick else config.steps
+    rows = ResumableRows(prepare(config, "choose_model"), resume=config.resume)
+    quick = config.quick
+    names = config.candidates[::3] if quick else config.candidates
+    steps = 20 if quick else config.steps
     budget = techniques.Budget(epochs=1, min_steps=steps, max_steps=steps, validations=3)
+
+    def fine_tuned(task: Classification, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        done = techniques.run_arm(task, "full", seed=seed, budget=budget, on="features", progress=False)
+        return done.row, done.history
 
     scored: dict[str, dict[str, Any]] = {}
     for name in names:
         task, source = (
-            dataclasses.replace(task, pretrained=candidate(name))
-            for task in (
-                prepare_classification(name.partition(":")[0], config.data, quick=config.quick, **limits),
+            dataclasses.replace(
                 prepare_classification(
                     name.partition(":")[0],
-                    config.source_data,
-                    validation=100 if config.quick else 500,
-                    test=100 if config.quick else 200,
-                    quick=config.quick,
+                    data,
+                    validation=100 if quick else 500,
+                    test=100 if quick else test,
+                    quick=quick,
                 ),
+                pretrained=candidate(name),
+            ).with_train(256 if quick else train, config.seed)
+            for data, train, test in (
+                (config.data, config.train_examples or None, config.test_examples or None),
+                (config.source_data, config.source_examples, 200),
             )
         )
-        task = task.with_train(256 if config.quick else config.train_examples or None, config.seed)
-        source = source.with_train(256 if config.quick else config.source_examples, config.seed)
+        scored[name] = rows.get(partial(score, task, source), arm=name, seed=None)
+        for seed in range(config.seed, config.seed + (1 if quick else config.seeds)):
+            row = rows.get(partial(fine_tuned, task, seed), arm=name, seed=seed)
+            told = f"LogME {scored[name]['logme']:.3f}  fine-tuned accuracy {row['accuracy']:.3f}"
+            print(f"{name}  seed {seed}  {told}")
 
-        def score(
-            task: Classification = task, source: Classification = source
-        ) -> tuple[dict[str, Any], list[Any]]:
-            started = time.monotonic()
-            return {**rate(task, source), "scoring_seconds": time.monotonic() - started}, []
-
-        scored[name] = ledger.get(score, arm=name, seed=None)
-        for seed in range(config.seed, config.seed + seeds):
-            key = {"arm": name, "seed": seed}
-
-            def tune(
-                task: Classification = task, seed: int = seed
-            ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-                done = techniques.run_arm(
-                    task, "full", seed=seed, budget=budget, on="features", progress=False
-                )
-                return done.row, done.history
-
-            row = ledger.get(tune, **key)
-            print(
-                f"{name}  seed {seed}  LogME {scored[name]['logme']:.3f}  fine-tuned accuracy {row['accuracy']:.3f}"
-            )
-
-    rows = [{**scored[row["arm"]], **row} for row in ledger.rows if row["seed"] is not None]
-    accuracy = summarise(rows, ["accuracy", "seconds"])
+    found = [{**scored[row["arm"]], **row} for row in rows.rows if row["seed"] is not None]
+    accuracy = summarise(found, ["accuracy", "seconds"])
     tuned = [accuracy["accuracy"][name]["mean"] for name in names]
     taus = {s: scores.weighted_tau([scored[name][s] for name in names], tuned) for s in SCORES}
-    summary = {
-        "weighted_tau": {s: {"mean": tau, "ci95": None, "n": 1} for s, tau in taus.items()},
-        **accuracy,
-    }
-    result = Result("choose_model", settings(config), environment(), ledger.seconds, rows, summary)
-    write_result(out, result)
     order = sorted(names, key=lambda name: -scored[name]["logme"])
     ranking = table(
         ["candidate", *SCORES, "fine-tuned accuracy", "seconds to score", "seconds to tune"],
@@ -169,16 +139,17 @@ def run(config: ChooseModel) -> Result:
             for s in SCORES
         ),
     ]
-    write_report(
-        out,
-        result,
+    return finish(
+        "choose_model",
+        config,
+        found,
+        sections,
         title=f"Which model for {config.data}?",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("choose_model", config),
-        sections=sections,
+        about=ABOUT,
+        summary={"weighted_tau": {s: {"mean": t, "ci95": None, "n": 1} for s, t in taus.items()}, **accuracy},
         notes=["The candidates are few: a weighted tau over so short a list is a rough figure."],
+        seconds=rows.seconds,
     )
-    return result
 
 
 def candidate(name: str) -> Model:
@@ -201,21 +172,23 @@ def candidate(name: str) -> Model:
     return with_config(shorter, num_hidden_layers=int(part))
 
 
-def rate(task: Classification, source: Classification) -> dict[str, float]:
-    """Every transferability score of a candidate on the target's training examples."""
+def score(task: Classification, source: Classification) -> tuple[dict[str, float], list[Any]]:
+    """Every transferability score of a candidate on the target's training examples, as a row without a curve."""
+    began = time.monotonic()
     x, labels = frozen(task, "train")
-    opinion, _ = techniques.probe(source)
-    logits = opinion(x)
-    chances = np.exp(logits - logits.max(-1, keepdims=True))
-    chances /= chances.sum(-1, keepdims=True)
-    return {
+    source_probe, _ = techniques.probe(source)
+    logits = source_probe(x)
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    found = {
         "logme": scores.logme(x, labels),
-        "leep": scores.leep(chances, labels),
-        "nce": scores.nce(chances.argmax(-1), labels),
+        "leep": scores.leep(probabilities, labels),
+        "nce": scores.nce(probabilities.argmax(-1), labels),
         "h_score": scores.h_score(x, labels),
         "shrunk_h_score": scores.shrunk_h_score(x, labels),
         "probe_accuracy": techniques.probe(task)[1]["accuracy"],
     }
+    return {**found, "scoring_seconds": time.monotonic() - began}, []
 
 
 if __name__ == "__main__":

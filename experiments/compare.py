@@ -1,41 +1,36 @@
-"""What transfer promises, measured: faster, better with little data, cheaper, less overfitting, on text and images.
+"""Transfer learning against training from scratch: accuracy, learning speed, cost and overfitting, on text and images.
 
-The same network is trained from scratch (``scratch``), as a frozen body under a new head (``head``), head
-first and then whole (``lp_ft``) and whole at once (``full``), on 64, 256, 1,024 and all labelled examples,
-of text and of images. All arms of one size and seed share the examples, the number of updates (``head`` takes
-ten times as many: on cached features they cost next to nothing); learning rates are those of ``arms.RATES``.
+The same network is trained from random weights (``scratch``), as a frozen body under a new head (``head``), head first
+and then whole (``lp_ft``), and whole at once (``full``), with several numbers of labelled examples; beside them the
+majority class and a linear probe.
 
     python -m experiments.compare --out runs/compare
 
-Expected (``experiments/results/compare.json``): with 256 examples ``full`` is above ``scratch`` by 0.11 ± 0.03 on texts
-and by 0.33 ± 0.09 on images. Takes about 80 minutes on two CPU cores; a killed run goes on with ``--resume``.
+LP-FT: https://arxiv.org/abs/2202.10054. Takes over an hour on two CPU cores; a killed run goes on with ``--resume``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import product
+from typing import Any, Literal
 
 from experiments.common import techniques
 from experiments.common.classification import Classification, prepare_classification
 from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
-from jtl.errors import InputError
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    paired_difference,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from experiments.common.settings import Config, at_least, prepare
+from experiments.common.study import finish
+from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table
 
 ARMS = ("scratch", "head", "lp_ft", "full")
+ABOUT = (
+    "The same network is trained from scratch (`scratch`), as a frozen body under a new head (`head`), head first and "
+    "then whole (`lp_ft`) and whole at once (`full`), on several numbers of labelled examples. All arms of one size "
+    "and seed share the examples and the number of updates (`head` takes ten times as many: on cached features they "
+    "cost next to nothing); learning rates were searched on validation, on other seeds."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,32 +45,29 @@ class Compare(Config):
     """Model for the images."""
     image_data: str = "mnist5k"
     """Images with labels."""
-    image_size: int = 64
+    image_size: int = at_least(1, 64)
     """Side of the images in pixels."""
-    kinds: tuple[str, ...] = ("text", "image")
+    kinds: tuple[Literal["text", "image"], ...] = ("text", "image")
     """Which to run: text, image or both."""
-    sizes: tuple[int, ...] = (64, 256, 1024, 0)
+    sizes: tuple[int, ...] = at_least(0, (64, 256, 1024, 0))
     """Numbers of labelled training examples; 0 for all there are."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions: each draws other examples, heads and orders."""
-    epochs: int = 3
+    epochs: int = at_least(1, 3)
     """Passes over the training examples, within the limits of updates below."""
-    batch_size: int = 16
+    batch_size: int = at_least(1, 16)
     """Examples an update."""
-    min_steps: int = 60
+    min_steps: int = at_least(1, 60)
     """Fewest updates of an arm."""
-    max_steps: int = 300
+    max_steps: int = at_least(1, 300)
     """Most updates of an arm."""
-    test_examples: int = 1000
-    """Test examples of each data set."""
+    test_examples: int = at_least(0, 1000)
+    """Test examples of each data set; 0 for all there are."""
 
 
 def run(config: Compare) -> Result:
     """Run every arm; writes into ``config.out`` and returns the result."""
-    if unknown := set(config.kinds) - {"text", "image"}:
-        raise InputError(f"--kinds takes text and image, got {sorted(unknown)}")
-    out = prepare(config, "compare")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "compare"), resume=config.resume)
     quick = config.quick
     budget = techniques.Budget(
         epochs=config.epochs,
@@ -97,37 +89,30 @@ def run(config: Compare) -> Result:
         )
         print(task.dataset)
         origins[kind] = task.dataset.origin
-        everything = len(task.splits["train"])
-        for size in sorted(
-            {min(size or everything, everything) for size in ([64] if quick else config.sizes)}
-        ):
-            for seed in seeds:
-                for arm in ("majority", "probe", *ARMS):
-                    few = task.with_train(size, seed)
-                    key = {"kind": kind, "size": size, "seed": seed, "arm": arm}
-                    row = ledger.get(
-                        lambda few=few, arm=arm, seed=seed: _measure(few, arm, seed, budget), **key
-                    )
-                    print(
-                        "  ".join(f"{name} {value}" for name, value in key.items()),
-                        f" accuracy {row['accuracy']:.3f}",
-                    )
+        most = len(task.splits["train"])
+        sizes = {min(size or most, most) for size in ([64] if quick else config.sizes)}
+        for size, seed, arm in product(sorted(sizes), seeds, ("majority", "probe", *ARMS)):
+            few = task.with_train(size, seed)
+            key = {"kind": kind, "size": size, "seed": seed, "arm": arm}
+            row = rows.get(partial(_measure, few, arm, seed, budget), **key)
+            told = "  ".join(f"{name} {value}" for name, value in key.items())
+            print(f"{told}  accuracy {row['accuracy']:.3f}")
 
-    rows = [_with_target(row, ledger) for row in ledger.rows]
+    found = [_with_target(row, rows.curves) for row in rows.rows]
     summary: dict[str, Any] = {}
-    for kind, size in dict.fromkeys((row["kind"], row["size"]) for row in rows):
-        own = [row for row in rows if (row["kind"], row["size"]) == (kind, size)]
+    for kind, size in dict.fromkeys((row["kind"], row["size"]) for row in found):
+        own = [row for row in found if (row["kind"], row["size"]) == (kind, size)]
         for metric in ("accuracy", "seconds", "gap", "examples_to_scratch", "flops_per_example"):
             summary[f"{metric}_{kind}_{size}"] = summarise(own, [metric])[metric]
-    result = Result("compare", settings(config), environment(), ledger.seconds, rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
+    return finish(
+        "compare",
+        config,
+        found,
+        [_promises(found), *_figures(found, rows.curves)],
         title="What transfer learning promises, measured",
-        about=__doc__.split("\n\n")[1].replace("\n", " "),
-        command=command("compare", config),
-        sections=[_promises(rows), *_figures(rows, ledger.curves)],
+        about=ABOUT,
+        summary=summary,
+        seconds=rows.seconds,
         notes=[
             *(f"{kind}: {origin}." for kind, origin in origins.items()),
             "The best of the validated models is kept, by 500 validation labels whatever the size of the training set.",
@@ -135,7 +120,6 @@ def run(config: Compare) -> Result:
             "the probe had cached.",
         ],
     )
-    return result
 
 
 def _measure(
@@ -151,14 +135,12 @@ def _measure(
     return {**row, "flops_per_example": techniques.flops_per_example(task, arm, budget)}, done.history
 
 
-def _with_target(row: dict[str, Any], ledger: ResumableRows) -> dict[str, Any]:
+def _with_target(row: dict[str, Any], curves: list[dict[str, Any]]) -> dict[str, Any]:
     """``row`` and the examples it had seen when it first validated as well as ``scratch`` ever did; None if never."""
     if row["arm"] not in ARMS:
         return row
     place = {name: row[name] for name in ("kind", "size", "seed")}
-    same = [
-        p for p in ledger.curves if all(p[n] == v for n, v in place.items()) and "validation_accuracy" in p
-    ]
+    same = [p for p in curves if all(p[n] == v for n, v in place.items()) and "validation_accuracy" in p]
     target = max(p["validation_accuracy"] for p in same if p["arm"] == "scratch")
     reached = [p["examples"] for p in same if p["arm"] == row["arm"] and p["validation_accuracy"] >= target]
     return {**row, "examples_to_scratch": min(reached, default=None)}
@@ -176,12 +158,9 @@ def _promises(rows: list[dict[str, Any]]) -> Section:
             ratio = {a: [r["examples_to_scratch"] for r in reach if r["arm"] == a] for a in (arm, "scratch")}
             whole = len(ratio[arm]) == len(ratio["scratch"])
             faster = f"{sum(ratio['scratch']) / sum(ratio[arm]):.1f} ×" if whole else "not always reached"
-            cheap = [
-                {r["arm"]: r["flops_per_example"] for r in own if "flops_per_example" in r}[a]
-                for a in (arm, "scratch")
-            ]
+            flops = {r["arm"]: r["flops_per_example"] for r in own if "flops_per_example" in r}
             judged = [format_estimate(better), _verdict(better, +1), format_estimate(gap), _verdict(gap, -1)]
-            lines.append([kind, size, arm, *judged, faster, f"{cheap[1] / cheap[0]:,.1f} ×"])
+            lines.append([kind, size, arm, *judged, faster, f"{flops['scratch'] / flops[arm]:,.1f} ×"])
     head = ["data", "examples", "arm", "accuracy − scratch", "better?", "gap − scratch", "less overfit?",
             "fewer examples to scratch's best", "fewer FLOPs an example"]  # fmt: skip
     text = (

@@ -1,29 +1,19 @@
 """Distillation of a language model: a student of fewer layers, and how it learns from its teacher token by token.
 
 The student begins as the first and last layers of SmolLM2-135M with its embeddings, and trains for few updates on texts
-of a domain. ``student_alone`` predicts their next tokens. The other arms add a divergence from the teacher's next-token
-distribution to that loss, one to one: ``forward_kl`` (word-level distillation; Kim and Rush 2016, 1606.07947),
-``top_k`` (the same with the teacher's most likely tokens alone, computed once and stored), ``reverse_kl`` (as in
-MiniLLM; Gu et al. 2023, 2306.08543), ``jsd`` and ``gkd``, whose batches are the student's own continuations with
-probability λ (Agarwal et al. 2023, 2306.13649). ``sequence_level`` trains on continuations that the teacher wrote (Kim
-and Rush).
+of a domain. ``student_alone`` predicts their next tokens; the other arms also learn from the teacher.
 
     python -m experiments.distill_lm --out runs/distill_lm
 
-Expected (``experiments/results/distill_lm.json``, SmolLM2-135M from 30 layers to 6, 80 updates of 4 snippets of Rotten
-Tomatoes, three seeds, an hour of one shared core): ``teacher`` 139, ``student_alone`` 1,031 ± 90, ``forward_kl`` 788 ±
-67 and ``top_k`` 819 ± 101, in nats a token below ``student_alone`` by 0.269 ± 0.148 and 0.231 ± 0.197; ``reverse_kl``
-and ``jsd`` are undecided; ``gkd`` and ``sequence_level``, which never see the texts' own words, are worse by 0.473 ±
-0.217 and 0.406 ± 0.103. Such a student is far from done: it writes no sentences. It is 3.4 times as fast.
-
-``perplexity`` is that of held-out texts of the domain.
+Papers: ``forward_kl``, ``top_k`` (with the teacher's most likely tokens alone) and ``sequence_level``,
+https://arxiv.org/abs/1606.07947; ``reverse_kl``, https://arxiv.org/abs/2306.08543; ``jsd`` and ``gkd``,
+https://arxiv.org/abs/2306.13649.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
@@ -32,28 +22,29 @@ import jax
 import numpy as np
 
 from experiments.common.command_line import main
+from experiments.common.recipe import Recipe, train
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from jtl import data, distill, measure, pretrained
 from jtl.data import text
-from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.loader import Batches
 from jtl.errors import InputError
 from jtl.model import Model
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    paired_difference,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.outputs import mean_loss
+from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table
 from jtl.tasks import CausalLM, generate
-from jtl.train import Step, TrainState, adamw, fit, make_step, schedule
+from jtl.train import Step, TrainState
 
+ABOUT = (
+    "The student begins as some layers of the teacher with its embeddings, and trains for few updates on texts of a "
+    "domain. `student_alone` predicts their next tokens. The other arms add a divergence from the teacher's "
+    "next-token distribution to that loss, one to one: `forward_kl` (word-level distillation), `top_k` (the same with "
+    "the teacher's most likely tokens alone, computed once and stored), `reverse_kl` (as in MiniLLM), `jsd` and "
+    "`gkd`, whose batches are the student's own continuations with probability λ. `sequence_level` trains on "
+    "continuations that the teacher wrote. `untrained` is the student as it begins. `perplexity` is that of held-out "
+    "texts of the domain."
+)
 Arm = Literal["student_alone", "forward_kl", "top_k", "reverse_kl", "jsd", "gkd", "sequence_level"]
 ARMS: tuple[str, ...] = get_args(Arm)
 
@@ -67,26 +58,26 @@ class DistillLM(Config):
     data: str = "rotten_tomatoes"
     """Texts of the domain; see experiments.finetune."""
     layers: tuple[int, ...] = (0, 1, 2, 27, 28, 29)
-    """Layers of the teacher that the student begins as, from 0. These begin at 12 nats a token, every fifth at 18."""
+    """Layers of the teacher that the student begins as, from 0; the first and last begin better than every fifth."""
     arm: tuple[Arm | Literal["all"], ...] = ("all",)
     """Which to compare; student_alone always runs."""
-    steps: int = 80
+    steps: int = at_least(1, 80)
     """Updates of every student."""
-    batch_size: int = 4
+    batch_size: int = at_least(1, 4)
     """Texts of an update."""
-    rate: float = 5e-4
+    rate: float = above(0, 5e-4)
     """Peak learning rate of AdamW."""
     max_length: int = 32
     """Tokens of a text; longer ones are cut, and shorter ones left out."""
-    prompt: int = 8
+    prompt: int = at_least(1, 8)
     """Tokens of a text that are continued."""
-    on_policy: float = 0.5
+    on_policy: float = at_least(0, 0.5)
     """λ of gkd: share of updates on the student's own continuations."""
-    top_k: int = 32
+    top_k: int = at_least(1, 32)
     """Tokens of the teacher's distribution that are stored at each position."""
-    test_examples: int = 100
+    test_examples: int = at_least(1, 100)
     """Held-out texts."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions: other texts in another order."""
 
 
@@ -94,37 +85,33 @@ def run(config: DistillLM) -> Result:
     """Train a student under each arm; writes into ``config.out`` and returns the result."""
     if config.prompt >= config.max_length:
         raise InputError(f"--prompt {config.prompt} must be below --max-length {config.max_length}")
-    out = prepare(config, "distill_lm")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "distill_lm"), resume=config.resume)
     sizes = shortened(config) if config.quick else config
-    school = Trainer(sizes)
+    trainer = Trainer(sizes)
     chosen = ARMS if "all" in sizes.arm else dict.fromkeys(("student_alone", *sizes.arm))
     for seed in range(sizes.seed, sizes.seed + sizes.seeds):
         for arm in ("teacher", "untrained", *chosen):
-            row = ledger.get(partial(school, arm, seed), arm=arm, seed=seed)
+            row = rows.get(partial(trainer, arm, seed), arm=arm, seed=seed)
             print(f"seed {seed}  {arm}  perplexity {row['perplexity']:.1f}  {row['seconds']:.0f} s")
-    cost = ledger.get(school.cost, arm="cost", seed=sizes.seed)
-    rows = [row for row in ledger.rows if row["arm"] != "cost"]
-    summary = summarise(rows, ["perplexity", "loss", "seconds"])
-    summary = {"perplexity_lm": summary.pop("perplexity"), **summary}
-    summary |= summarise([{**cost, "arm": "student"}], ["latency_ratio", "parameter_ratio"])
-    result = Result("distill_lm", settings(config), environment(), ledger.seconds, ledger.rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
+    cost = rows.get(trainer.cost, arm="cost", seed=sizes.seed)
+    trained = [row for row in rows.rows if row["arm"] != "cost"]
+    found = summarise(trained, ["perplexity", "loss", "seconds"])
+    ratios = summarise([{**cost, "arm": "student"}], ["latency_ratio", "parameter_ratio"])
+    return finish(
+        "distill_lm",
+        config,
+        rows,
+        _sections(trained, rows.curves, cost),
         title="Distillation of a language model",
-        about=" ".join(__doc__.split("\n\n")[1].split()),
-        command=command("distill_lm", config),
-        sections=_sections(rows, ledger, cost),
+        about=ABOUT,
+        summary={"perplexity_lm": found.pop("perplexity"), **found, **ratios},
     )
-    return result
 
 
 def shortened(config: DistillLM) -> DistillLM:
     """The settings of ``--quick``."""
-    arm = ("top_k",) if "all" in config.arm else config.arm
-    return replace(config, arm=arm, steps=6, batch_size=4, max_length=16, prompt=4, test_examples=16, seeds=1)  # type: ignore[arg-type]  # fmt: skip
+    arm: tuple[Arm | Literal["all"], ...] = ("top_k",) if "all" in config.arm else config.arm
+    return replace(config, arm=arm, steps=6, batch_size=4, max_length=16, prompt=4, test_examples=16, seeds=1)
 
 
 class Trainer:
@@ -146,7 +133,7 @@ class Trainer:
         encoded = text.encode(split, self.tokenizer, limit)
         return encoded.take(np.flatnonzero(encoded.lengths == limit))
 
-    def train(self, seed: int) -> text.Texts:
+    def train_texts(self, seed: int) -> text.Texts:
         """The texts of one seed, each used once."""
         count = self.config.steps * self.config.batch_size
         have = len(self.splits["train"])
@@ -171,36 +158,33 @@ class Trainer:
         curve: list[dict[str, Any]] = []
         model = self.teacher if arm == "teacher" else self.student
         if arm not in ("teacher", "untrained"):
-            model, curve = self.taught(arm, seed)
-        loss = held_out_loss(model, self.held_out)
+            model, curve = self.distilled(arm, seed)
+        loss = next_token_loss(model, self.held_out)
         return {"loss": loss, "perplexity": math.exp(loss), "seconds": time.monotonic() - began}, curve
 
-    def taught(self, arm: str, seed: int) -> tuple[Model, list[dict[str, Any]]]:
+    def distilled(self, arm: str, seed: int) -> tuple[Model, list[dict[str, Any]]]:
         """The student after training under an arm, and its learning curve."""
-        config, train = self.config, self.train(seed)
-        student = jax.tree.map(jax.numpy.array, self.student)
-        batches: Any = Batches(train, config.batch_size, seed=seed)
+        config, texts = self.config, self.train_texts(seed)
+        batches: Any = Batches(texts, config.batch_size, seed=seed)
         if arm == "top_k":
-            batches = Batches(distill.Taught(train, self.stored(train)), config.batch_size, seed=seed)
+            batches = Batches(distill.Taught(texts, self.stored(texts)), config.batch_size, seed=seed)
         if arm == "sequence_level":
             batches = [self.written(batch) for batch in batches]
-        step: Any = make_step(self.loss(arm), adamw(schedule(config.rate, config.steps), weight_decay=0.01))
-        state = step.init(student, jax.random.key(seed))
-        if arm == "gkd":
-            step = OnPolicy(step, config, self.tokenizer.eos_token_id, seed)
-        fitted = fit(
-            step,
-            state,
-            loader(batches),
+        on_policy = partial(OnPolicy, config=config, eos_id=self.tokenizer.eos_token_id, seed=seed)
+        fitted = train(
+            Recipe(jax.tree.map(jax.numpy.array, self.student), self.loss(arm), batches),
             steps=config.steps,
-            validate=lambda model: {"loss": held_out_loss(model, self.held_out[:4])},
+            rate=config.rate,
+            seed=seed,
+            around=on_policy if arm == "gkd" else lambda step: step,
+            validate=lambda model: {"loss": next_token_loss(model, self.held_out[:4])},
             validate_every=-(-config.steps // (1 if config.quick else 4)),
             metric="loss",
             mode="min",
         )
         return fitted.state.model, fitted.history
 
-    def loss(self, arm: str) -> Any:
+    def loss(self, arm: Any) -> Any:
         """What an arm minimises."""
         if arm in ("student_alone", "sequence_level"):
             return CausalLM()
@@ -208,21 +192,17 @@ class Trainer:
             return CausalLM() + distill.TopKSequenceKD()
         if arm == "gkd":
             return distill.Distill(self.teacher, distill.SequenceKD("jsd", mask="continuation"))
-        return distill.Distill(self.teacher, CausalLM() + distill.SequenceKD(arm))  # type: ignore[arg-type]
+        return distill.Distill(self.teacher, CausalLM() + distill.SequenceKD(arm))
 
-    def stored(self, train: text.Texts) -> dict[str, np.ndarray]:
+    def stored(self, texts: text.Texts) -> dict[str, np.ndarray]:
         """The teacher's most likely tokens at each position of the training texts."""
         parts = []
-        for batch in Batches(train, self.config.batch_size, train=False):
+        for batch in Batches(texts, self.config.batch_size, train=False):
             kept, places = _most_likely(self.teacher, batch, self.config.top_k)
-            order = batch["index"]
-            parts.append((order, np.asarray(kept), np.asarray(places)))
-        index, kept, places = (np.concatenate(part)[:] for part in zip(*parts, strict=True))
-        rows = np.argsort(index[index >= 0])
-        return {
-            "teacher_top_log_probabilities": kept[index >= 0][rows],
-            "teacher_top_places": places[index >= 0][rows],
-        }
+            parts.append([np.asarray(own)[batch["index"] >= 0] for own in (batch["index"], kept, places)])
+        index, kept, places = map(np.concatenate, zip(*parts, strict=True))
+        rows = np.argsort(index)
+        return {"teacher_top_log_probabilities": kept[rows], "teacher_top_places": places[rows]}
 
     def written(self, batch: Any) -> dict[str, np.ndarray]:
         """``batch`` as the teacher continues its prompts."""
@@ -285,19 +265,14 @@ def _most_likely(teacher: Model, batch: Any, k: int) -> Any:
     return distill.top_k(teacher(batch)["token_logits"], k)
 
 
-@jax.jit
-def _loss(model: Model, batch: Any) -> tuple[jax.Array, jax.Array]:
-    value, metrics = CausalLM().value(model, model(batch), batch, None)
-    return value, metrics["tokens"]
-
-
-def held_out_loss(model: Model, batches: Iterable[Any]) -> float:
+def next_token_loss(model: Model, batches: list[Any]) -> float:
     """Mean loss of a next token, in nats."""
-    found = np.array([_loss(model, batch) for batch in batches], np.float64)
-    return float(np.average(found[:, 0], weights=found[:, 1]))
+    return mean_loss(CausalLM(), model, batches, weight="tokens")[0]
 
 
-def _sections(rows: list[dict[str, Any]], ledger: ResumableRows, cost: dict[str, Any]) -> list[Section]:
+def _sections(
+    rows: list[dict[str, Any]], curves: list[dict[str, Any]], cost: dict[str, Any]
+) -> list[Section]:
     found = summarise(rows, ["perplexity", "loss", "seconds"])
     order = sorted(found["loss"], key=lambda arm: found["loss"][arm]["mean"])
     lines = []
@@ -324,7 +299,7 @@ def _sections(rows: list[dict[str, Any]], ledger: ResumableRows, cost: dict[str,
         Section(
             "Learning curves",
             "Training loss (of its own kind in each arm), and the loss of 32 held-out texts.",
-            figures.learning_curves(ledger.curves, "validation_loss"),
+            figures.learning_curves(curves, "validation_loss"),
         ),
         Section("What the teacher writes", "\n".join(f"* {line}" for line in cost["teacher_writes"])),
     ]

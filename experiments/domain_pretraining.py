@@ -1,33 +1,25 @@
-"""Continued pretraining on domain text, before fine-tuning: what it gains, and what it makes a model forget.
+"""Continued pretraining on unlabelled text of a domain, before fine-tuning: what it gains, and what the model forgets.
 
-Gururangan et al. 2020, "Don't Stop Pretraining: Adapt Language Models to Domains and Tasks",
-https://arxiv.org/abs/2004.10964: masked language modelling (Devlin et al. 2019, 1810.04805) goes on, on the unlabelled
-texts of a task's training split (their TAPT), then the model is fine-tuned on few labelled ones. The arms differ in
-what they go on with, all for as many updates:
+Masked language modelling goes on, on the unlabelled texts of a task's training split; then the model is fine-tuned on
+few labelled ones. The arms differ in the texts of continued pretraining, all with as many updates:
 
-* ``none``: nothing; the model is fine-tuned at once.
+* ``none``: no continued pretraining.
 * ``domain``: the texts of the training split, with the plots of its films if the data are Rotten Tomatoes.
-* ``other``: texts of another domain, the paper's control: is it the domain, or only the training?
+* ``other``: texts of another domain, as a control.
 * ``replay``: texts of the domain and of the other in each batch, against forgetting.
 
     python -m experiments.domain_pretraining --out runs/domain_pretraining
 
-The encoder comes without a head for masked words, so a new one is trained first on the frozen body, on equal parts of
-both domains; it is the same for all arms of a seed, and ``none`` is measured with it. ``mlm_loss_domain`` and
-``mlm_loss_other`` are losses on held-out texts (nats a hidden word; the same words are hidden from every arm), so
-``mlm_loss_other`` above that of ``none`` is forgetting. ``accuracy`` is that of the fine-tuned model on test.
-
-Expected (``experiments/results/domain_pretraining.json``, three seeds, about 25 minutes of one core): ``accuracy``
-0.709 ± 0.061 (``none``), 0.700 ± 0.061 (``domain``), 0.707 ± 0.070 (``other``), 0.700 ± 0.085 (``replay``): no gain is
-shown. ``mlm_loss_domain`` 7.244 ± 0.033 and 5.786 ± 0.082 (``none``, ``domain``).
+Papers: task-adaptive pretraining, https://arxiv.org/abs/2004.10964; masked language modelling,
+https://arxiv.org/abs/1810.04805.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import count, product
 from typing import Any
 
 import jax
@@ -36,28 +28,19 @@ import numpy as np
 from experiments.common import techniques
 from experiments.common.classification import Classification, prepare_classification
 from experiments.common.command_line import main
+from experiments.common.recipe import Recipe, train
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from jtl import data, finetune, heads, pretrained
 from jtl.data import text
-from jtl.data.batches.loader import Batches, loader
+from jtl.data.batches.loader import Batches
 from jtl.data.batches.mixing import SideBySide
 from jtl.errors import InputError
 from jtl.model import Model, remove
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    paired_difference,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.outputs import mean_loss
+from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table
 from jtl.tasks import MaskedLM, masked_head
-from jtl.train import adamw, fit, make_step, schedule
 
 ARMS = ("none", "domain", "other", "replay")
 METRICS = ("accuracy", "mlm_loss_domain", "mlm_loss_other")
@@ -75,27 +58,27 @@ class DomainPretraining(Config):
     """The task, whose training texts are the domain."""
     other_data: str = "newsgroups20"
     """The other domain: of the control, of replay and of forgetting."""
-    max_length: int = 48
+    max_length: int = at_least(1, 48)
     """Longest text in tokens; the rest is cut off."""
-    head_steps: int = 150
+    head_steps: int = at_least(1, 150)
     """Updates of the new masked head on the frozen body."""
-    head_rate: float = 1e-3
+    head_rate: float = above(0, 1e-3)
     """Their peak learning rate."""
-    steps: int = 150
+    steps: int = at_least(1, 150)
     """Updates of continued pretraining."""
-    rate: float = 1e-4
+    rate: float = above(0, 1e-4)
     """Their peak learning rate."""
-    batch_size: int = 32
+    batch_size: int = at_least(2, 32)
     """Texts an update of pretraining."""
     replay: float = 0.5
     """Share of each batch of `replay` that is of the other domain."""
-    train_examples: int = 256
+    train_examples: int = at_least(1, 256)
     """Labelled examples to fine-tune on."""
-    finetune_steps: int = 60
+    finetune_steps: int = at_least(1, 60)
     """Updates of fine-tuning, 16 examples each."""
-    test_examples: int = 1000
+    test_examples: int = at_least(2, 1000)
     """Labelled test examples; a half as many texts of each domain are held out for the masked losses."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions: other masks, heads, orders and labelled examples."""
 
 
@@ -123,8 +106,7 @@ def run(config: DomainPretraining) -> Result:
             f"--replay {config.replay} of {config.batch_size} texts leaves a batch without one of the domains: "
             "choose a share between 0 and 1, or a larger --batch-size"
         )
-    out = prepare(config, "domain_pretraining")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "domain_pretraining"), resume=config.resume)
     sizes = shortened(config) if config.quick else config
     task = prepare_classification(
         sizes.model,
@@ -140,49 +122,34 @@ def run(config: DomainPretraining) -> Result:
 
     @lru_cache(1)
     def start(seed: int) -> Model:
-        """The pretrained body under a masked head that it had no part in training."""
+        """The pretrained body under a new masked head, which alone was trained."""
         model = masked_head(task.pretrained, tokenizer, key=jax.random.fold_in(jax.random.key(seed), 0))
         return pretrain(sizes, model, corpora, 0.5, seed, head=True)[0]
 
-    for seed in range(sizes.seed, sizes.seed + sizes.seeds):
-        for arm in ARMS:
+    def measured(arm: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        model = start(seed)
+        curve: list[dict[str, Any]] = []
+        began = time.monotonic()
+        if arm != "none":
+            share = {"domain": 0.0, "other": 1.0, "replay": sizes.replay}[arm]
+            model, curve = pretrain(sizes, model, corpora, share, seed)
+        took = time.monotonic() - began
+        accuracy = tuned(sizes, task, model, seed)
+        losses = masked_losses(model, corpora.held_out, corpora.buckets)
+        return {"accuracy": accuracy, **losses, "pretraining_seconds": took}, curve
 
-            def measured(arm: str = arm, seed: int = seed) -> Any:
-                model = start(seed)
-                curve: list[dict[str, Any]] = []
-                began = time.monotonic()
-                if arm != "none":
-                    share = {"domain": 0.0, "other": 1.0, "replay": sizes.replay}[arm]
-                    model, curve = pretrain(sizes, model, corpora, share, seed)
-                took = time.monotonic() - began
-                return {
-                    "accuracy": tuned(sizes, task, model, seed),
-                    **{
-                        f"mlm_loss_{n}": masked_loss(model, corpora, own)
-                        for n, own in corpora.held_out.items()
-                    },
-                    "pretraining_seconds": took,
-                }, curve
+    for seed, arm in product(range(sizes.seed, sizes.seed + sizes.seeds), ARMS):
+        row = rows.get(partial(measured, arm, seed), arm=arm, seed=seed)
+        print(f"seed {seed}, {arm}: " + ", ".join(f"{name} {row[name]:.3f}" for name in METRICS))
 
-            row = ledger.get(measured, arm=arm, seed=seed)
-            print(f"seed {seed}, {arm}: " + ", ".join(f"{name} {row[name]:.3f}" for name in METRICS))
-
-    result = Result(
+    return finish(
         "domain_pretraining",
-        settings(config),
-        environment(),
-        ledger.seconds,
-        ledger.rows,
-        summarise(ledger.rows, [*METRICS, "pretraining_seconds"]),
-    )
-    write_result(out, result)
-    write_report(
-        out,
-        result,
+        config,
+        rows,
+        _sections(rows),
         title=f"Continued pretraining of {config.model} for {config.data}",
         about=_about(sizes, corpora),
-        command=command("domain_pretraining", config),
-        sections=_sections(ledger),
+        summary=summarise(rows.rows, [*METRICS, "pretraining_seconds"]),
         notes=[
             f"{sizes.steps} updates are a short pretraining: the paper's, of RoBERTa, take 12,500 on a domain and 100 "
             "epochs of a task's texts.",
@@ -190,7 +157,6 @@ def run(config: DomainPretraining) -> Result:
             "Its masked head is new, and goes on learning in every arm but `none`.",
         ],
     )
-    return result
 
 
 def shortened(config: DomainPretraining) -> DomainPretraining:
@@ -214,12 +180,12 @@ def read(config: DomainPretraining, task: Classification, tokenizer: Any) -> Cor
     if other.kind != "text":
         raise InputError(f"--other-data {config.other_data} holds {other.kind}s: choose a text data set")
     domain = task.dataset.splits["train"]
-    train = [domain[i]["text"] for i in range(len(domain))]
+    own = [domain[i]["text"] for i in range(len(domain))]
     if config.data == "rotten_tomatoes":
         from jtl.data.sets.builders import rotten_tomatoes_rows
 
         films = {domain[i]["film"] for i in range(len(domain))}
-        train += [plot for kind, film, plot in rotten_tomatoes_rows() if kind == "plot" and film in films]
+        own += [plot for kind, film, plot in rotten_tomatoes_rows() if kind == "plot" and film in films]
     few, some = config.test_examples // 2, 16 if config.quick else VALIDATION
 
     def encoded(source: Any, most: int | None = None) -> text.Texts:
@@ -230,8 +196,8 @@ def read(config: DomainPretraining, task: Classification, tokenizer: Any) -> Cor
 
     corpora = {
         "train": {
-            "domain": encoded([{"text": line} for line in train]),
-            "other": encoded(other.splits["train"], len(train)),
+            "domain": encoded([{"text": line} for line in own]),
+            "other": encoded(other.splits["train"], len(own)),
         },
         "held_out": {
             "domain": encoded(task.dataset.splits["test"], few),
@@ -249,17 +215,16 @@ def read(config: DomainPretraining, task: Classification, tokenizer: Any) -> Cor
 
 
 def order(config: DomainPretraining, corpora: Corpora, share: float, steps: int, seed: int) -> SideBySide:
-    """Batches for at least ``steps`` updates, ``share`` of the rows of each of the other domain."""
+    """Batches for ``steps`` updates, ``share`` of the rows of each of the other domain."""
     other = round(share * config.batch_size)
     sizes = {"domain": config.batch_size - other, "other": other}
-    parts = []
-    for name, size in sizes.items():
-        if size:
-            per_epoch = max(1, len(corpora.train[name]) // size)
-            epochs = -(-steps // per_epoch)
-            part = Batches(corpora.train[name], size, seed=seed, epochs=epochs, buckets=corpora.buckets)
-            parts.append(part)
-    return SideBySide(tuple(parts))
+    return SideBySide(
+        tuple(
+            Batches(corpora.train[name], size, seed=seed, steps=steps, buckets=corpora.buckets)
+            for name, size in sizes.items()
+            if size
+        )
+    )
 
 
 def pretrain(
@@ -274,18 +239,12 @@ def pretrain(
     """The model after masked language modelling of the whole or of the ``head`` alone, and its curve."""
     steps, rate = (config.head_steps, config.head_rate) if head else (config.steps, config.rate)
     labels = finetune.train_only(model, "mlm/.*") if head else None
-    step = make_step(MaskedLM(), adamw(schedule(rate, steps)), labels)
-
-    def validate(model: Model) -> dict[str, float]:
-        return {
-            f"mlm_loss_{name}": masked_loss(model, corpora, own) for name, own in corpora.validation.items()
-        }
-
-    fitted = fit(
-        step,
-        step.init(model, jax.random.fold_in(jax.random.key(seed), 1)),
-        loader(order(config, corpora, share, steps, seed)),
+    validate = partial(masked_losses, texts=corpora.validation, buckets=corpora.buckets)
+    fitted = train(
+        Recipe(model, MaskedLM(), order(config, corpora, share, steps, seed), labels),
         steps=steps,
+        rate=rate,
+        seed=jax.random.fold_in(jax.random.key(seed), 1),
         validate=validate,
         validate_every=-(-steps // (1 if config.quick else 4)),
         metric="mlm_loss_domain",
@@ -293,27 +252,22 @@ def pretrain(
     )
     # The first loss is that of the model before any update, and so belongs to its validation.
     before = {f"validation_{name}": loss for name, loss in validate(model).items()}
-    curve = [{"step": 0, "loss": fitted.history[0]["loss"], **before}, *fitted.history]
+    curve: list[dict[str, Any]] = [{"step": 0, "loss": fitted.history[0]["loss"], **before}, *fitted.history]
     return fitted.state.model, curve  # the last model, not that which validated best: equal updates
 
 
-@jax.jit
-def _masked_loss(model: Model, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    value, metrics = MaskedLM().value(model, model(batch, key=key), batch, None)
-    return value, metrics["tokens"]
-
-
-def masked_loss(model: Model, corpora: Corpora, texts: text.Texts) -> float:
-    """Mean loss of the hidden words of some texts, in nats; the words are the same at each call."""
-    batches: Iterable[Any] = Batches(texts, 32, train=False, buckets=corpora.buckets)
-    found = np.array(
-        [_masked_loss(model, batch, jax.random.key(i)) for i, batch in enumerate(batches)], np.float64
-    )
-    return float(np.average(found[:, 0], weights=found[:, 1]))
+def masked_losses(model: Model, texts: dict[str, text.Texts], buckets: tuple[int, ...]) -> dict[str, float]:
+    """Mean losses of the hidden words of texts by domain, in nats; the words are the same at each call."""
+    found = {}
+    for name, own in texts.items():
+        batches = Batches(own, 32, train=False, buckets=buckets)
+        keys = map(jax.random.key, count())
+        found[f"mlm_loss_{name}"], _ = mean_loss(MaskedLM(), model, batches, weight="tokens", keys=keys)
+    return found
 
 
 def tuned(config: DomainPretraining, task: Classification, model: Model, seed: int) -> float:
-    """Test accuracy after fine-tuning on a few labelled examples, from a new classifier on the mean of the words."""
+    """Test accuracy after fine-tuning on a few labelled examples, with a new classifier on the mean of the words."""
     few = task.with_train(config.train_examples, seed)
     key = jax.random.fold_in(jax.random.key(seed), 2)
     begin = heads.classifier(remove(model, "mlm"), task.classes, key=key, on="features")
@@ -331,17 +285,19 @@ def _about(config: DomainPretraining, corpora: Corpora) -> str:
         f"`{config.other_data}`, `replay` on both, {config.replay:.0%} other. Each arm but `none` goes on with masked "
         f"language modelling for {config.steps} updates of {config.batch_size} texts; then all are fine-tuned on "
         f"{config.train_examples} labelled examples. Masked losses are on {len(corpora.held_out['domain']):,} and "
-        f"{len(corpora.held_out['other']):,} held-out texts, before fine-tuning."
+        f"{len(corpora.held_out['other']):,} held-out texts, before fine-tuning, in nats a hidden word; the same words "
+        "are hidden from every arm. The masked head is new, and trained first on the frozen body, on equal parts of "
+        "both domains; `none` is measured with it. `accuracy` is that of the fine-tuned model on test."
     )
 
 
-def _sections(ledger: ResumableRows) -> list[Section]:
+def _sections(rows: ResumableRows) -> list[Section]:
     lines = [
-        [arm, *(format_estimate(paired_difference(ledger.rows, metric, arm, "none")) for metric in METRICS)]
+        [arm, *(format_estimate(paired_difference(rows.rows, metric, arm, "none")) for metric in METRICS)]
         for arm in ARMS[1:]
     ]
     curves = {
-        name: figures.learning_curves(ledger.curves, f"validation_mlm_loss_{name}")
+        name: figures.learning_curves(rows.curves, f"validation_mlm_loss_{name}")
         for name in ("domain", "other")
     }
     return [

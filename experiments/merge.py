@@ -1,30 +1,22 @@
-"""Merging: one model out of several that were fine-tuned from the same start, without any training.
+"""Model merging: one model out of several that were fine-tuned from the same start, without further training.
 
-*soup*: members fine-tuned on one task from one start, the pretrained body under a probe's head, with other learning
-rates and orders of examples, against what they become together: the uniform and the greedy soup (Wortsman et al.
-2022, 2203.05482), the Fisher-weighted average (Matena and Raffel 2022, 2111.09832), the arc between the two best
-(``slerp``) and the line from the start to the best (``wise_ft``, Wortsman et al. 2022, 2109.01903), of which the whole
-curve is drawn. ``best`` is the member that validated best, ``member`` the mean of all.
-
-*tasks*: one model for each of two tasks, merged into one body that serves both, each task with its own head: the
-average, task arithmetic (Ilharco et al. 2023, 2212.04089), TIES (Yadav et al. 2023, 2306.01708), DARE (Yu et al. 2024,
-2311.03099), Fisher and RegMean (Jin et al. 2023, 2212.09849). ``alone`` is each task's own model, ``start`` the
-pretrained body under those heads.
+*soup* merges models of one task, fine-tuned with other learning rates and orders of examples. *tasks* merges a model of
+each of two tasks into one body that serves both, each task with its own head. What a method has to choose is chosen on
+validation; the test split is used once for each arm.
 
     python -m experiments.merge --out runs/merge
 
-Every weight that a method needs is chosen on validation; the test split is used once for each arm.
-
-Expected, three seeds (``experiments/results/merge.json``; about 25 minutes on a quiet core): of the soup ``member``
-0.744 ± 0.012, ``uniform_soup`` and ``greedy_soup`` 0.751 ± 0.030 and 0.035, ``fisher`` 0.757 ± 0.029; of the tasks
-``alone`` 0.613 ± 0.023, ``start`` 0.386 ± 0.031, ``average`` 0.557 ± 0.029, ``fisher`` 0.604 ± 0.023, the others
-between.
+Papers: uniform and greedy soup, https://arxiv.org/abs/2203.05482; Fisher-weighted average,
+https://arxiv.org/abs/2111.09832; WiSE-FT, https://arxiv.org/abs/2109.01903; task arithmetic,
+https://arxiv.org/abs/2212.04089; TIES, https://arxiv.org/abs/2306.01708; DARE, https://arxiv.org/abs/2311.03099;
+RegMean, https://arxiv.org/abs/2212.09849.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,26 +28,25 @@ from experiments.common import techniques
 from experiments.common.classification import Classification, prepare_classification, score
 from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from jtl import finetune, merging, tree
 from jtl.data.batches.loader import Batches
 from jtl.errors import InputError
 from jtl.model import Model
-from jtl.report import figures
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    paired_difference,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table
 
+PARTS = ("soup", "tasks")
 WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0)  # tried on validation
 CURVE = tuple(np.linspace(0, 1, 11).round(1).tolist())
+SOUP = (
+    "All members begin at the pretrained body under a probe's head. `member` is their mean accuracy, `best` the one "
+    "that validated best; the others are made of the members: `slerp` of the two best, `wise_ft` of start and best."
+)
+TASKS = (
+    "One model of each task, merged into one body; each task keeps its own head. `alone` is each task's own model, "
+    "`start` the pretrained body under those heads."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +61,17 @@ class Merge(Config):
     """The second task."""
     image_size: int | None = None
     """Side of images in pixels; left out, that of the model."""
-    max_length: int = 64
+    max_length: int = at_least(1, 64)
     """Longest text in tokens; the rest is cut off."""
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
+    rates: tuple[float, ...] = above(0, (5e-5, 1e-4, 2e-4))
     """Peak learning rates, one for each member of the soup."""
-    train_examples: int = 1024
-    """Labelled training examples of each task."""
-    batch_size: int = 32
+    train_examples: int = at_least(0, 1024)
+    """Labelled training examples of each task; 0 for all there are."""
+    batch_size: int = at_least(1, 32)
     """Examples an update."""
-    test_examples: int = 1000
-    """Test examples of each task."""
-    seeds: int = 3
+    test_examples: int = at_least(0, 1000)
+    """Test examples of each task; 0 for all there are."""
+    seeds: int = at_least(1, 3)
     """Repetitions: other starts of the head, other examples."""
 
 
@@ -88,10 +79,9 @@ def run(config: Merge) -> Result:
     """Fine-tune and merge; writes into ``config.out`` and returns the result."""
     if len(config.rates) < 2:
         raise InputError(f"--rates needs at least two members to merge, got {config.rates}")
-    out = prepare(config, "merge")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "merge"), resume=config.resume)
     quick = config.quick
-    first, second = (
+    pair = [
         prepare_classification(
             config.model,
             name,
@@ -102,78 +92,68 @@ def run(config: Merge) -> Result:
             quick=quick,
         )
         for name in (config.data, config.other_data)
-    )
+    ]
     count = 128 if quick else config.train_examples or None
-    budget = techniques.Budget(
-        epochs=1, min_steps=4 if quick else 30, batch_size=config.batch_size, validations=1
-    )
-    rates = config.rates[:2] if quick else config.rates
-
     for seed in range(config.seed, config.seed + (1 if quick else config.seeds)):
-        one, two = first.with_train(count, seed), second.with_train(count, seed)
+        one, two = (task.with_train(count, seed) for task in pair)
+        row = rows.get(partial(_merged, config, one, two, seed), seed=seed)
+        print(f"seed {seed}", {part: {a: round(v, 3) for a, v in row[part].items()} for part in PARTS})
 
-        def merged(one: Classification = one, two: Classification = two, seed: int = seed) -> Any:
-            start = techniques.start(one, "lp_ft", jax.random.key(seed), on="features")
-            members = [
-                techniques.run_arm(
-                    one, "full", seed=seed + 1000 * i, budget=budget, rate=rate, model=start
-                ).model
-                for i, rate in enumerate(rates)
-            ]
-            rows, curve = soup(one, start, members)
-            other = techniques.run_arm(two, "full", seed=seed, budget=budget, on="features").model
-            usual = members[
-                min(
-                    range(len(rates)),
-                    key=lambda i: abs(rates[i] - techniques.usual_rate("full", one.dataset.kind)),
-                )
-            ]
-            return {"soup": rows, "tasks": tasks((one, two), start, (usual, other))}, curve
-
-        row = ledger.get(merged, seed=seed)
-        print(
-            f"seed {seed}",
-            {part: {a: round(v, 3) for a, v in row[part].items()} for part in ("soup", "tasks")},
-        )
-
-    rows = [
+    found = [
         {"part": part, "arm": arm, "seed": row["seed"], "accuracy": value}
-        for row in ledger.rows
-        for part in ("soup", "tasks")
+        for row in rows.rows
+        for part in PARTS
         for arm, value in row[part].items()
     ]
-    parts = {part: [row for row in rows if row["part"] == part] for part in ("soup", "tasks")}
-    summary = {f"accuracy_{part}": summarise(own, ["accuracy"])["accuracy"] for part, own in parts.items()}
-    result = Result("merge", settings(config), environment(), ledger.seconds, rows, summary)
-    write_result(out, result)
-    write_report(
-        out,
-        result,
-        title=f"Merging models of {config.model}",
-        about=f"{len(rates)} members fine-tuned on `{config.data}`, and one on `{config.other_data}`, "
-        f"{count:,} examples each; accuracies on test, that of *tasks* the mean over both.",
-        command=command("merge", config),
-        sections=[
-            _against(parts["soup"], "member", "Soup"),
-            _against(parts["tasks"], "alone", "Tasks"),
-            Section(
-                "From the start to the best member",
-                "Test accuracy along the line between the two (WiSE-FT).",
-                figures.over_weights(ledger.curves, "accuracy"),
-            ),
+    parts = {part: [row for row in found if row["part"] == part] for part in PARTS}
+    line = figures.over_weights(rows.curves, "accuracy")
+    return finish(
+        "merge",
+        config,
+        found,
+        [
+            _against(parts["soup"], "member", "Soup", SOUP),
+            _against(parts["tasks"], "alone", "Tasks", TASKS),
+            Section("From the start to the best member", "Test accuracy along the line (WiSE-FT).", line),
         ],
+        title=f"Merging models of {config.model}",
+        about=f"{len(_rates(config))} members fine-tuned on `{config.data}`, and one on `{config.other_data}`, "
+        f"{len(one.splits['train']):,} examples each; accuracies on test, that of *tasks* the mean over both.",
+        summary={f"accuracy_{part}": summarise(own, ["accuracy"])["accuracy"] for part, own in parts.items()},
+        seconds=rows.seconds,
     )
-    return result
 
 
-def _against(rows: list[dict[str, Any]], base: str, title: str) -> Section:
+def _rates(config: Merge) -> tuple[float, ...]:
+    return config.rates[:2] if config.quick else config.rates
+
+
+def _merged(
+    config: Merge, one: Classification, two: Classification, seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The accuracies of both parts with one seed, and those along the line of WiSE-FT."""
+    start = techniques.initial_model(one, "lp_ft", jax.random.key(seed), on="features")
+    budget = techniques.Budget(
+        epochs=1, min_steps=4 if config.quick else 30, batch_size=config.batch_size, validations=1
+    )
+    train = partial(techniques.run_arm, technique="full", budget=budget)
+    rates = _rates(config)
+    members = [train(one, seed=seed + 1000 * i, rate=rate, model=start).model for i, rate in enumerate(rates)]
+    accuracies, line = soup(one, start, members)
+    other = train(two, seed=seed, on="features").model
+    usual = techniques.usual_rate("full", one.dataset.kind)
+    nearest = min(range(len(rates)), key=lambda i: abs(rates[i] - usual))
+    return {"soup": accuracies, "tasks": tasks((one, two), start, (members[nearest], other))}, line
+
+
+def _against(rows: list[dict[str, Any]], base: str, title: str, text: str) -> Section:
     names = dict.fromkeys(row["arm"] for row in rows)
     found = summarise(rows, ["accuracy"])["accuracy"]
     lines = [
         [arm, format_estimate(found[arm]), format_estimate(paired_difference(rows, "accuracy", arm, base))]
         for arm in names
     ]
-    return Section(title, table(["arm", "accuracy", f"less {base}"], lines))
+    return Section(title, f"{text}\n\n{table(['arm', 'accuracy', f'less {base}'], lines)}")
 
 
 def soup(
@@ -193,8 +173,8 @@ def soup(
         "uniform_soup": merging.uniform_soup(params),
         "greedy_soup": merging.greedy_soup(params, validated)[0],
         "fisher": merging.fisher_average(params, fishers),
-        "slerp": _chosen(WEIGHTS, validated, lambda t: merging.slerp(best.params, params[order[1]], t)),
-        "wise_ft": _chosen(WEIGHTS, validated, lambda t: tree.interpolate(start.params, best.params, t)),
+        "slerp": _by_validation(validated, lambda t: merging.slerp(best.params, params[order[1]], t)),
+        "wise_ft": _by_validation(validated, lambda t: tree.interpolate(start.params, best.params, t)),
     }
     rows = {
         "member": float(np.mean([score(member, task, "test") for member in members])),
@@ -210,44 +190,39 @@ def tasks(
     """Mean test accuracy over both tasks of one merged body, each task with the head it was trained with."""
     bodies = [_body(model.params) for model in tuned]
     origin = _body(start.params)
+    pairs = list(zip(both, tuned, strict=True))
 
     def mean(body: PyTree, split: str = "validation") -> float:
-        return float(
-            np.mean(
-                [
-                    score(model.with_params({**body, "head": model.params["head"]}), task, split)
-                    for task, model in zip(both, tuned, strict=True)
-                ]
-            )
-        )
+        headed = [(model.with_params({**body, "head": model.params["head"]}), task) for task, model in pairs]
+        return float(np.mean([score(model, task, split) for model, task in headed]))
 
-    fishers = [_body(_fisher(model, task)) for task, model in zip(both, tuned, strict=True)]
+    fishers = [_body(_fisher(model, task)) for task, model in pairs]
     grams = [
         {
             path: gram
-            for path, gram in merging.input_grams(model, _some(task)).items()
+            for path, gram in merging.input_grams(model, _few(task)).items()
             if not path.startswith("head/")
         }
-        for task, model in zip(both, tuned, strict=True)
+        for task, model in pairs
     ]
     elected = merging.ties(origin, bodies)
     thinned = [merging.dare(origin, body, drop=0.5, key=jax.random.key(i)) for i, body in enumerate(bodies)]
     found = {
         "start": origin,
         "average": merging.uniform_soup(bodies),
-        "task_arithmetic": _chosen(WEIGHTS, mean, lambda w: merging.task_arithmetic(origin, bodies, (w, w))),
-        "ties": _chosen(WEIGHTS, mean, lambda w: tree.interpolate(origin, elected, 2 * w)),
-        "dare": _chosen(WEIGHTS, mean, lambda w: merging.task_arithmetic(origin, thinned, (w, w))),
+        "task_arithmetic": _by_validation(mean, lambda w: merging.task_arithmetic(origin, bodies, (w, w))),
+        "ties": _by_validation(mean, lambda w: tree.interpolate(origin, elected, 2 * w)),
+        "dare": _by_validation(mean, lambda w: merging.task_arithmetic(origin, thinned, (w, w))),
         "fisher": merging.fisher_average(bodies, fishers),
         "regmean": merging.regmean(bodies, grams),
     }
-    own = [score(model, task, "test") for task, model in zip(both, tuned, strict=True)]
+    own = [score(model, task, "test") for task, model in pairs]
     return {"alone": float(np.mean(own)), **{arm: mean(body, "test") for arm, body in found.items()}}
 
 
-def _chosen(weights: Any, score: Callable[[PyTree], float], make: Callable[[float], PyTree]) -> PyTree:
+def _by_validation(score: Callable[[PyTree], float], make: Callable[[float], PyTree]) -> PyTree:
     """The parameters of the weight that validates best."""
-    best = max(weights, key=lambda weight: score(make(weight)))
+    best = max(WEIGHTS, key=lambda weight: score(make(weight)))
     return make(best)
 
 
@@ -255,14 +230,14 @@ def _body(params: PyTree) -> PyTree:
     return {name: leaves for name, leaves in params.items() if name != "head"}
 
 
-def _some(task: Classification) -> Batches:
+def _few(task: Classification) -> Batches:
     """A few training examples, for Fisher information and Gram matrices."""
     few = task.splits["train"].take(np.arange(min(64, len(task.splits["train"]))))
     return Batches(few, 16, train=False, buckets=task.buckets[-1:])
 
 
 def _fisher(model: Model, task: Classification) -> PyTree:
-    return finetune.fisher(model, _some(task), mode="sampled", key=jax.random.key(0), chunk=4)
+    return finetune.fisher(model, _few(task), mode="sampled", key=jax.random.key(0), chunk=4)
 
 
 def _line(start: Model, best: Model, task: Classification) -> list[dict[str, Any]]:

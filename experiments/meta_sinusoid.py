@@ -1,22 +1,15 @@
 """MAML on sinusoids (Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.1).
 
-A task is y = A sin(x − φ), A in [0.1, 5], φ in [0, π], seen at K = 10 points of [−5, 5]. A network of two hidden layers
-of 40 is meta-trained with one inner step of rate 0.01, 25 tasks an update, Adam at 1e-3. Beside it the paper's
-baseline: the same network trained on all tasks at once and fine-tuned on the K points, its rate chosen on other tasks,
-one for a single step and one for more. ``maml_1`` is the mean squared error after one step on K points of a new task,
-over 600 tasks.
+A network learns to adapt to a new sinusoid from few of its points by gradient steps. Beside MAML stands the paper's
+baseline: the same network trained on all tasks at once (``pretrained``) and fine-tuned on the points.
 
     python -m experiments.meta_sinusoid --out runs/meta_sinusoid
-
-Expected, three training seeds, under three minutes on two cores (``experiments/results/meta_sinusoid.json``):
-``maml_1`` 0.341 ± 0.016, ``maml_10`` 0.108 ± 0.029, ``pretrained_1`` 2.348 ± 0.051, ``pretrained_10``
-1.480 ± 0.074, intervals over seeds. The paper's figures show MAML far below the baseline after one step, and improving
-up to ten.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,40 +20,47 @@ import optax
 from experiments.common.command_line import main
 from experiments.common.device_loop import train
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from jtl import meta
 from jtl.data.batches.episodes import sinusoids
-from jtl.errors import InputError
+from jtl.errors import Diverged, InputError
 from jtl.loss import Aux
 from jtl.model import Batch, Model, linen
 from jtl.models.mlp import MLP
-from jtl.report.report import Result, Section, environment, estimate, summarise, write_report, write_result
+from jtl.report import Result, Section, estimate, summarise
 from jtl.train import make_step
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the baseline's fine-tuning, tried on tasks of their own
 SHOWN = (0, 1, 10)
 BLOCK = 500
+ABOUT = (
+    "A task is y = A sin(x - φ), A in [0.1, 5], φ in [0, π], seen at K points of [-5, 5]. A network of two hidden "
+    "layers of 40 is meta-trained by MAML (`maml`) with Adam at 1e-3. `pretrained` is the paper's baseline: the same "
+    "network trained on all tasks at once and fine-tuned on the K points, its rate chosen on other tasks, one for a "
+    "single step and one for more. `maml_1` is the mean squared error on new tasks after one step. "
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaSinusoid(Config):
     """Settings of the comparison."""
 
-    iterations: int = 70_000
+    iterations: int = at_least(1, 70_000)
     """Updates of each network."""
-    tasks: int = 25
+    tasks: int = at_least(1, 25)
     """Tasks an update."""
-    shots: int = 10
+    shots: int = at_least(1, 10)
     """Points of a task to adapt on, and as many to judge by in training: K."""
-    inner_rate: float = 0.01
+    inner_rate: float = above(0, 0.01)
     """Rate of MAML's inner steps."""
-    inner_steps: int = 1
+    inner_steps: int = at_least(1, 1)
     """MAML's inner steps in training."""
     first_order: bool = False
     """Leave out second derivatives."""
-    test_tasks: int = 600
+    test_tasks: int = at_least(2, 600)
     """New tasks to test on."""
-    seeds: int = 3
+    seeds: int = at_least(1, 3)
     """Repetitions, from other starts on other tasks."""
 
 
@@ -72,48 +72,41 @@ def squared_error(model: Model, batch: Batch, key: jax.Array) -> tuple[jax.Array
 
 def run(config: MetaSinusoid) -> Result:
     """Train both networks and test them; writes into ``config.out`` and returns the result."""
-    if config.iterations < 1 or config.iterations % BLOCK:
+    if config.iterations % BLOCK:
         raise InputError(f"--iterations must be a multiple of {BLOCK}, got {config.iterations}")
-    out = prepare(config, "meta_sinusoid")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "meta_sinusoid"), resume=config.resume)
     iterations = 2000 if config.quick else config.iterations
     for seed in range(config.seed, config.seed + (1 if config.quick else config.seeds)):
         for arm in ("maml", "pretrained"):
-            row = ledger.get(
-                lambda arm=arm, seed=seed: _arm(config, arm, seed, iterations), arm=arm, seed=seed
-            )  # type: ignore[misc]
+            row = rows.get(partial(_arm, config, arm, seed, iterations), arm=arm, seed=seed)
             print(f"seed {seed} {arm}:", [round(float(np.mean(row["mse"][step])), 3) for step in SHOWN])
 
-    rows = [
+    found = [
         {
             "arm": f"{row['arm']}_{step}", "seed": row["seed"], "mse": float(np.mean(row["mse"][step])),
             "ci95_over_tasks": estimate(row["mse"][step])["ci95"], "rate": row["rates"][SHOWN.index(step)],
         }
-        for row in ledger.rows
+        for row in rows.rows
         for step in SHOWN
     ]  # fmt: skip
-    summary = summarise(rows, ["mse"])
-    result = Result("meta_sinusoid", settings(config), environment(), ledger.seconds, rows, summary)
-    write_result(out, result)
+    summary = summarise(found, ["mse"])
     ratio = summary["mse"]["pretrained_1"]["mean"] / summary["mse"]["maml_1"]["mean"]
-    write_report(
-        out,
-        result,
-        title="MAML on sinusoids",
-        about=f"{iterations:,} updates; mean squared error on {config.test_tasks} new tasks, K = {config.shots}; "
-        f"the rows of the result have each seed's interval over its tasks. After one step the baseline's error is "
-        f"{ratio:.1f} times MAML's.",
-        command=command("meta_sinusoid", config),
-        sections=[
-            Section(
-                "Error by inner steps",
-                "Band: ± 95 % interval over the tasks of all seeds.",
-                _curves(ledger.rows),
-            ),
-            Section("Fits of one task", "Dots: the K points.", _fits(ledger.rows)),
+    band = "Band: ± 95 % interval over the tasks of all seeds."
+    return finish(
+        "meta_sinusoid",
+        config,
+        found,
+        [
+            Section("Error by inner steps", band, _curves(rows.rows)),
+            Section("Fits of one task", "Dots: the K points.", _fits(rows.rows)),
         ],
+        title="MAML on sinusoids",
+        about=f"{ABOUT}{iterations:,} updates of {config.tasks} tasks, tested on {config.test_tasks} new ones; "
+        f"K = {config.shots}. The rows of the result have each seed's interval over its tasks. After one step the "
+        f"baseline's error is {ratio:.1f} times MAML's.",
+        summary=summary,
+        seconds=rows.seconds,
     )
-    return result
 
 
 def _arm(config: MetaSinusoid, arm: str, seed: int, iterations: int) -> tuple[dict[str, Any], list[Any]]:
@@ -131,21 +124,18 @@ def _arm(config: MetaSinusoid, arm: str, seed: int, iterations: int) -> tuple[di
         both = jax.tree.map(lambda s, q: jnp.concatenate([s, q]), episodes["support"], episodes["query"])
         return jax.tree.map(lambda x: x.reshape(-1, 1), both)
 
-    model, curve = train(
-        step, model, batch, None, draw, updates=iterations, block=BLOCK, report=10_000
-    )  # fmt: skip
-    curve = [{"step": point["step"], "loss": point["loss"], "arm": arm} for point in curve]
-
-    unseen = lambda key: sinusoids(key, tasks=config.test_tasks, shots=config.shots, queries=100)  # noqa: E731
+    model, curve = train(step, model, batch, None, draw, updates=iterations, block=BLOCK, report=10_000)
+    learned = [{"step": point["step"], "loss": point["loss"], "arm": arm} for point in curve]
 
     def tested(rate: float, steps: int, key: jax.Array) -> np.ndarray:
         evaluate = meta.make_evaluate(squared_error, steps=steps, rate=rate)
-        return evaluate(model, unseen(key), key)["loss"].T
+        new = sinusoids(key, tasks=config.test_tasks, shots=config.shots, queries=100)
+        return evaluate(model, new, key)["loss"].T
 
     def validated(rate: float, steps: int) -> float:
         try:
             return float(tested(rate, steps, validation)[-1].mean())
-        except meta.Diverged:
+        except Diverged:
             return float("inf")
 
     once = many = config.inner_rate
@@ -171,7 +161,7 @@ def _arm(config: MetaSinusoid, arm: str, seed: int, iterations: int) -> tuple[di
         "lines": lines,
         "points": [one["support"][name][:, 0].tolist() for name in "xy"],
     }
-    return {"mse": mse, "rates": rates, "fit": fit}, curve
+    return {"mse": mse, "rates": rates, "fit": fit}, learned
 
 
 def _curves(rows: list[dict[str, Any]]) -> Any:

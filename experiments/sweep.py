@@ -1,17 +1,12 @@
 """A grid of learning rates and seeds, trained in one compiled program over one frozen backbone.
 
-Every run of the grid is an adapter and a head of its own; all read the same batches. The rate that validates best, on
-average over the seeds, is kept, and its runs are tested, once. Then the same runs are trained one after another, to
-show that they come to the same and what the one program saves:
+Each run of the grid has an adapter and a head of its own; all read the same batches. The rate that validates best, on
+average over the seeds, is tested. Then the same runs are trained one after another, to check that the models agree and
+to measure the time that one program saves.
 
     python -m experiments.sweep --out runs/sweep
 
-``time_ratio`` is one program / one after another, compilation included in both and none of it from a cache:
-``programs`` where each run compiles, as in commands of their own; ``one_process`` where they share one compilation.
-Expected on two CPU cores (``experiments/results/sweep.json``): 0.44 and 1.15 for eight LoRAs. A CPU computes no faster
-for N runs at once, so what is saved there is compilation.
-
-LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+LoRA: https://arxiv.org/abs/2106.09685.
 """
 
 from __future__ import annotations
@@ -30,10 +25,17 @@ from experiments.common import techniques
 from experiments.common.classification import prepare_classification, score
 from experiments.common.command_line import main
 from experiments.common.rate_grid import Grid, best_rate
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from jtl.errors import InputError
-from jtl.report import figures
-from jtl.report.report import Result, Section, environment, summarise, table, write_report, write_result
+from jtl.report import Result, Section, figures, summarise, table
+
+TIMES = (
+    "`time_ratio` is the time of one program over that of the runs one after another, compilation included in both "
+    "and none of it from a cache: `programs` where each run compiles, as in commands of their own, `one_process` "
+    "where they share one compilation. A CPU computes no faster for several runs at once: what it saves is "
+    "compilation."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +50,19 @@ class SweepConfig(Config):
     """Side of images in pixels; left out, that of the model."""
     technique: techniques.Technique = "lora"
     """What each run trains; whatever does not train is held once for all."""
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = above(0, (3e-4, 1e-3, 3e-3, 1e-2))
     """Peak learning rates of AdamW."""
-    seeds: int = 2
+    seeds: int = at_least(1, 2)
     """Runs of each rate: other heads, adapters and dropout on the same examples."""
-    train_examples: int = 256
+    train_examples: int = at_least(0, 256)
     """Labelled training examples; 0 for all there are."""
-    steps: int = 60
+    steps: int = at_least(1, 60)
     """Updates."""
-    batch_size: int = 16
+    batch_size: int = at_least(1, 16)
     """Examples an update."""
-    validation_examples: int = 500
+    validation_examples: int = at_least(0, 500)
     """Validation examples; 0 for all there are."""
-    test_examples: int = 1000
+    test_examples: int = at_least(0, 1000)
     """Test examples; 0 for all there are."""
     alone: bool = True
     """Also train the runs one after another."""
@@ -68,9 +70,9 @@ class SweepConfig(Config):
 
 def run(config: SweepConfig) -> Result:
     """Train the grid; writes into ``config.out`` and returns the result."""
-    if not config.rates or any(rate <= 0 for rate in config.rates):
-        raise InputError(f"--rates must be positive, got {config.rates}")
-    out = prepare(config, "sweep")
+    if not config.rates:
+        raise InputError("--rates needs at least one learning rate")
+    prepare(config, "sweep")
     began = time.monotonic()
     quick = config.quick
     task = prepare_classification(
@@ -100,7 +102,7 @@ def run(config: SweepConfig) -> Result:
     for rate in rates:
         own = summarise([row for row in rows if row["learning_rate"] == rate], ["validation_accuracy"])
         summary[f"validation_accuracy_{rate:.2g}"] = own["validation_accuracy"]
-    lines, note = [["one program", f"{together:.1f}", ""]], ""
+    lines, notes = [["one program", f"{together:.1f}", ""]], []
     if config.alone:
         furthest = 0.0
         for i, row in enumerate(rows):
@@ -114,40 +116,38 @@ def run(config: SweepConfig) -> Result:
         summary["time_ratio"] = {
             name: {"mean": together / seconds, "ci95": None, "n": 1} for name, seconds in apart.items()
         }
-        words = {
-            "programs": "one after another, each compiled",
-            "one_process": "one after another, compiled once",
-        }
-        lines += [[words[name], f"{s:.1f}", f"{together / s:.2f}"] for name, s in apart.items()]
-        note = f"\n\nNo run's validation accuracy differs by more than {furthest:.3f} from that run's alone."
+        words = ("one after another, each compiled", "one after another, compiled once")
+        lines += [
+            [how, f"{s:.1f}", f"{together / s:.2f}"] for how, s in zip(words, apart.values(), strict=True)
+        ]
+        notes = [
+            f"No run's validation accuracy differs by more than {furthest:.3f} from that run's alone.",
+            TIMES,
+        ]
 
-    result = Result("sweep", settings(config), environment(), time.monotonic() - began, rows, summary)
-    write_result(out, result)
-    text = table([f"{len(runs)} runs of {grid.steps} updates", "seconds", "one program / these"], lines)
-    write_report(
-        out,
-        result,
+    times = table([f"{len(runs)} runs of {grid.steps} updates", "seconds", "one program / these"], lines)
+    learned = figures.over_rates(rows, "validation_accuracy")
+    return finish(
+        "sweep",
+        config,
+        rows,
+        [
+            Section("Learning rates", "Validation accuracy.", learned),
+            Section("Time", "\n\n".join([times, *notes])),
+        ],
         title=f"{len(runs)} runs of {config.technique} in one program",
         about=f"`{config.technique}` on `{config.model}`, {len(task.splits['train']):,} examples of `{config.data}`, "
         f"{len(rates)} learning rates x {config.seeds} seeds. The rate {best:.2g} validated best and was tested.",
-        command=command("sweep", config),
-        sections=[
-            Section(
-                "Learning rates", "Validation accuracy.", figures.over_rates(rows, "validation_accuracy")
-            ),
-            Section("Time", text + note),
-        ],
-        notes=[
-            "The seeds share the training examples and their order: the intervals are those of training alone."
-        ],
+        summary=summary,
+        notes=["The seeds share the training examples and their order: the intervals are of training alone."],
+        seconds=time.monotonic() - began,
     )
-    return result
 
 
 @contextmanager
 def _fresh() -> Iterator[None]:
     """Compile as a process does that has just started: with nothing in memory or on disk."""
-    kept = jax.config.jax_enable_compilation_cache
+    kept = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX asks only once in a process whether there is one
     jax.clear_caches()

@@ -1,7 +1,7 @@
 """Search each technique's learning rate on validation examples; the test split is never read.
 
-Every technique trains with every rate from the same examples, budget and seeds. The rates of ``arms.RATES`` come
-from here, with seeds that ``compare`` does not use:
+Every technique trains with every rate from the same examples, updates and seeds. The usual rates in
+``experiments.common.techniques.RATES`` come from here, with seeds that ``compare`` does not use:
 
     python -m experiments.tune --out runs/tune_text --seed 100
     python -m experiments.tune --out runs/tune_image --seed 100 \\
@@ -19,19 +19,10 @@ from typing import Any
 from experiments.common.classification import prepare_classification
 from experiments.common.command_line import main
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, above, at_least, prepare
+from experiments.common.study import finish
 from experiments.common.techniques import ONLY_TEXT, TECHNIQUES, Budget, Technique, run_arm, usual_rate
-from jtl.errors import InputError
-from jtl.report.report import (
-    Result,
-    Section,
-    environment,
-    format_estimate,
-    summarise,
-    table,
-    write_report,
-    write_result,
-)
+from jtl.report import Result, Section, format_estimate, summarise, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +37,21 @@ class Tune(Config):
     """Side of images in pixels; left out, that of the model."""
     techniques: tuple[Technique, ...] = TECHNIQUES
     """Which to search for; those for texts alone are left out of images."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[float, ...] = above(0, ())
     """Peak learning rates; left out, the technique's usual one and those three times above and below."""
-    train_examples: int = 256
-    """Labelled training examples."""
-    steps: int = 60
+    train_examples: int = at_least(0, 256)
+    """Labelled training examples; 0 for all there are."""
+    steps: int = at_least(1, 60)
     """Updates of each training; ten times as many for head."""
-    batch_size: int = 16
+    batch_size: int = at_least(1, 16)
     """Examples an update."""
-    seeds: int = 2
+    seeds: int = at_least(1, 2)
     """Repetitions."""
 
 
 def run(config: Tune) -> Result:
     """Train with every rate; writes into ``config.out`` and returns the result."""
-    if any(rate <= 0 for rate in config.rates):
-        raise InputError(f"--rates must be positive, got {config.rates}")
-    out = prepare(config, "tune")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "tune"), resume=config.resume)
     steps, seeds = (20, 1) if config.quick else (config.steps, config.seeds)
     budget = Budget(epochs=1, min_steps=steps, max_steps=steps, batch_size=config.batch_size, validations=3)
     task = prepare_classification(
@@ -85,33 +73,29 @@ def run(config: Tune) -> Result:
                     done = run_arm(few, technique, seed=seed, budget=budget, rate=rate, progress=False)
                     return {"validation_accuracy": done.row["accuracy"]}, done.history
 
-                row = ledger.get(train, arm=technique, rate=rate, seed=seed)
+                row = rows.get(train, arm=technique, rate=rate, seed=seed)
                 print(
                     f"{technique}  rate {rate:.2g}  seed {seed}  validation {row['validation_accuracy']:.3f}"
                 )
 
     found = {}
-    for rate in sorted({row["rate"] for row in ledger.rows}):
-        own = [row for row in ledger.rows if row["rate"] == rate]
+    for rate in sorted({row["rate"] for row in rows.rows}):
+        own = [row for row in rows.rows if row["rate"] == rate]
         found[rate] = summarise(own, ["validation_accuracy"])["validation_accuracy"]
-    summary = {f"validation_accuracy_{rate:.2g}": own for rate, own in found.items()}
-    result = Result("tune", settings(config), environment(), ledger.seconds, ledger.rows, summary)
-    write_result(out, result)
     lines = []
-    for technique in dict.fromkeys(row["arm"] for row in ledger.rows):
-        best = max(
-            (rate for rate in found if technique in found[rate]), key=lambda r: found[r][technique]["mean"]
-        )
-        lines.append([technique, f"{best:.2g}", format_estimate(found[best][technique])])
-    write_report(
-        out,
-        result,
+    for arm in dict.fromkeys(row["arm"] for row in rows.rows):
+        means = {rate: own[arm]["mean"] for rate, own in found.items() if arm in own}
+        best = max(means, key=lambda rate: means[rate])
+        lines.append([arm, f"{best:.2g}", format_estimate(found[best][arm])])
+    return finish(
+        "tune",
+        config,
+        rows,
+        [Section("Best", table(["technique", "rate", "validation accuracy"], lines))],
         title=f"Learning rates of {config.model} on {config.data}",
         about=f"AdamW's peak rates, compared on validation: {config.train_examples} examples, {steps} updates.",
-        command=command("tune", config),
-        sections=[Section("Best", table(["technique", "rate", "validation accuracy"], lines))],
+        summary={f"validation_accuracy_{rate:.2g}": own for rate, own in found.items()},
     )
-    return result
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def run(config: BenchDistill) -> Result:
         task = prepare_classification(
             model, data, max_length=config.max_length, image_size=size, validation=64, test=64
         )
-        teacher, layers = techniques.start(task, "full", jax.random.key(0)), students.choose(student, task)
+        teacher = techniques.initial_model(task, "full", jax.random.key(0))
+        layers = students.choose(student, task)
         train = task.splits["train"].take(np.arange(256))
         logits = np.zeros((len(train), task.classes), np.float32)
         trial = Trial(

@@ -88,9 +88,10 @@ def prepare_classification(
         quick: cut and pad all texts to one short length, so that each program compiles once.
         columns: of your own files, see ``jtl.data.load``.
 
-    Raises ValueError if the model reads images and the data are texts, or the reverse.
+    Raises:
+        InputError: the model reads images and the data are texts, or the reverse.
     """
-    loaded = data.load(dataset, **columns)
+    loaded = data.load(dataset, "labels", **columns)
     trunk = body(model)
     reads = "image" if hasattr(trunk.config, "image_size") else "text"
     if reads != loaded.kind:
@@ -100,6 +101,7 @@ def prepare_classification(
         )
     limits = {"validation": validation, "test": test}
     sources = dict(loaded.splits)
+    splits: dict[str, Any]
     for split, limit in limits.items():
         if limit is not None and limit < len(sources[split]):
             sources[split] = data.subset(sources[split], limit, seed=0)

@@ -87,10 +87,7 @@ def refusals() -> Iterator[None]:
     """End the process with a line on stderr where jtl refuses the input, a training diverges, or Ctrl-C comes."""
     try:
         yield
-    except (
-        UserError,
-        OSError,
-    ) as error:  # no such file, no permission, no network: these speak of the input too
+    except (UserError, OSError) as error:  # no such file, no permission, no network: also about the input
         _stop(error, 2)
     except Diverged as error:
         _stop(error, 1)
@@ -109,7 +106,7 @@ def keep_compilations() -> None:
     """Let JAX keep compiled programs on disk, so that a second run starts at once; its own setting goes first."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtl.errors import Diverged
 from jtl.model import Batch, Model
 from jtl.train import Step
 
@@ -35,7 +36,8 @@ def train(
         block: updates of one call of the program.
         report: updates after which a line is printed.
 
-    Raises FloatingPointError if the loss of a block is not finite.
+    Raises:
+        Diverged: the loss of a block is not finite.
     """
     state = step.init(model, key)
     frozen = state.frozen
@@ -53,7 +55,7 @@ def train(
         state, metrics = run(state, frozen, step.loss_leaves, source)
         means = {name: float(np.mean(values)) for name, values in metrics.items()}
         if not np.isfinite(means["loss"]):
-            raise FloatingPointError(
+            raise Diverged(
                 f"the loss of updates {done - block + 1} to {done} is {means['loss']}: lower the rates"
             )
         curve.append({"step": done, **means})

@@ -43,21 +43,17 @@ class Grid:
     @cached_property
     def batches(self) -> Batches:
         """The updates' batches."""
-        train = self.task.splits["train"]
-        epochs = -(-self.steps // (len(train) // self.batch_size))
-        return Batches(train, self.batch_size, seed=self.order_seed, epochs=epochs, buckets=self.task.buckets)
+        train, buckets = self.task.splits["train"], self.task.buckets
+        return Batches(train, self.batch_size, seed=self.order_seed, steps=self.steps, buckets=buckets)
 
     def start(self, index: int) -> tuple[Model, Step, jax.Array]:
         """A run's model before its first step, its step and its key."""
         rate, seed = self.runs[index]
         init_key, run_key = jax.random.split(jax.random.key(seed))
-        model = techniques.start(self.task, self.technique, init_key)
+        model = techniques.initial_model(self.task, self.technique, init_key)
         budget = techniques.Budget(batch_size=self.batch_size)
-        return (
-            model,
-            techniques.build_step(self.task, self.technique, model, self.steps, rate, budget),
-            run_key,
-        )
+        step = techniques.build_step(self.task, self.technique, model, self.steps, rate, budget)
+        return model, step, run_key
 
     def together(self) -> tuple[list[Model], float]:
         """The trained models, all in one program, and the seconds that took, with its compilation."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jtl.data.batches.loader import Steps, loader
 from jtl.model import Model
-from jtl.train import Fitted, adamw, backprop, fit, make_step, schedule
+from jtl.train import Fitted, Step, adamw, backprop, fit, make_step, schedule
+from jtl.train.loop import StepFunction
 from jtl.train.step import Gradient, LossFunction
 
 
@@ -44,11 +45,12 @@ def train(
     *,
     steps: int,
     rate: float,
-    seed: int | Array,
+    seed: int | jax.Array,
     validate: Callable[[Model], dict[str, float]] | None = None,
     weight_decay: float = 0.01,
     decay: Literal["linear", "cosine", "constant"] = "linear",
     b2: float = 0.999,
+    around: Callable[[Step], StepFunction] = lambda step: step,
     **fit_options: Any,
 ) -> Fitted:
     """The fitted recipe: ``make_step``, ``init`` and ``fit`` by AdamW with the usual schedule, then ``finish``.
@@ -57,18 +59,19 @@ def train(
         recipe: what to train.
         steps: updates.
         rate: peak learning rate.
-        seed: of the run's random key, or that key itself.
+        seed: of the run's random key, or that key.
         validate: metrics of a finished model.
         weight_decay: AdamW's.
         decay: of the rate after its warmup.
         b2: AdamW's decay of the second moment.
+        around: what ``fit`` calls in place of the compiled step, such as one that first makes its batch.
         **fit_options: of ``jtl.train.fit``: ``validate_every``, ``metric``, ``checkpoints``, ``resume``, ...
     """
-    key = jax.random.key(seed) if isinstance(seed, int) else seed
     optimizer = adamw(schedule(rate, steps, decay=decay), weight_decay=weight_decay, b2=b2)
     step = make_step(recipe.loss, optimizer, recipe.labels, gradient=recipe.gradient)
+    key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
     fitted = fit(
-        step,
+        around(step),
         step.init(recipe.model, key),
         loader(recipe.batches),
         steps=steps,

@@ -50,7 +50,11 @@ def above(bound: float, default: Any) -> Any:
 
 
 def check(config: Any) -> None:
-    """Raise ValueError for the first setting that lies below its bound, before anything is loaded."""
+    """Refuse a setting that lies below its bound, before anything is loaded.
+
+    Raises:
+        InputError: names the first such setting.
+    """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = f"--{field.name.replace('_', '-')}"
@@ -85,7 +89,7 @@ def prepare(config: Config, experiment: str) -> Path:
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off.
         OSError: the folder cannot be made or written to.
-        ValueError: a setting below its bound, or ``resume`` with other settings than those of the run in the folder.
+        InputError: a setting below its bound, or ``resume`` with other settings than those of the run in the folder.
     """
     check(config)
     out = Path(config.out)

@@ -34,6 +34,7 @@ def finish(
     notes: Sequence[str] = (),
     over: str = "seeds",
     seconds: float = 0.0,
+    subcommand: str = "",
     versions: Mapping[str, Any] | None = None,
 ) -> Result:
     """Write ``result.json`` and ``report.md`` of a finished study into ``config.out``, and return the result.
@@ -50,16 +51,18 @@ def finish(
         notes: what a reader of the numbers should know.
         over: what the intervals are over.
         seconds: of the study, where ``rows`` does not count them.
+        subcommand: of an experiment that has several.
         versions: of other frameworks, for the environment.
     """
     if isinstance(rows, ResumableRows):
-        seconds, rows = rows.seconds, rows.rows
+        seconds = rows.seconds
+        rows = rows.rows
     found = summarise(rows, [*metrics, "seconds"]) if summary is None else dict(summary)
     result = Result(
         experiment, settings(config), {**environment(), **(versions or {})}, seconds, list(rows), found
     )
     write_result(config.out, result)
-    words = command(experiment.replace("bench_", "benchmarks."), config)
+    words = command(f"{experiment.replace('bench_', 'benchmarks.')} {subcommand}".strip(), config)
     write_report(
         config.out, result, title=title, about=about, command=words, sections=sections, notes=notes, over=over
     )

@@ -1,12 +1,13 @@
 """One arm of a comparison: a pretrained model adapted to data by one technique, and what that cost and gave.
 
-``finetune``, ``compare`` and ``choose_model`` all run arms from here, so a technique means the same in each.
+An arm is one condition of a comparison: a technique on a task with a seed. All studies run theirs from here, so that a
+technique means the same in each.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,11 +28,15 @@ Technique = Literal[
     "scratch", "head", "lp_ft", "full", "layerwise", "gradual", "l2_sp", "bitfit",
     "lora", "dora", "adalora", "vera", "loha", "lokr", "ia3", "bottleneck", "loreft", "prompt", "prefix",
 ]  # fmt: skip
-TECHNIQUES: tuple[str, ...] = get_args(Technique)
+TECHNIQUES: tuple[Technique, ...] = get_args(Technique)
 
-# Each adapter by its function in jtl.adapters, at its usual rank. They go into every layer of the body but depthwise
-# ones, those of activations behind whole blocks, IA3 into the layers of its paper.
-ADAPTERS = TECHNIQUES[TECHNIQUES.index("lora") :]
+# Each at its usual rank: into every layer of the body but depthwise ones; those of activations behind whole blocks, IA3
+# into the layers of its paper.
+ADAPTERS: dict[str, Callable[..., Model]] = {
+    "lora": adapters.lora, "dora": adapters.dora, "adalora": adapters.adalora, "vera": adapters.vera,
+    "loha": adapters.loha, "lokr": adapters.lokr, "ia3": adapters.ia3, "bottleneck": adapters.bottleneck,
+    "loreft": adapters.loreft, "prompt": adapters.prompt, "prefix": adapters.prefix,
+}  # fmt: skip
 ONLY_TEXT = ("prompt", "prefix")
 ON_ACTIVATIONS = ("bottleneck", "loreft", *ONLY_TEXT)
 WHERE = {
@@ -86,7 +91,7 @@ class Budget:
 
 @dataclass
 class Arm:
-    """What an arm gave.
+    """What the training of one arm gave.
 
     Attributes:
         model: the model of the best validation.
@@ -102,7 +107,7 @@ class Arm:
 
 
 def majority(task: Classification) -> dict[str, Any]:
-    """The row of always naming the commonest training class."""
+    """The row of always predicting the most frequent training class."""
     counts = np.bincount(task.splits["train"].labels, minlength=task.classes)
     test = task.splits["test"].labels
     logits = np.broadcast_to(np.eye(task.classes)[counts.argmax()], (len(test), task.classes))
@@ -111,7 +116,7 @@ def majority(task: Classification) -> dict[str, Any]:
 
 
 def probe(task: Classification, at: str = "features") -> tuple[features.Linear, dict[str, Any]]:
-    """A logistic probe on frozen features, its penalty chosen on validation; and its row."""
+    """A logistic regression on frozen features, its penalty chosen on validation; and its row."""
     began = time.monotonic()
     (x, y), validation = frozen(task, "train", at), frozen(task, "validation", at)
     found = features.fit_logistic(x, y, classes=task.classes, validation=validation)
@@ -153,7 +158,7 @@ def run_arm(
         budget: how long to train.
         rate: peak learning rate; by default that of ``RATES``.
         on: the output that the head reads; by default that of the architecture's standard head.
-        model: where to begin, with its head and whatever the technique inserts; by default ``start`` makes it.
+        model: where to begin, with its head and whatever the technique inserts; by default ``initial_model`` makes it.
         out: folder for checkpoints and TensorBoard events; None keeps neither.
         resume: go on from the checkpoints in ``out``.
         progress: show a bar.
@@ -165,7 +170,7 @@ def run_arm(
     size = min(budget.batch_size, len(train))
     per_epoch = len(train) // size
 
-    model = start(task, technique, init_key, on) if model is None else model
+    model = initial_model(task, technique, init_key, on) if model is None else model
     whole, own = (model, task.splits) if technique != "head" else _head_alone(task, model)
     steps = max(budget.epochs * per_epoch, budget.min_steps)
     steps = min(steps, budget.max_steps or steps)
@@ -195,7 +200,8 @@ def run_arm(
     best = model.with_params({**model.params, **fitted.model.params}) if technique == "head" else fitted.model
     trained_for = fitted.history[-1]["seconds"] if fitted.history else 0.0
     test = outputs(best, batches(task, "test"), ("logits", "features", "label"))
-    train_logits, train_labels = predict(best, batches(replace(task, splits={"t": _some(train)}), "t"))
+    fitted_on = replace(task, splits={"train": _sample(train)})
+    train_logits, train_labels = predict(best, batches(fitted_on, "train"))
     row = {
         "arm": technique,
         "seed": seed,
@@ -216,26 +222,35 @@ def usual_rate(technique: str, kind: str) -> float:
     return RATES[kind].get(technique, RATES[kind]["other"])
 
 
-def start(task: Classification, technique: str, key: jax.Array, on: str | None = None) -> Model:
+def initial_model(task: Classification, technique: str, key: jax.Array, on: str | None = None) -> Model:
     """The model before its first step: pretrained or random body, new head."""
     trunk = task.pretrained
     if technique == "scratch":
         trunk = random_body(task.model_name, jax.random.fold_in(key, 1))
     model = heads.classifier(trunk, task.classes, key=key, on=on)
     if technique in ADAPTERS:
-        return insert(task, technique, model, jax.random.fold_in(key, 2))
+        return insert_adapter(task, technique, model, jax.random.fold_in(key, 2))
     if technique != "lp_ft":
         return model
-    head = heads.find(model)
     if "dense" in model.params["head"]:  # no probe solves a hidden layer
         model = heads.classifier(trunk, task.classes, key=key, on="features")
-        head = heads.find(model)
-    found, _ = probe(task, head.on)
-    return finetune.put_head(model, **found.as_head())
+    found, _ = probe(task, _read_by_head(model))
+    weights = found.as_head()
+    return finetune.put_head(model, weights["kernel"], weights["bias"])
 
 
-def plain(model: Model, technique: str) -> Model:
-    """``model`` with its adapter folded into the weights, if ``technique`` is one; ValueError where none can be."""
+def _read_by_head(model: Model) -> str:
+    head = heads.find(model)
+    assert head is not None
+    return head.on
+
+
+def merge_adapter(model: Model, technique: str) -> Model:
+    """``model`` with its adapter, if ``technique`` is one, folded into the weights.
+
+    Raises:
+        InputError: the adapter changes activations, so no weights hold it.
+    """
     if technique in ON_ACTIVATIONS:
         raise InputError(
             f"{technique} is no change of weights, so no plain model holds it; its checkpoints do"
@@ -243,13 +258,13 @@ def plain(model: Model, technique: str) -> Model:
     return adapters.merge(model) if technique in ADAPTERS else model
 
 
-def insert(task: Classification, technique: str, model: Model, key: jax.Array) -> Model:
+def insert_adapter(task: Classification, technique: str, model: Model, key: jax.Array) -> Model:
     """``model`` with the adapter called ``technique`` at its usual layers."""
     if technique in ONLY_TEXT and task.dataset.kind != "text":
         raise InputError(f"--technique {technique} needs a text model, and {task.model_name} reads images")
     where = WHERE[task.dataset.kind]
     places = {} if technique in ONLY_TEXT else {"where": where.get(technique, where["other"])}
-    return getattr(adapters, technique)(model, **places, key=key)
+    return ADAPTERS[technique](model, **places, key=key)
 
 
 def random_body(name: str, key: jax.Array) -> Model:
@@ -292,17 +307,17 @@ def build_step(
 def flops_per_example(task: Classification, technique: str, budget: Budget) -> float:
     """Floating-point operations of the compiled train step over its rows, padded as the median test text is."""
     rows = min(budget.batch_size, len(task.splits["train"]))
-    return measure.flops(compiled(task, technique, budget)) / rows
+    return measure.flops(compiled_step(task, technique, budget)) / rows
 
 
 def peak_memory(task: Classification, technique: str, budget: Budget) -> float:
     """Bytes that the compiled train step holds: arguments, results that reuse none of them, and temporaries."""
-    return float(measure.memory(compiled(task, technique, budget)))
+    return float(measure.memory(compiled_step(task, technique, budget)))
 
 
-def compiled(task: Classification, technique: str, budget: Budget) -> Any:
+def compiled_step(task: Classification, technique: str, budget: Budget) -> Any:
     """The train step of a technique, compiled for a batch of texts padded as the median test text is, or of images."""
-    model = start(task, "full" if technique == "lp_ft" else technique, jax.random.key(0))
+    model = initial_model(task, "full" if technique == "lp_ft" else technique, jax.random.key(0))
     whole, own = (model, task.splits) if technique != "head" else _head_alone(task, model)
     rows = min(budget.batch_size, len(own["train"]))
     length = next(bucket for bucket in task.buckets if bucket >= np.median(task.splits["test"].lengths))
@@ -314,7 +329,7 @@ def compiled(task: Classification, technique: str, budget: Budget) -> Any:
 
 def _head_alone(task: Classification, model: Model) -> tuple[Model, dict[str, data.Arrays]]:
     """The head as a model of its own, and the frozen features it reads."""
-    on = heads.find(model).on
+    on = _read_by_head(model)
     splits = {}
     for split in ("train", "validation"):
         x, y = frozen(task, split, on)
@@ -331,13 +346,8 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def _some(train: Any, most: int = 500) -> Any:
+def _sample(train: Any, most: int = 500) -> Any:
     """At most ``most`` training examples: enough to measure the gap between train and test."""
     if len(train) <= most:
         return train
     return train.take(np.sort(np.random.default_rng(0).permutation(len(train))[:most]))
-
-
-def named(arm: str, seed: int, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a learning curve with their arm and seed, as the figures want them."""
-    return [{**row, "arm": arm, "seed": seed} for row in history]

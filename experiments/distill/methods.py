@@ -147,7 +147,7 @@ def hint(trial: Trial) -> Recipe:
     if _shape(trial.teacher, other, trial.example)[:-1] != _shape(trial.student, own, trial.example)[:-1]:
         own, other = "features", "features"
     term = distill.Hint("hint", other, over_units="mean", **trial.stats)
-    return trial.live(term, trial.regressed(other, own), lambda model: remove(model, "hint.*"))
+    return trial.live(term, trial.regressed(other, own), lambda model: remove(model, "hint"))
 
 
 def attention_transfer(trial: Trial) -> Recipe:
@@ -165,12 +165,13 @@ def fsp(trial: Trial) -> Recipe:
         width = _shape(trial.teacher, to, trial.example)[-1]
         if (
             _shape(trial.student, layer, trial.example)[-1] != width
-        ):  # else they compare as they are, as in the paper
+        ):  # as in the paper, where widths are equal
             model = distill.regressor(model, width, on=layer, name=name, batch=trial.example, key=trial.key)
             layer = name
         taps.append(layer)
     term = distill.FSP((taps[0], taps[1]), (first[1], other), **trial.stats)
-    return trial.live(term, model, lambda model: remove(model, "hint.*"))
+    added = [name for name in ("from", "to") if name in taps]
+    return trial.live(term, model, lambda model: remove(model, "|".join(added)) if added else model)
 
 
 def pkt(trial: Trial) -> Recipe:
@@ -204,7 +205,7 @@ def review_kd(trial: Trial) -> Recipe:
     model = distill.regressor(
         trial.student, review, on=own, name="review", batch=trial.example, key=trial.key
     )
-    return trial.live(distill.ReviewKD(other, **trial.stats), model, lambda model: remove(model, "hint.*"))
+    return trial.live(distill.ReviewKD(other, **trial.stats), model, lambda model: remove(model, "review"))
 
 
 # --- without the teacher, or without labels ----------------------------------------------------------

@@ -71,7 +71,7 @@ def choose(name: str, task: Classification) -> Student:
 
 
 def _same(teacher: Model, task: Classification, key: jax.Array) -> Model:
-    return techniques.start(task, "full", key)
+    return techniques.initial_model(task, "full", key)
 
 
 def _conv4(teacher: Model, task: Classification, key: jax.Array) -> Model:

@@ -105,7 +105,7 @@ class Trainer:
     def cost(self) -> dict[str, Any]:
         """Parameters, operations, memory and time of both on one batch, and the ratio of the times."""
         task = self.task
-        teacher = techniques.start(task, "full", jax.random.key(0))
+        teacher = techniques.initial_model(task, "full", jax.random.key(0))
         student = self.student.start(teacher, task, jax.random.key(0))
         lengths = task.splits["test"].lengths
         length = next(bucket for bucket in task.buckets if bucket >= np.median(lengths))

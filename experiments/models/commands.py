@@ -1,19 +1,4 @@
-"""The pretrained models from the command line: what there is, whether it is right here, and the real thing at once.
-
-    python -m experiments.models list
-    python -m experiments.models generate "What is gravity?" --model smollm2
-    python -m experiments.models transcribe speech.wav --model whisper-base
-    python -m experiments.models classify photograph.jpg --model efficientnet-lite0
-    python -m experiments.models check --out runs/models
-
-Expected of ``check`` (``experiments/results/models.json``, about 6 minutes on two CPU cores): relative errors of at
-most 4.3e-6 but for one configuration of T5 (9.4e-5, where torch's own float32 is 9.3e-5 from its float64), 1.4e-5 with
-real weights; Whisper base gets 0.022 ± 0.014 of the words wrong.
-
-Models are short names, folders or hub ids; a short name is fetched once from the package registry. ``check`` compares
-with `transformers` (see ``experiments.models.check``) and needs the extra ``parity``; it ends with 1 where something
-differs.
-"""
+"""The commands of ``python -m experiments.models``: list, generate, transcribe, classify and check."""
 
 from __future__ import annotations
 
@@ -29,6 +14,8 @@ import numpy as np
 import tyro
 
 from experiments.common.command_line import keep_compilations, parse, refusals, show
+from experiments.common.settings import at_least
+from experiments.common.settings import check as check_settings
 from experiments.models import check
 from experiments.models.check import Check
 from jtl import heads, pretrained, tasks
@@ -52,55 +39,55 @@ class List:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continue a text, or answer it: where the tokenizer has a chat template, the text is what a user says."""
+    """Continue a text; where the tokenizer has a chat template, answer it as a user's message."""
 
     prompt: tyro.conf.Positional[str]
     """The text."""
     model: str = "smollm2"
     """A language model: a short name, folder or hub id."""
     max_new_tokens: int = 128
-    """Where the answer is cut."""
+    """Longest answer, in tokens."""
     temperature: float = 0.0
-    """0 takes the likeliest token; above 0, tokens are drawn."""
+    """0 takes the most probable token; above 0, tokens are sampled."""
     top_k: int | None = None
-    """Draw among so many of the likeliest tokens."""
+    """Sample among so many of the most probable tokens."""
     top_p: float | None = None
-    """Draw among the likeliest tokens that have this much probability together."""
+    """Sample among the most probable tokens that have this much probability together."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed of sampling."""
     raw: bool = False
     """Continue the text as it stands, without the chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transcribe:
-    """Write down what is said in a WAV file of any rate and length."""
+    """Transcribe a WAV file of any sampling rate and length."""
 
     file: tyro.conf.Positional[Path]
     """The file."""
     model: str = "whisper-base"
     """A Whisper: a short name, folder or hub id."""
     language: str | None = None
-    """As in en; left out, it is detected."""
+    """Its code, such as en; left out, it is detected."""
     task: Literal["transcribe", "translate"] = "transcribe"
-    """Write in the language that is spoken, or in English."""
+    """Transcribe in the language that is spoken, or translate into English."""
     timestamps: bool = False
-    """Write when each stretch is said."""
+    """Print the times of each segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
-    """Name what an image shows."""
+    """Classify an image."""
 
     file: tyro.conf.Positional[Path]
     """The image."""
     model: str = "efficientnet-lite0"
     """An image classifier: a short name, folder or hub id."""
-    top: int = 5
+    top: int = at_least(1, 5)
     """How many classes."""
 
 
-Command = (
+COMMANDS: Any = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
@@ -111,15 +98,16 @@ Command = (
 
 def main(args: Sequence[str] | None = None) -> None:
     """Do what the command line says: the words ``args``, or those of the process."""
-    settings = parse(Command, sys.modules[__name__], args)  # type: ignore[arg-type]
+    settings: Any = parse(COMMANDS, __name__, args)
     keep_compilations()
     with refusals():
+        check_settings(settings)
         if isinstance(settings, List):
             show_list()
         elif isinstance(settings, Check):
             result = check.run(settings)
             show(result, settings.out)
-            if failed := check.failures(result):
+            if failed := check.failures(result.rows, settings.tolerance):
                 print(*failed, sep="\n", file=sys.stderr)
                 raise SystemExit(1)
         elif isinstance(settings, Generate):
@@ -131,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def show_list() -> None:
-    """Print two tables: architectures with what they read and their paper, and the short names."""
+    """Print two tables: architectures with their inputs and paper, and the short names."""
     from rich.console import Console
 
     console = Console()
@@ -172,7 +160,11 @@ def paper(architecture: Architecture) -> str:
 
 
 def loaded(name: str, field: str) -> tuple[Model, tuple[str, ...]]:
-    """A pretrained model that reads ``field``, and all it reads. Raises ValueError for one that does not."""
+    """A pretrained model that reads ``field``, and the names of all its inputs.
+
+    Raises:
+        InputError: the model does not read ``field``.
+    """
     model = pretrained.load(name)
     fields = tuple(find_architecture(model.config.model_type).example(model.config))
     if field not in fields:
@@ -183,7 +175,7 @@ def loaded(name: str, field: str) -> tuple[Model, tuple[str, ...]]:
 
 
 def generate(settings: Generate) -> Iterator[str]:
-    """What the model answers, or how it goes on, piece by piece."""
+    """The text that the model generates, piece by piece."""
     (model, fields), words = loaded(settings.model, "input_ids"), pretrained.tokenizer(settings.model)
     text, template = settings.prompt, words.chat_template is not None and not settings.raw
     if template:
@@ -205,7 +197,7 @@ def generate(settings: Generate) -> Iterator[str]:
 
 
 def transcribe(settings: Transcribe) -> str:
-    """What is said, a line for each stretch if times are asked for."""
+    """The transcript; with timestamps a line for each segment."""
     rate, samples = read_any(settings.file)
     samples = samples if rate == RATE else resample(samples, rate)
     (model, _), words = loaded(settings.model, "log_mel"), pretrained.tokenizer(settings.model)
@@ -225,11 +217,9 @@ def transcribe(settings: Transcribe) -> str:
 
 
 def classify(settings: Classify) -> str:
-    """The likeliest classes, a line each: probability and name."""
+    """The most probable classes, a line each: probability and name."""
     from PIL import Image
 
-    if settings.top < 1:
-        raise InputError(f"--top must be at least 1, got {settings.top}")
     model, _ = loaded(settings.model, "image")
     how = image.Preprocess(**pretrained.image_processor(settings.model))
     with Image.open(settings.file) as file:
@@ -246,13 +236,10 @@ def classify(settings: Classify) -> str:
 
 
 def class_names(model: str, classes: int) -> Sequence[str]:
-    """Of a model's classes: those of its config.json, else ImageNet's if there are 1,000, else their numbers."""
+    """The names of a model's classes: from its config.json, else ImageNet's if there are 1,000, else numbers."""
     labels = read_config(model, pretrained.resolve(model)).get("id2label") or {}
     names = [labels.get(str(label), "") for label in range(classes)]
     if all(name and not re.fullmatch(r"LABEL_\d+", name) for name in names):
         return names
-    return (
-        imagenet_classes()
-        if classes == len(imagenet_classes())
-        else [f"class {label}" for label in range(classes)]
-    )
+    known = imagenet_classes()
+    return known if classes == len(known) else [f"class {label}" for label in range(classes)]

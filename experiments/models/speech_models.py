@@ -1,4 +1,4 @@
-"""The part of `draw` that is about sound: settings, batches and outputs of Whisper, Wav2Vec2 and HuBERT."""
+"""The part of `random_models` that is about sound: settings, batches and outputs of Whisper, Wav2Vec2 and HuBERT."""
 
 import numpy as np
 

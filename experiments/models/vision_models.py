@@ -1,4 +1,4 @@
-"""The part of `draw` that is about convolutional networks: their settings, batches and outputs."""
+"""The part of `random_models` that is about convolutional networks: their settings, batches and outputs."""
 
 import numpy as np
 

@@ -60,7 +60,7 @@ CASES = {
         r"the tokenizer gives the token \d+ \('.*'\), and the model has embeddings of 0 to 99: take the model's own",
     ),
     "no seeds": (lambda d: ["--seeds", "0"], "--seeds must be at least 1, got 0"),
-    "no rate": (lambda d: ["--learning-rate", "0"], "--learning-rate must be positive, got 0"),
+    "no rate": (lambda d: ["--learning-rate", "0"], "--learning-rate must be over 0, got 0"),
     "an adapter that no weights can hold": (
         lambda d: ["--save", "--technique", "bottleneck", "--train-examples", "64"],
         "--save with --technique bottleneck on minilm: bottleneck is no change of weights",
@@ -74,7 +74,7 @@ CASES = {
 def test_refused_in_one_line(case, tmp_path, capsys):
     flags, message = CASES[case]
     with pytest.raises(SystemExit) as stop:
-        main(run, Finetune, ["--out", str(tmp_path / "out"), *flags(tmp_path)])
+        main(run, Finetune, args=["--out", str(tmp_path / "out"), *flags(tmp_path)])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
@@ -85,6 +85,6 @@ def test_refused_in_one_line(case, tmp_path, capsys):
 def test_used_output_folder(tmp_path, capsys):
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(SystemExit):
-        main(run, Finetune, ["--out", str(tmp_path)])
+        main(run, Finetune, args=["--out", str(tmp_path)])
     assert "already holds a run" in capsys.readouterr().err
     assert (tmp_path / "result.json").read_text() == "{}"

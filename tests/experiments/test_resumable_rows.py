@@ -15,17 +15,17 @@ def measure(done, name):
 
 def test_rows_are_measured_once(tmp_path):
     done = []
-    ledger = ResumableRows(tmp_path, resume=False)
-    first = ledger.get(measure(done, "a"), arm="full", seed=0)
+    rows = ResumableRows(tmp_path, resume=False)
+    first = rows.get(measure(done, "a"), arm="full", seed=0)
     assert first == {"accuracy": 0.5, "best": None, "arm": "full", "seed": 0}
-    assert ledger.curves == [{"step": 1, "loss": 2.0, "arm": "full", "seed": 0}]
+    assert rows.curves == [{"step": 1, "loss": 2.0, "arm": "full", "seed": 0}]
 
     again = ResumableRows(tmp_path, resume=True)
     assert again.get(measure(done, "a"), seed=0, arm="full") == first
     again.get(measure(done, "b"), arm="full", seed=1)
     assert done == ["a", "b"]
     assert [row["seed"] for row in again.rows] == [0, 1]
-    assert again.seconds > ledger.seconds > 0  # those of the first start too
+    assert again.seconds > rows.seconds > 0  # those of the first start too
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
