@@ -18,7 +18,12 @@ import jtl
 ROOT = Path(__file__).parents[2]
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
 API, MOVED = ROOT / "docs" / "api.md", ROOT / "docs" / "moved.md"
-PAGES = [README, CHANGELOG, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "results").glob("*.md"))]  # fmt: skip
+PAGES = [
+    README,
+    CHANGELOG,
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/results").glob("*.md")),
+]
 NAMED = [README, API, ROOT / "docs" / "experiments.md", ROOT / "docs" / "contributing.md"]
 NAME = re.compile(r"(?<![\w/.-])(?:jtl|experiments)(?!\.md\b|\.NAME\b)(?:\.[A-Za-z_]\w*)+")
 LINK = re.compile(r"\[(?:[^\]`]|`[^`]*`)*\]\(([^)\s]+)\)")
@@ -66,7 +71,8 @@ def missing(names):
 
 def anchors(page):
     """Those that GitHub gives the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", read(page), flags=re.DOTALL | re.MULTILINE), re.MULTILINE)  # fmt: skip
+    prose = re.sub(r"^```.*?^```$", "", read(page), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -169,10 +175,11 @@ def test_the_examples_of_the_readme_run(tmp_path):
     program = f"{example}\n{combined}\nassert jax.numpy.isfinite(metrics['loss'])\n"
     program += "assert jtl.load('runs/mails').params.keys() == model.params.keys()\n"
     # In a process of its own, as a reader would run it: without the checks and the devices of the tests.
-    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=own | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )  # fmt: skip
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    words = [sys.executable, "-c", program]
+    run = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     said = [line.split(": ")[0] for line in run.stdout.splitlines() if ": " in line]
     assert said == ["delivery", "account", "billing"]
