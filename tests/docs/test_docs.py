@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 import jtl
+from jtl.models import ARCHITECTURES
+from jtl.pretrained import SHORT_NAMES
 
 ROOT = Path(__file__).parents[2]
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
@@ -122,6 +124,30 @@ def test_the_api_says_which_file_has_what():
             if not any(source == path or path in source.parents for path in linked):
                 wrong.append(f"{name} is in {source.relative_to(ROOT)}")
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "package", [path.parent.name for path in sorted((ROOT / "jtl").glob("*/__init__.py"))]
+)
+def test_the_api_leads_to_every_file_with_something_public(package):
+    linked = {(API.parent / target).resolve() for target in LINK.findall(read(API))}
+    module = found(f"jtl.{package}")
+    public = [getattr(module, name) for name in getattr(module, "__all__", [])]
+    files = {
+        Path(inspect.getsourcefile(inspect.unwrap(value))).resolve()
+        for value in public
+        if inspect.isfunction(value) or inspect.isclass(value)
+    }
+    files = {
+        file for file in files if file.is_relative_to(ROOT / "jtl") and not linked & {file, *file.parents}
+    }
+    assert sorted(file.relative_to(ROOT).as_posix() for file in files) == []
+
+
+def test_the_readme_has_every_model():
+    modules = {architecture.module.__module__ for architecture in ARCHITECTURES.values()}
+    assert [one for one in modules if f"({one.replace('.', '/')}.py)" not in read(README)] == []
+    assert [name for name in SHORT_NAMES if f"`{name}`" not in read(README)] == []
 
 
 def test_what_moved_is_where_the_page_says():
