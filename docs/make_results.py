@@ -1,11 +1,11 @@
-"""Write docs/results/*.md from the templates in docs/templates and the results in experiments/results.
+"""Write docs/results/*.md, and the README's headlines, from docs/templates and the results in experiments/results.
 
     python docs/make_results.py           writes the pages
     python docs/make_results.py --check   exits with 1 and names the pages that are stale
 
 A template is Markdown with expressions of Jinja, which call the functions of docs/result_helpers.py. So no figure is
 typed by hand, and a sentence that says "better" asks for that verdict: where a new result no longer bears it out,
-rendering raises.
+rendering raises. The template headlines.md makes no page: it stands in the README, between two comments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from pathlib import Path
 import result_helpers
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-TEMPLATES, PAGES = Path(__file__).with_name("templates"), Path(__file__).with_name("results")
+ROOT = Path(__file__).parents[1]
+TEMPLATES, PAGES = ROOT / "docs" / "templates", ROOT / "docs" / "results"
+HEADLINES, README = "headlines.md", ROOT / "README.md"
+BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 
 
 def environment() -> Environment:
@@ -40,31 +43,43 @@ def render() -> dict[str, str]:
         ValueError: a sentence says what the results do not.
     """
     jinja = environment()
-    return {path.name: jinja.get_template(path.name).render() for path in sorted(TEMPLATES.glob("*.md"))}
+    names = sorted(path.name for path in TEMPLATES.glob("*.md"))
+    return {name: jinja.get_template(name).render() for name in names if name != HEADLINES}
 
 
-def stale() -> dict[str, str | None]:
-    """The pages that are not as they should be, and how they should be; None for one that no template makes."""
-    wanted = render()
-    found = {path.name: path.read_text(encoding="utf-8") for path in PAGES.glob("*.md")}
+def with_headlines(text: str) -> str:
+    """The README with new headlines between its two comments. Raises ValueError if it lacks them."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md has no {BEGIN.strip()} ... {END}")
+    return before + begin + environment().get_template(HEADLINES).render() + end + after
+
+
+def stale() -> dict[Path, str | None]:
+    """The files that are not as they should be, and how they should be; None for one that no template makes."""
+    found = {path: path.read_text(encoding="utf-8") for path in [README, *sorted(PAGES.glob("*.md"))]}
+    wanted = {README: with_headlines(found[README])}
+    wanted |= {PAGES / name: text for name, text in render().items()}
     return {
-        name: wanted.get(name) for name in sorted({**wanted, **found}) if wanted.get(name) != found.get(name)
+        path: wanted.get(path) for path in sorted({**wanted, **found}) if wanted.get(path) != found.get(path)
     }
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Write docs/results from the templates and the results.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
-    check, pages = parser.parse_args().check, stale()
-    if check and pages:
-        raise SystemExit(f"stale: {', '.join(pages)}: run python docs/make_results.py")
+    parser = argparse.ArgumentParser(description="Write docs/results and the README's headlines.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
+    check, files = parser.parse_args().check, stale()
+    if check and files:
+        names = ", ".join(str(path.relative_to(ROOT)) for path in files)
+        raise SystemExit(f"stale: {names}: run python docs/make_results.py")
     PAGES.mkdir(exist_ok=True)
-    for name, text in pages.items():
+    for path, text in files.items():
         if text is None:
-            (PAGES / name).unlink()
+            path.unlink()
         else:
-            (PAGES / name).write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

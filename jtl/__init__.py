@@ -37,6 +37,8 @@ from jtl.loss import Aux, Loss
 from jtl.model import Mode, Model, remove
 from jtl.pretrained import load, save
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Aux", "Loss", "Mode", "Model", "UserError",
     "adapters", "continual", "data", "distill", "domain", "ema", "errors", "features", "finetune", "heads", "load",
