@@ -13,11 +13,11 @@ from jtl.adapters.insert import Adapter, check_free, place
 from jtl.adapters.lora import LoRA, check_rank
 from jtl.adapters.site import Site, find
 from jtl.errors import InputError
-from jtl.model import Batch, Model
+from jtl.model import Inputs, Model
 
 
 def extract(
-    start: Model, tuned: Model, *, rank: int, where: str, name: str = "lora", batch: Batch | None = None
+    start: Model, tuned: Model, *, rank: int, where: str, name: str = "lora", batch: Inputs | None = None
 ) -> Model:
     """Returns ``start`` with the LoRA nearest to ``tuned``, by truncated SVD of each weight's difference.
 

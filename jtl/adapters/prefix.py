@@ -30,7 +30,7 @@ from jtl.adapters.prompt import (
     put_first,
 )
 from jtl.adapters.site import SiteError, example
-from jtl.model import Batch, Forward, Linen, Mode, Model, Outputs, State, Variables, modules
+from jtl.model import Batch, Forward, Inputs, Linen, Mode, Model, Outputs, State, Variables, modules
 from jtl.models.parts.attention import Attention
 
 DEVIATION = 0.02
@@ -113,7 +113,7 @@ class Prefix:
 
 
 def prefix(
-    model: Model, *, length: int = 20, key: Array, name: str = "prefix", batch: Batch | None = None
+    model: Model, *, length: int = 20, key: Array, name: str = "prefix", batch: Inputs | None = None
 ) -> Model:
     """Returns ``model`` with a prefix: in every attention, ``length`` trained keys and values (p, D) before its own.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,11 +50,9 @@ class Distill(Loss):
         """Returns ``batch`` with the columns that the terms read.
 
         Raises:
-            ValueError: the batch is not a mapping, or no term reads a teacher.
+            ValueError: no term reads a teacher.
             KeyError: the teacher lacks an output that a term reads; near misses are listed.
         """
-        if not isinstance(batch, Mapping):
-            raise InputError("distillation needs a batch of named fields, a dict")
         terms = self.loss.terms if isinstance(self.loss, Sum) else (self.loss,)
         names = tuple(
             dict.fromkeys(name for term in terms if isinstance(term, Term) for name in term.teacher_names())
