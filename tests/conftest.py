@@ -9,8 +9,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several test workers compile at once
 # LLVM at its first level compiles in half the time; at level 0 a plain Conv4 step gives NaN. Your own flags come last.
-FLAGS = "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=8 "
+    + os.environ.get("XLA_FLAGS", "")
+).strip()
 
 from jaxtyping import install_import_hook
 
