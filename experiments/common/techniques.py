@@ -330,11 +330,8 @@ def compiled_step(task: Classification, technique: str, budget: Budget) -> Any:
 def _head_alone(task: Classification, model: Model) -> tuple[Model, dict[str, data.Arrays]]:
     """The head as a model of its own, and the frozen features it reads."""
     on = _read_by_head(model)
-    splits = {}
-    for split in ("train", "validation"):
-        x, y = frozen(task, split, on)
-        splits[split] = data.Arrays({on: x, "label": y})
-    return features.head_alone(model), splits
+    found = {split: frozen(task, split, on) for split in ("train", "validation")}
+    return features.head_alone(model), {s: data.Arrays({on: x, "label": y}) for s, (x, y) in found.items()}
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -348,6 +345,4 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def _sample(train: Any, most: int = 500) -> Any:
     """At most ``most`` training examples: enough to measure the gap between train and test."""
-    if len(train) <= most:
-        return train
     return train.take(np.sort(np.random.default_rng(0).permutation(len(train))[:most]))
