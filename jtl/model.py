@@ -4,6 +4,9 @@ A model is a pytree. Its leaves are ``variables`` (``{"params": ..., "batch_stat
 and compares by value, so equal models share one compilation. The function is a ``base`` (a Flax Linen module, or a
 plain function, NNX or Equinox module through ``jtl.wrap``) under a tuple of ``techniques``, frozen dataclasses whose
 ``wrap`` turns one forward function into another.
+
+This file is longer than others, because a model, its Linen base and the functions that change any model (``cast``,
+``remove``, ``with_config``) are understood together.
 """
 
 from __future__ import annotations

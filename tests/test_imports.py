@@ -178,3 +178,11 @@ def test_import_jtl_brings_the_names_of_the_readme():
     program = "import jtl\n" + "\n".join(names)
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_long_file_says_why():
+    """Files are read in one sitting: one of over 350 lines says in its docstring why it is longer."""
+    for file, path in FILES.items():
+        source = path.read_text(encoding="utf-8")
+        if source.count("\n") > 350:
+            assert "longer than" in (ast.get_docstring(ast.parse(source)) or ""), f"{file} has over 350 lines"
