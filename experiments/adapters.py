@@ -18,13 +18,9 @@ from functools import partial
 from itertools import product
 from typing import Any, Literal
 
-from experiments.common import techniques
+from experiments.common import Config, ResumableRows, above, at_least, finish, main, prepare, techniques
 from experiments.common.classification import Classification, batches, prepare_classification, score
-from experiments.common.command_line import main
 from experiments.common.rate_grid import Grid, best_rate
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl import features
 from jtl.outputs import outputs
 from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table

@@ -24,12 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import techniques
+from experiments.common import Config, ResumableRows, at_least, finish, main, prepare, techniques
 from experiments.common.classification import Classification, body, frozen, prepare_classification
-from experiments.common.command_line import main
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, at_least, prepare
-from experiments.common.study import finish
 from jtl import tree
 from jtl.errors import InputError
 from jtl.features import scores

@@ -16,12 +16,8 @@ from functools import partial
 from itertools import product
 from typing import Any, Literal
 
-from experiments.common import techniques
+from experiments.common import Config, ResumableRows, at_least, finish, main, prepare, techniques
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import main
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, at_least, prepare
-from experiments.common.study import finish
 from jtl.report import Result, Section, figures, format_estimate, paired_difference, summarise, table
 
 ARMS = ("scratch", "head", "lp_ft", "full")

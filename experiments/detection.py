@@ -23,11 +23,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from experiments.common import ResumableRows, at_least, main, predictions
 from experiments.common import dense_prediction as dense
-from experiments.common import predictions
-from experiments.common.command_line import main
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import at_least
 from jtl import data
 from jtl._files import write_file
 from jtl.data import image

@@ -21,11 +21,8 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from experiments.common.command_line import main
+from experiments.common import Config, ResumableRows, above, at_least, finish, main, prepare
 from experiments.common.recipe import Recipe, train
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl import data, distill, measure, pretrained
 from jtl.data import text
 from jtl.data.batches.loader import Batches

@@ -25,13 +25,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import techniques
+from experiments.common import Config, ResumableRows, above, at_least, finish, main, prepare, techniques
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import main
 from experiments.common.recipe import Recipe, train
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl import data, finetune, heads, pretrained
 from jtl.data import text
 from jtl.data.batches.loader import Batches

@@ -22,11 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import techniques
+from experiments.common import Config, above, at_least, finish, main, prepare, techniques
 from experiments.common.classification import Classification, frozen, prepare_classification
-from experiments.common.command_line import main
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl import data, pretrained
 from jtl.errors import InputError
 from jtl.report import Result, Section, confident_errors, figures, table

@@ -24,12 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from experiments.common import techniques
+from experiments.common import Config, ResumableRows, above, at_least, finish, main, prepare, techniques
 from experiments.common.classification import Classification, prepare_classification, score
-from experiments.common.command_line import main
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl import finetune, merging, tree
 from jtl.data.batches.loader import Batches
 from jtl.errors import InputError

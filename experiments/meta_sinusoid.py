@@ -17,11 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common.command_line import main
+from experiments.common import Config, ResumableRows, above, at_least, finish, main, prepare
 from experiments.common.device_loop import train
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl import meta
 from jtl.data.batches.episodes import sinusoids
 from jtl.errors import Diverged, InputError

@@ -24,11 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments.common import ResumableRows, at_least, main, predictions
 from experiments.common import dense_prediction as dense
-from experiments.common import predictions
-from experiments.common.command_line import main
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import at_least
 from jtl import data
 from jtl._files import write_file
 from jtl.data import image

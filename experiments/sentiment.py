@@ -24,11 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import predictions, study, techniques
+from experiments.common import Config, ResumableRows, at_least, main, predictions, prepare, study, techniques
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import main
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, at_least, prepare
 from jtl import data, pretrained
 from jtl.data import text
 from jtl.data.batches.loader import Batches

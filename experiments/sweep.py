@@ -21,12 +21,9 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments.common import techniques
+from experiments.common import Config, above, at_least, finish, main, prepare, techniques
 from experiments.common.classification import prepare_classification, score
-from experiments.common.command_line import main
 from experiments.common.rate_grid import Grid, best_rate
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl.errors import InputError
 from jtl.report import Result, Section, figures, summarise, table
 

@@ -16,11 +16,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.common import Config, ResumableRows, above, at_least, finish, main, prepare
 from experiments.common.classification import prepare_classification
-from experiments.common.command_line import main
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from experiments.common.techniques import ONLY_TEXT, TECHNIQUES, Budget, Technique, run_arm, usual_rate
 from jtl.report import Result, Section, format_estimate, summarise, table
 

@@ -12,9 +12,7 @@ import numpy as np
 from experiments.art import judge, pictures
 from experiments.art.config import Art
 from experiments.art.training import DESCRIPTION, MODEL, Trainer, as_bytes, draw, painted
-from experiments.common import predictions, study
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import at_most, prepare
+from experiments.common import ResumableRows, at_most, predictions, prepare, study
 from jtl import tree
 from jtl._files import write_file
 from jtl.errors import InputError

@@ -16,12 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import techniques
+from experiments.common import Config, at_least, finish, main, prepare, techniques
 from experiments.common.classification import prepare_classification
-from experiments.common.command_line import main
 from experiments.common.recipe import Recipe
-from experiments.common.settings import Config, at_least, prepare
-from experiments.common.study import finish
 from experiments.distill import students
 from experiments.distill.methods import METHODS, ONLY_IMAGE, Trial
 from jtl import distill, measure

@@ -25,9 +25,7 @@ from jaxtyping import PyTree
 from experiments.benchmarks import skada_peer
 from experiments.benchmarks.cpu_devices import over_cores
 from experiments.benchmarks.timing import ratio, timed_updates
-from experiments.common.command_line import main
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
+from experiments.common import Config, above, at_least, finish, main, prepare
 from experiments.domain_adaptation.domains import DomainPair, prepare_domains
 from experiments.domain_adaptation.methods import HIDDEN, TARGET_SEED
 from jtl import domain

@@ -20,10 +20,8 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.timing import ratio
+from experiments.common import Config, above, at_least, finish, main, prepare
 from experiments.common.classification import Classification, batches, prepare_classification
-from experiments.common.command_line import main
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
 from jtl import heads, pretrained
 from jtl.data.batches.loader import Batches, loader, padding_waste, plan
 from jtl.outputs import predict

@@ -19,9 +19,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.timing import ratio
-from experiments.common.command_line import main
-from experiments.common.settings import Config, at_least, prepare
-from experiments.common.study import finish
+from experiments.common import Config, at_least, finish, main, prepare
 from jtl import data, pretrained, tasks
 from jtl.errors import InputError
 from jtl.model import Model

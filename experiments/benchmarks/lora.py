@@ -21,10 +21,8 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.timing import ratio, timed_updates
+from experiments.common import Config, at_least, finish, main, prepare
 from experiments.common.classification import Classification, prepare_classification
-from experiments.common.command_line import main
-from experiments.common.settings import Config, at_least, prepare
-from experiments.common.study import finish
 from jtl import adapters, finetune, heads, measure, pretrained, tree
 from jtl.data.batches.loader import Batches, loader
 from jtl.model import Model

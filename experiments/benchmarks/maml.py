@@ -27,9 +27,7 @@ from jaxtyping import PyTree
 from experiments.benchmarks.cpu_devices import ONE_THREAD, over_cores
 from experiments.benchmarks.maml_torch import SIDE, WAYS, Functional, Loop, Peer, torch_layout
 from experiments.benchmarks.timing import ratio
-from experiments.common.command_line import main
-from experiments.common.settings import Config, above, at_least, prepare
-from experiments.common.study import finish
+from experiments.common import Config, above, at_least, finish, main, prepare
 from jtl import heads, meta, tree
 from jtl.model import Model, linen
 from jtl.report import Result, Section, estimate

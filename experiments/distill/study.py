@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common import ResumableRows, finish, prepare
 from experiments.common.classification import prepare_classification
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import prepare
-from experiments.common.study import finish
 from experiments.distill import students
 from experiments.distill.config import SETTINGS, Distillation, Pair
 from experiments.distill.methods import METHODS, ONLY_IMAGE, ONLY_MAPS

@@ -9,9 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import prepare
-from experiments.common.study import finish
+from experiments.common import ResumableRows, finish, prepare
 from experiments.domain_adaptation.config import PAIRS, DomainAdaptation
 from experiments.domain_adaptation.domains import DomainPair, prepare_domains
 from experiments.domain_adaptation.methods import NAMES, ONLY_BATCH_NORM, ONLY_IMAGE

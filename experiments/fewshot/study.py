@@ -8,9 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import prepare
-from experiments.common.study import finish
+from experiments.common import ResumableRows, finish, prepare
 from experiments.fewshot.baselines import HEAD_STEPS
 from experiments.fewshot.config import BLOCK, FewShot
 from experiments.fewshot.episodes import prepare_tasks

@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import Config, at_least, prepare
-from experiments.common.study import finish
+from experiments.common import Config, ResumableRows, at_least, finish, prepare
 from experiments.models import compare, random_models
 from jtl import pretrained, tasks, tree
 from jtl.data.encode import spectrograms

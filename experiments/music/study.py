@@ -6,9 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from experiments.common import predictions, study
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import at_most, prepare
+from experiments.common import ResumableRows, at_most, predictions, prepare, study
 from experiments.music.config import Music
 from experiments.music.measures import find_key
 from experiments.music.training import FORM, PRETRAINING, SAMPLES, Trainer, compose, kept, rolls, write_piece

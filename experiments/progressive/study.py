@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import prepare
-from experiments.common.study import finish
+from experiments.common import ResumableRows, finish, prepare
 from experiments.progressive.config import Progressive
 from experiments.progressive.methods import METHODS
 from experiments.progressive.training import Trainer

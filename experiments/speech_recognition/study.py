@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import predictions, study
-from experiments.common.resumable_rows import ResumableRows
-from experiments.common.settings import at_most, prepare
+from experiments.common import ResumableRows, at_most, predictions, prepare, study
 from experiments.speech_recognition.config import SpeechRecognition
 from experiments.speech_recognition.training import ADAPTER, SOUNDS, WRITTEN, Trainer
 from experiments.speech_recognition.transcribers import SECONDS, transcriber
