@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jtl import trace, tree
 from jtl.errors import InputError
 from jtl.merging.check import same
-from jtl.model import Batch, Mode, Model
+from jtl.model import Inputs, Mode, Model
 
 
 def fisher_average(
@@ -51,7 +51,7 @@ def fisher_average(
     return jax.tree.map(jnp.divide, total(above), total(floored))
 
 
-def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array, "m m"]]:
+def input_grams(model: Model, batches: Iterable[Inputs]) -> dict[str, Float[Array, "m m"]]:
     """X^T X of the inputs X (rows, m) of every Dense layer, by the path of its kernel, over all batches and calls.
 
     Padding counts like any other input of the layer; pass batches without it if that matters.
@@ -62,14 +62,14 @@ def input_grams(model: Model, batches: Iterable[Batch]) -> dict[str, Float[Array
     """
     kernels = tree.flatten(model.params)
 
-    def grams(model: Model, batch: Batch) -> dict[str, Array]:
+    def grams(model: Model, batch: Inputs) -> dict[str, Array]:
         found: dict[str, Array] = {}
         within: list[str] = []  # the layer that is running
 
         def watcher(module: nn.Module, path: str, x: Any, call: Callable[[], Any]) -> Any:
             if not isinstance(module, nn.Dense):
                 return call()
-            path = f"{path}/kernel"
+            path = "/".join((*module.path, "kernel"))
             if within:
                 raise InputError(
                     f"{within[0]} runs with another weight, of an adapter: give jtl.adapters.merge(model)"
