@@ -57,7 +57,8 @@ def pairs(model):
     return [tuple(layer[name]["prefix"]["vectors"] for name in ("key", "value")) for layer in layers]
 
 
-run = jax.jit(lambda model, batch: model(batch))
+# Programs that must agree to the bit: conftest's first level of LLVM rounds otherwise in each of them.
+run = jax.jit(lambda model, batch: model(batch), compiler_options={"xla_backend_optimization_level": 3})
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
