@@ -112,7 +112,7 @@ import json, re, sys, time
 import jax
 import jax.numpy as jnp
 import jtl
-from jtl.layout import FULLY_SHARDED, make_mesh
+from jtl.sharding import FULLY_SHARDED, make_mesh
 
 folder, tiny, dtype, sharded = sys.argv[1:]
 def peak():  # not ru_maxrss, which begins with that of the process that started this one
