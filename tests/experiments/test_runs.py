@@ -99,7 +99,7 @@ def compare(result, folder):
 def choose_model(result, folder):
     assert all(-1 <= tau <= 1 for tau in means(result, "weighted_tau").values())
     rows = {row["arm"]: row for row in result.rows}
-    for score in means(result, "weighted_tau"):  # pretrained features transfer better than random ones
+    for score in ("logme", "leep", "nce"):  # the pretrained layers are chosen before random ones
         assert rows["minilm:3"][score] > rows["minilm:random"][score], score
 
 
