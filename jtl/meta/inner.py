@@ -67,9 +67,9 @@ def adapt(
     Raises:
         ValueError: there are no steps, nothing adapts, ``labels`` and ``params`` differ, or a rule lacks its leaves.
 
-    >>> loss = lambda params, batch, key: (0.5 * jnp.sum((params["w"] - batch) ** 2), Aux({}, {}))
-    >>> params, target = {"w": jnp.array([1.0])}, jnp.array([3.0])
-    >>> adapt(loss, params, target, jax.random.key(0), steps=2, rate=0.5)["w"].tolist()
+    >>> loss = lambda params, batch, key: (0.5 * jnp.sum((params["w"] - batch["y"]) ** 2), Aux({}, {}))
+    >>> params, support = {"w": jnp.array([1.0])}, {"y": jnp.array([3.0])}
+    >>> adapt(loss, params, support, jax.random.key(0), steps=2, rate=0.5)["w"].tolist()
     [2.5]
     """
     options = {"minibatch": minibatch, "first_order": first_order, "remat": remat, "unroll": unroll}
