@@ -6,8 +6,8 @@ losses or gradients of both are not the same function.
 
     python -m experiments.benchmarks.domain --out runs/bench_domain
 
-Needs the extra ``bench``. pytorch-adapt 0.0.83 is left out: the torchmetrics 0.9.3 that it pins imports
-``pkg_resources``, which setuptools no longer has.
+Needs the extra ``bench``. pytorch-adapt is left out: the torchmetrics that it pins imports ``pkg_resources``, which
+setuptools no longer has.
 """
 
 from __future__ import annotations
