@@ -1,130 +1,202 @@
-"""What CI runs of the slow tests: what a change can reach, the others every third time, and everything in doubt."""
+"""Which slow and parity tests run: those that a change can reach, then each in its turn, and all in any doubt."""
 
 import importlib.util
-import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("choose", Path(__file__).parents[1] / ".ci" / "choose.py")
-choose = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(choose)
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("choose", ROOT / ".ci" / "choose.py")
+ci = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(ci)
 
-SLOW = "import pytest\n\n\n@pytest.mark.slow\ndef test_it():\n    pass\n"
+MARK = "@pytest.mark."  # apart from its name, or this file itself would be chosen
+SLOW = f"\nimport pytest\n{MARK}slow\ndef test_it(): pass\n"
 FILES = {
-    "jtl/__init__.py": "",
-    "jtl/a.py": "",
-    "jtl/b.py": "def f():\n    from jtl import a\n",
-    "jtl/c.py": "",
+    "jtl/__init__.py": "from jtl import bad, one\nfrom jtl.one.deep import load\n",
+    "jtl/one/__init__.py": "from jtl.one.deep import load\nfrom jtl.one.other import other\n",
+    "jtl/one/deep.py": "def load():\n    from .late import late\n",
+    "jtl/one/late.py": "",
+    "jtl/one/other.py": "'''See jtl.bad, which this does not import.'''\nMESSAGE = 'call jtl.bad'\n",
+    "jtl/bad.py": "",
     "experiments/__init__.py": "",
-    "experiments/study.py": "import jtl.c\n",
+    "experiments/run/__init__.py": "",
+    "experiments/run/__main__.py": "import jtl.bad",
     "tests/conftest.py": "",
-    "tests/one/helper.py": "import jtl.b\n",
-    "tests/one/test_through.py": f"import helper\n{SLOW}",
-    "tests/one/data/x.npz": "0",
-    "tests/two/test_command.py": f'COMMAND = "python -m experiments.study"\n{SLOW}',
-    "tests/two/test_plain.py": "import jtl.a\n\n\ndef test_it():\n    pass\n",
-    "tests/test_alone.py": SLOW,
+    "tests/support/script.py": "import jtl.bad",
+    "tests/a/helper.py": "'''For tests of experiments.'''\nfrom jtl import one",
+    "tests/a/test_deep.py": "from jtl.one.deep import load" + SLOW,
+    "tests/a/test_export.py": "from jtl import load" + SLOW,
+    "tests/a/test_helped.py": "import helper" + SLOW,
+    "tests/a/test_plain.py": "import jtl.bad",
+    "tests/a/test_script.py": "RUN = 'script.py'" + SLOW,
+    "tests/a/test_command.py": "NAME = 'run'\nMODULE = f'experiments.{NAME}'"
+    + SLOW.replace("slow", "parity"),
+    "tests/a/test_program.py": "P = '''\n    from jtl import bad\n    bad()\n'''" + SLOW,
+    "tests/docs/test_docs.py": SLOW,
+    "docs/page.md": "",
     "README.md": "",
+    "pyproject.toml": "",
 }
+DEEP = {"tests/a/test_deep.py", "tests/a/test_export.py", "tests/a/test_helped.py"}
+BAD = {"tests/a/test_script.py", "tests/a/test_command.py", "tests/a/test_program.py"}
+ALL = DEEP | BAD | {"tests/docs/test_docs.py"}
+
+
+class Repository:
+    """A repository of the files above, all of whose tests ran at its first commit."""
+
+    def __init__(self, root):
+        self.root, self.hours = root, 0
+        if root.exists():  # a copy
+            self.first = self.git("rev-parse", "HEAD~")
+            return
+        for path, text in FILES.items():
+            self.write(path, text)
+        self.git("init", "-q")
+        self.commit()
+        self.first = self.git("rev-parse", "HEAD")
+        self.record("--all-ran", "HEAD")
+
+    def write(self, path, text):
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_text(text)
+
+    def git(self, *words):
+        who = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        for name in ("AUTHOR", "COMMITTER"):
+            who |= {f"GIT_{name}_NAME": "a", f"GIT_{name}_EMAIL": "a@b.c"}
+            who |= {f"GIT_{name}_DATE": f"2030-01-01T{self.hours:02}:00:00"}
+        words = ["git", "-C", str(self.root), *words]
+        run = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, **who})
+        return run.stdout.strip()
+
+    def commit(self):
+        self.git("add", "--all")
+        self.git("commit", "-q", "-m", "some", "--allow-empty")
+
+    def record(self, *words):
+        (self.root / ".ci").mkdir(exist_ok=True)
+        ci.main(words, self.root)
+        self.commit()
+
+    def change(self, *paths):
+        for path in paths:
+            self.write(path, FILES.get(path, "") + "\n# changed\n")
+        self.commit()
+
+    def reached(self):
+        """The files that run for what changed, whoever's turn it is."""
+        chosen, left = ci.choose(self.root)
+        assert not chosen.keys() & left.keys() and chosen.keys() | left.keys() == ALL
+        return {path for path, why in chosen.items() if why != "its turn"}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return Repository(tmp_path_factory.mktemp("original") / "repository").root
 
 
 @pytest.fixture
-def repo(tmp_path):
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / ".ci").mkdir()
-    git(tmp_path, "init", "-q")
-    commit(tmp_path)
-    return tmp_path
-
-
-def git(root, *words, **environment):
-    settings = ["-c", "user.name=n", "-c", "user.email=e@e", "-c", "commit.gpgsign=false"]
-    subprocess.run(
-        ["git", *settings, *words],
-        cwd=root,
-        check=True,
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-    )
-
-
-def commit(root, date="2026-01-01T00:00:00"):
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", "x", GIT_COMMITTER_DATE=date, GIT_AUTHOR_DATE=date)
-
-
-def reached_by(file):
-    reached = choose.reach(Path(__file__).parents[1])
-    return {test for test, met in reached.items() if file in met}
-
-
-def test_only_files_with_slow_tests_and_what_they_reach(repo):
-    found = choose.reach(repo)
-    assert set(found) == {"tests/one/test_through.py", "tests/two/test_command.py", "tests/test_alone.py"}
-    assert {"jtl/a.py", "jtl/b.py", "tests/one/helper.py", "tests/conftest.py"} <= found[
-        "tests/one/test_through.py"
-    ]
-    assert (
-        "jtl/c.py" in found["tests/two/test_command.py"]
-        and "jtl/a.py" not in found["tests/two/test_command.py"]
-    )
+def repository(original, tmp_path):
+    return Repository(shutil.copytree(original, tmp_path / "repository"))
 
 
 @pytest.mark.parametrize(
-    ("changed", "reached"),
+    ("changed", "expected"),
     [
-        ("jtl/a.py", {"tests/one/test_through.py"}),
-        ("jtl/c.py", {"tests/two/test_command.py"}),
-        ("tests/one/data/x.npz", {"tests/one/test_through.py"}),
+        ("jtl/one/deep.py", DEEP),
+        ("jtl/one/late.py", DEEP),  # imported inside a function
+        ("jtl/one/__init__.py", DEEP),  # runs on the way to its module
+        ("jtl/one/other.py", {"tests/a/test_helped.py"}),  # which imports the whole package
         (
-            "tests/conftest.py",
-            {"tests/one/test_through.py", "tests/two/test_command.py", "tests/test_alone.py"},
-        ),
-        ("pyproject.toml", {"tests/one/test_through.py", "tests/two/test_command.py", "tests/test_alone.py"}),
-        ("README.md", set()),
-        ("docs/api.md", set()),
-        ("experiments/results/x.json", set()),
+            "jtl/bad.py",
+            BAD,
+        ),  # by a script's path, a command's name, a program in a string; never by a message
+        ("experiments/run/__main__.py", {"tests/a/test_command.py"}),
+        ("tests/a/helper.py", {"tests/a/test_helped.py"}),
+        ("tests/a/test_deep.py", {"tests/a/test_deep.py"}),
+        ("tests/a/test_plain.py", set()),
+        ("tests/conftest.py", ALL),
+        ("docs/page.md", {"tests/docs/test_docs.py"}),
+        ("README.md", {"tests/docs/test_docs.py"}),
+        ("pyproject.toml", ALL),
+        (".ci/run", ALL),
+        (".ci/choose.py", set()),
+        ("tests/a/weights.npz", ALL),
     ],
 )
-def test_a_change_runs_what_reaches_it_and_the_rest_takes_turns(repo, changed, reached):
-    found = choose.reach(repo)
-    turns = [choose.choose(found, {changed}, turn) for turn in range(3)]
-    for reasons in turns:
-        assert reached == {file for file, reason in reasons.items() if reason != "its turn"}
-    assert set().union(*turns) == set(found)
-    rest = [file for reasons in turns for file, reason in reasons.items() if reason == "its turn"]
-    assert sorted(rest) == sorted(set(found) - reached)  # once each
+def test_what_a_change_reaches(changed, expected, repository):
+    repository.change(changed)
+    assert repository.reached() == expected
 
 
-def test_everything_runs_in_doubt(repo, capsys):
-    """No record, an unknown commit, a turn that was not moved on: all three run everything."""
-    assert all("no earlier run" in reason for reason in choose.chosen(repo).values())
-    choose.main(["--all-ran", "HEAD"], repo)
-    choose.main(["--next"], repo)
-    commit(repo, "2026-01-01T01:00:00")
-    (repo / "jtl" / "a.py").write_text("x = 1\n")
-    commit(repo, "2026-01-01T02:00:00")
-    assert choose.chosen(repo)["tests/one/test_through.py"] == "reaches jtl/a.py"
-    assert json.loads((repo / choose.STATE).read_text())["turn"] == 1
-    choose.main([], repo)
-    printed = capsys.readouterr()
-    assert "tests/one/test_through.py" in printed.out and "of 3 files" in printed.err
-    (repo / "jtl" / "a.py").write_text("x = 2\n")
-    commit(repo, "2026-01-02T00:00:00")
-    assert (
-        all("was not moved on" in reason for reason in choose.chosen(repo).values())
-        and len(choose.chosen(repo)) == 3
-    )
-    (repo / choose.STATE).write_text(json.dumps({"commit": "0" * 40, "turn": 0}))
-    assert all("no earlier run" in reason for reason in choose.chosen(repo).values())
+def test_nothing_changed_and_a_file_not_yet_committed(repository):
+    assert repository.reached() == set()
+    repository.write("jtl/one/late.py", "# changed")
+    assert repository.reached() == DEEP
+    repository.write("tests/a/new.txt", "")
+    assert repository.reached() == ALL
 
 
-def test_this_projects_own_graph():
-    assert "tests/experiments/test_art.py" in reached_by("experiments/art/study.py")
-    assert "tests/experiments/test_art.py" not in reached_by("experiments/music/study.py")
-    assert len(reached_by("jtl/model.py")) > 20
+def test_each_has_its_turn_in_three(repository):
+    ran = []
+    for _ in range(3):
+        chosen, left = ci.choose(repository.root)
+        assert set(chosen.values()) <= {"its turn"} and chosen.keys() | left.keys() == ALL
+        ran += chosen
+        repository.record("--next")
+    assert sorted(ran) == sorted(ALL)
+    assert ci.read_record(repository.root) == (repository.first, 1)  # as after the first record
+
+
+def test_everything_in_doubt(repository):
+    def why():
+        chosen, left = ci.choose(repository.root)
+        assert chosen.keys() == ALL and not left
+        (reason,) = set(chosen.values())
+        return reason
+
+    repository.hours = 5
+    repository.commit()
+    assert "not bumped" in why()
+    repository.record("--next")
+    assert repository.reached() == set()
+    ci.write_record(repository.root, "0" * 40, 0)
+    assert "git does not know 0000" in why()
+    (repository.root / ci.RECORD).unlink()
+    assert "no commit is recorded" in why()
+
+
+def test_a_shallow_history(repository, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("shallow") / "copy"
+    repository.git("clone", "-q", "--depth", "1", f"file://{repository.root}", str(copy))
+    assert {why for why in ci.choose(copy)[0].values()} == {"everything: git's history is cut short"}
+
+
+def test_what_the_command_prints(repository, capsys):
+    repository.change("jtl/one/other.py", "jtl/one/deep.py")
+    ci.main([], repository.root)
+    out, why = capsys.readouterr()
+    assert DEEP <= set(out.split()) <= ALL
+    lines = why.splitlines()
+    assert "runs  tests/a/test_helped.py: reaches jtl/one/deep.py and 1 more" in lines
+    assert lines[-1] == f"slow and parity tests: {len(out.split())} files of {len(ALL)}"
+    with pytest.raises(SystemExit):
+        ci.main(["--all-ran", "nothing"], repository.root)
+    assert "git does not know nothing" in capsys.readouterr().err
+
+
+def test_this_repository():
+    """Its record is readable, its graph holds, and every test that is marked is among the files to choose from."""
+    commit, turn = ci.read_record(ROOT)
+    assert (not commit or len(commit) == 40) and 0 <= turn < ci.TURNS
+    edges = ci.graph(ROOT)
+    assert {path.removesuffix("!") for own in edges.values() for path in own} <= edges.keys()
+    reads = ci.reached("tests/meta/test_meta_sinusoid.py", edges)
+    assert "jtl/meta/inner.py" in reads and "jtl/pretrained/load.py" not in reads
+    chosen, left = ci.choose(ROOT)
+    assert {"tests/models/test_parity.py", "tests/experiments/test_compare.py"} <= chosen.keys() | left.keys()
