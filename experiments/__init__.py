@@ -1,1 +1,1 @@
-"""Experiments: one file each, run as ``python -m experiments.NAME --out DIR``."""
+"""Experiments: a module or a package each, run as ``python -m experiments.NAME --out DIR``."""

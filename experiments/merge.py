@@ -14,7 +14,7 @@ RegMean, https://arxiv.org/abs/2212.09849.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -135,11 +135,12 @@ def _merged(
     train = partial(techniques.run_arm, technique="full", budget=budget)
     rates = _rates(config)
     members = [train(one, seed=seed + 1000 * i, rate=rate, model=start).model for i, rate in enumerate(rates)]
-    accuracies, line = soup(one, start, members)
+    weights, curve = (WEIGHTS[1::2], CURVE[::2]) if config.quick else (WEIGHTS, CURVE)
+    accuracies, line = soup(one, start, members, weights, curve)
     other = train(two, seed=seed, on="features").model
     usual = techniques.usual_rate("full", one.dataset.kind)
     nearest = min(range(len(rates)), key=lambda i: abs(rates[i] - usual))
-    return {"soup": accuracies, "tasks": tasks((one, two), start, (members[nearest], other))}, line
+    return {"soup": accuracies, "tasks": tasks((one, two), start, (members[nearest], other), weights)}, line
 
 
 def _against(rows: list[dict[str, Any]], base: str, title: str, text: str) -> Section:
@@ -153,7 +154,11 @@ def _against(rows: list[dict[str, Any]], base: str, title: str, text: str) -> Se
 
 
 def soup(
-    task: Classification, start: Model, members: list[Model]
+    task: Classification,
+    start: Model,
+    members: list[Model],
+    weights: Sequence[float],
+    curve: Sequence[float],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Test accuracy of the members and of what they make together; and along the line from the start to the best."""
 
@@ -169,19 +174,26 @@ def soup(
         "uniform_soup": merging.uniform_soup(params),
         "greedy_soup": merging.greedy_soup(params, validated)[0],
         "fisher": merging.fisher_average(params, fishers),
-        "slerp": _by_validation(validated, lambda t: merging.slerp(best.params, params[order[1]], t)),
-        "wise_ft": _by_validation(validated, lambda t: tree.interpolate(start.params, best.params, t)),
+        "slerp": _by_validation(
+            validated, weights, lambda t: merging.slerp(best.params, params[order[1]], t)
+        ),
+        "wise_ft": _by_validation(
+            validated, weights, lambda t: tree.interpolate(start.params, best.params, t)
+        ),
     }
     rows = {
         "member": float(np.mean([score(member, task, "test") for member in members])),
         "best": score(best, task, "test"),
         **{arm: score(start.with_params(own), task, "test") for arm, own in found.items()},
     }
-    return rows, _line(start, best, task)
+    return rows, _line(start, best, task, curve)
 
 
 def tasks(
-    both: tuple[Classification, Classification], start: Model, tuned: tuple[Model, Model]
+    both: tuple[Classification, Classification],
+    start: Model,
+    tuned: tuple[Model, Model],
+    weights: Sequence[float],
 ) -> dict[str, float]:
     """Mean test accuracy over both tasks of one merged body, each task with the head it was trained with."""
     bodies = [_body(model.params) for model in tuned]
@@ -206,9 +218,11 @@ def tasks(
     found = {
         "start": origin,
         "average": merging.uniform_soup(bodies),
-        "task_arithmetic": _by_validation(mean, lambda w: merging.task_arithmetic(origin, bodies, (w, w))),
-        "ties": _by_validation(mean, lambda w: tree.interpolate(origin, elected, 2 * w)),
-        "dare": _by_validation(mean, lambda w: merging.task_arithmetic(origin, thinned, (w, w))),
+        "task_arithmetic": _by_validation(
+            mean, weights, lambda w: merging.task_arithmetic(origin, bodies, (w, w))
+        ),
+        "ties": _by_validation(mean, weights, lambda w: tree.interpolate(origin, elected, 2 * w)),
+        "dare": _by_validation(mean, weights, lambda w: merging.task_arithmetic(origin, thinned, (w, w))),
         "fisher": merging.fisher_average(bodies, fishers),
         "regmean": merging.regmean(bodies, grams),
     }
@@ -216,9 +230,11 @@ def tasks(
     return {"alone": float(np.mean(own)), **{arm: mean(body, "test") for arm, body in found.items()}}
 
 
-def _by_validation(score: Callable[[PyTree], float], make: Callable[[float], PyTree]) -> PyTree:
+def _by_validation(
+    score: Callable[[PyTree], float], weights: Sequence[float], make: Callable[[float], PyTree]
+) -> PyTree:
     """The parameters of the weight that validates best."""
-    best = max(WEIGHTS, key=lambda weight: score(make(weight)))
+    best = max(weights, key=lambda weight: score(make(weight)))
     return make(best)
 
 
@@ -236,7 +252,7 @@ def _fisher(model: Model, task: Classification) -> PyTree:
     return finetune.fisher(model, _few(task), mode="sampled", key=jax.random.key(0), chunk=4)
 
 
-def _line(start: Model, best: Model, task: Classification) -> list[dict[str, Any]]:
+def _line(start: Model, best: Model, task: Classification, curve: Sequence[float]) -> list[dict[str, Any]]:
     """Test accuracy on the line from ``start`` to ``best``, all of its points in one program."""
     test = Batches(task.splits["test"], 32, train=False, buckets=task.buckets[-1:])
     batches = jax.tree.map(lambda *fields: jnp.stack(fields), *test)
@@ -247,8 +263,8 @@ def _line(start: Model, best: Model, task: Classification) -> list[dict[str, Any
 
         return jax.lax.map(one, batches).sum()
 
-    right = np.asarray(merging.wise_ft(start, best, jnp.asarray(CURVE), hits)) / len(task.splits["test"])
-    return [{"arm": "wise_ft", "weight": w, "accuracy": float(r)} for w, r in zip(CURVE, right, strict=True)]
+    right = np.asarray(merging.wise_ft(start, best, jnp.asarray(curve), hits)) / len(task.splits["test"])
+    return [{"arm": "wise_ft", "weight": w, "accuracy": float(r)} for w, r in zip(curve, right, strict=True)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""Entry point of ``python -m experiments.art``."""
 
 from experiments.art.config import Art
 from experiments.art.study import predict, run

@@ -1,4 +1,4 @@
-"""What ``experiments.art`` trains and measures: its pictures, its models, the pictures that these generate."""
+"""Trains the image generators of ``experiments.art``, and samples and scores pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step of distillation costs beside its parts, in operations of compiled programs.
+"""Operations of a distillation step, relative to the student's own step plus one forward of the teacher.
 
 ``flops_over_minimum`` of a method is its train step over the student's own step (``student_alone``) plus one forward of
 the teacher where it runs live, up to the deepest layer that the method reads. 1 is nothing but the parts. No step is

@@ -1,4 +1,4 @@
-"""skada (torch) as ``experiments.benchmarks.domain`` measures it: its trainer on the very leaves of a model of jtl.
+"""skada (torch) as ``experiments.benchmarks.domain`` measures it: its trainer, from the same parameters as jtl's.
 
 The discriminator is ours because that of skada 0.6.0 ends in a softmax over its single output, which is 1 whatever the
 features, so that its gradient is 0.

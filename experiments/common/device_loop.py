@@ -1,4 +1,4 @@
-"""Training on batches that are drawn on the device: many updates are one program."""
+"""A training loop with batches drawn on the device: many updates are one compiled call."""
 
 from __future__ import annotations
 

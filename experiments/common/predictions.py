@@ -1,4 +1,4 @@
-"""What the applications share: a model that is trained once and used again by ``--predict``, and what it predicts."""
+"""Saves the model of an application, loads it for ``--predict``, and writes what it predicts."""
 
 from __future__ import annotations
 

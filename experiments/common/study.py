@@ -1,4 +1,4 @@
-"""The end of a study: its result, its report, and the comparison of transfer with training from scratch."""
+"""Ends a study: writes its result and report, and compares transfer with training from scratch."""
 
 from __future__ import annotations
 

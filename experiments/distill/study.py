@@ -1,4 +1,4 @@
-"""The distillation study: its settings, its summary and its report."""
+"""The distillation study: runs its arms, summarises them and writes the report."""
 
 from __future__ import annotations
 

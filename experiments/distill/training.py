@@ -1,4 +1,4 @@
-"""What ``experiments.distill`` trains and measures: the teacher of each seed, its students, and what both cost."""
+"""Trains the teacher of each seed and its students, and measures what both cost."""
 
 from __future__ import annotations
 

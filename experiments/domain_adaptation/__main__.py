@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""Entry point of ``python -m experiments.domain_adaptation``."""
 
 from experiments.common.command_line import main
 from experiments.domain_adaptation.config import DomainAdaptation

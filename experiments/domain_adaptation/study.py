@@ -1,4 +1,4 @@
-"""The study of domain adaptation: its settings, its summary and its report."""
+"""The study of domain adaptation: runs its arms, summarises them and writes the report."""
 
 from __future__ import annotations
 

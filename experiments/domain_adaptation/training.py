@@ -1,4 +1,4 @@
-"""Training of the methods of ``domain_adaptation``, and which of the models along a run each rule chooses."""
+"""Trains each method of domain adaptation, and selects its checkpoint by each criterion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The few-shot study: its settings, its summary and its report."""
+"""The few-shot study: runs its algorithms, summarises them and writes the report."""
 
 from __future__ import annotations
 

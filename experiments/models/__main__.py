@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""Entry point of ``python -m experiments.models``."""
 
 from experiments.models.commands import main
 

@@ -1,4 +1,4 @@
-"""Small random models of `transformers`, inputs for them, and what they compute under our names.
+"""Small random models of `transformers`, inputs for them, and their outputs under jtl's names.
 
 The oracle of the tests of architectures and of `python -m experiments.models check`. A new architecture joins with its
 `settings` and its name in one of the tuples. Building and running a model needs torch (the `parity` extra).

@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""Entry point of ``python -m experiments.music``."""
 
 from experiments.common.command_line import main
 from experiments.music.config import Music

@@ -1,4 +1,4 @@
-"""What ``experiments.music`` trains and measures: its pieces, its decoder, what samples are like."""
+"""Trains the music models, and samples and scores pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""Entry point of ``python -m experiments.progressive``."""
 
 from experiments.common.command_line import main
 from experiments.progressive.config import Progressive

@@ -1,4 +1,4 @@
-"""The study of progressive networks: its settings, its summary and its report."""
+"""The study of progressive networks: runs its methods, summarises them and writes the report."""
 
 from __future__ import annotations
 

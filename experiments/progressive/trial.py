@@ -1,4 +1,4 @@
-"""What every method of ``progressive`` starts with, and what it asks to be trained."""
+"""``Trial``: the tasks, model and settings with which every method of ``progressive`` begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: see the package."""
+"""Entry point of ``python -m experiments.speech_recognition``."""
 
 from experiments.common.command_line import main
 from experiments.speech_recognition.config import SpeechRecognition

@@ -1,4 +1,4 @@
-"""What ``experiments.speech_recognition`` trains and measures: its clips, its models, their error rates."""
+"""Trains the speech recognisers, and measures their error rates."""
 
 from __future__ import annotations
 

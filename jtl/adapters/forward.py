@@ -1,4 +1,4 @@
-"""The forward of an adapted layer: the layer with another weight, or with low-rank products and factors beside it."""
+"""The forward of an adapted layer: with an adapted weight, or low-rank products and factors of activations added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``load``: a data set by name: one that ships with a name, a public one, or your own files."""
+"""``load``: a data set by its short name, one of TensorFlow Datasets, or your own files."""
 
 from __future__ import annotations
 

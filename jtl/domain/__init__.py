@@ -1,4 +1,4 @@
-"""Domain adaptation and generalisation: source and target data differ, and only source rows have labels.
+"""Domain adaptation (a labelled source, an unlabelled target) and generalisation (several labelled domains).
 
 Discrepancy losses, adversarial training, self-training and test-time adaptation for an unlabelled target; losses for
 several labelled domains; and ``protocol``, which selects models without target labels. Each loss is a term to add to

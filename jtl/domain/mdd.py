@@ -1,4 +1,4 @@
-"""MDD: an adversarial classifier that disagrees on the target and agrees on the source, behind a gradient reversal.
+"""MDD: an auxiliary classifier that agrees with the main one on the source and disagrees with it on the target.
 
 Zhang et al. 2019, "Bridging Theory and Algorithm for Domain Adaptation", https://arxiv.org/abs/1904.05801.
 """

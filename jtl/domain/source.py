@@ -1,4 +1,4 @@
-"""A loss on the source rows alone, over the forward that all terms share."""
+"""A supervised loss on the source rows alone, to which domain losses are added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-learning for few-shot tasks: gradients through or around one inner loop, and metric learners.
+"""Meta-learning for few-shot tasks: meta-gradients through an inner loop or without unrolling it, and metric learners.
 
 The gradients go to the ``gradient`` argument of a train step,
 ``make_step(Classify(), optimizer, labels, gradient=maml(steps=5, rate=0.4))``, with any model and any loss, including

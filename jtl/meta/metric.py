@@ -1,4 +1,4 @@
-"""Metric learners: the support features define a classifier in closed form, and its loss is taken on the query rows."""
+"""Metric learners: query rows are classified by comparing them with the support rows, without an inner loop."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Data sets that ship with a name, and controlled distribution shifts."""
+"""Data sets with a short name, fetched on first use, and controlled distribution shifts."""

@@ -1,4 +1,4 @@
-"""Dropout whose random bits cost a fifth of ``flax.linen.Dropout``'s; on a CPU those took a quarter of a BERT step.
+"""Dropout whose random bits cost a fifth of ``flax.linen.Dropout``'s, which took a quarter of a BERT step on a CPU.
 
 Both draw from Threefry (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), which maps a key and a
 counter to two 32-bit words. Here each of the four 16-bit halves decides one entry; Flax uses one counter per entry.
