@@ -32,8 +32,8 @@ def test_art(tmp_path):
     assert 0 < by_arm["transfer"]["trained_parameters"] < by_arm["scratch"]["trained_parameters"]
     curves = [json.loads(line)["curve"] for line in (out / "rows.jsonl").read_text().splitlines()]
     assert all(curve[-1]["loss"] < 0.95 * curve[0]["loss"] for curve in curves if curve)
-    for name in ("samples", "interpolation", "learning_curves"):
-        assert (out / f"{name}.png").stat().st_size > 20_000
+    # Transfer begins in the structure of digits.
+    assert by_arm["transfer"]["held_out_loss"] < by_arm["scratch"]["held_out_loss"]
 
     again = run(Art(out=out, quick=True, resume=True))
     assert again.rows == result.rows  # from rows.jsonl

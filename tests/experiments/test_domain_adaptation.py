@@ -126,9 +126,12 @@ def test_a_method_of_every_kind_on_images(tmp_path):
     result = run(config)
     assert list(result.summary["accuracy_mnist_m"]) == list(kinds)
     assert set(result.summary) == {_summary_key("mnist_m", rule) for rule in RULES}
-    assert all(0 <= row[training.key_of(rule)] <= 1 for row in result.rows for rule in RULES)
-    pictures = {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 5_000}
-    assert {"mnist_m_over_the_run", "mnist_m_strength_of_the_reversal"} <= pictures
+    rows = {row["arm"]: row for row in result.rows}
+    # What has target labels chooses by them, whatever the rule; the others end where the run ends.
+    assert len({rows["target_trained"][training.key_of(rule)] for rule in RULES}) == 1
+    assert all(row["step_last"] == 30 for arm, row in rows.items() if arm != "target_trained")
+    # Where one model is all there is to choose from, as of adabn, the rules agree.
+    assert len({rows["adabn"][training.key_of(rule)] for rule in RULES}) == 1
     again = run(replace(config, resume=True))
     assert again.rows == result.rows
     assert json.loads((tmp_path / "result.json").read_text())["summary"] == json.loads(

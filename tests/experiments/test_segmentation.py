@@ -19,7 +19,11 @@ def test_segmentation(tmp_path, small_trunk):
         json.loads(line)["curve"] for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()
     ]
     assert all(curve[-1]["loss"] < 0.8 * curve[0]["loss"] for curve in curves)
-    assert (tmp_path / "run" / "masks.png").stat().st_size > 50_000
+    for row in result.rows:
+        confusion = np.array(row["confusion"])
+        assert confusion.sum() == 60 * 64 * 64  # every pixel of the test images counts once
+        assert row["pixel_accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+        assert row["mean_iou"] < row["mean_dice"] < 1
 
     again = run(Segmentation(out=tmp_path / "run", quick=True, model=small_trunk, resume=True))
     assert again.rows == result.rows  # from rows.jsonl
