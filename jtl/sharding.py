@@ -81,7 +81,25 @@ def place(state: Any, mesh: Mesh, rules: tree.Rules) -> Any:
     Raises:
         RuleError: rules and parameters do not fit.
     """
-    return jax.device_put(state, shardings(state, mesh, rules))
+    return put(state, shardings(state, mesh, rules))
+
+
+def put(values: Any, layouts: Any) -> Any:
+    """Return ``values`` laid out as ``layouts`` says (one for all, or one for each leaf), also over several processes.
+
+    A typed key goes by its data: JAX does not place the key itself on devices of another process.
+    """
+    data = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, values)
+    placed = jax.device_put(data, layouts)
+    return jax.tree.map(
+        lambda x, y: jax.random.wrap_key_data(y, impl=jax.random.key_impl(x)) if _is_key(x) else y,
+        values,
+        placed,
+    )
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def constrain(state: Any, mesh: Mesh | None, rules: tree.Rules) -> Any:

@@ -143,7 +143,9 @@ def _trainer(
 
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(model, f"{folder}/start")  # the very weights, the head among them
-        peer = transformers.AutoModelForSequenceClassification.from_pretrained(f"{folder}/start")
+        peer = transformers.AutoModelForSequenceClassification.from_pretrained(
+            f"{folder}/start", trust_remote_code=False
+        )
         trainer = transformers.Trainer(
             peer,
             transformers.TrainingArguments(

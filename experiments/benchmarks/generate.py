@@ -127,7 +127,9 @@ def _peer(model: Model) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(model, Path(folder) / "model")
-        return transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "model").eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "model", trust_remote_code=False
+        ).eval()
 
 
 def _jtl(model: Model, prompts: np.ndarray, length: int) -> np.ndarray:

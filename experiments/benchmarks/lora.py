@@ -165,7 +165,9 @@ def _peer(model: Model) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(adapters.merge(model), Path(folder) / "base")
         adapters.peft.save(model, Path(folder) / "adapter")
-        base = transformers.AutoModelForSequenceClassification.from_pretrained(Path(folder) / "base")
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            Path(folder) / "base", trust_remote_code=False
+        )
         theirs = peft.PeftModel.from_pretrained(base, str(Path(folder) / "adapter"), is_trainable=True)
     theirs.train()
     trained = [p for p in theirs.parameters() if p.requires_grad]

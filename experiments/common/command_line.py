@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def _spoken(command: str) -> str:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """End the process with a line on stderr where jtl refuses the input, a training diverges, or Ctrl-C comes."""
+    """End the process with a line on stderr where jtl refuses the input, a training diverges, or a signal stops it."""
     try:
         yield
     except (UserError, OSError) as error:  # no such file, no permission, no network: also about the input
@@ -92,7 +93,7 @@ def refusals() -> Iterator[None]:
     except Diverged as error:
         _stop(error, 1)
     except KeyboardInterrupt as error:
-        _stop(error, 130)
+        _stop(error, 128 + getattr(error, "signal", signal.SIGINT))  # as a shell has it
 
 
 def _stop(error: BaseException, code: int) -> NoReturn:

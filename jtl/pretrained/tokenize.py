@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from jtl.pretrained import ctranslate2, gguf
+from jtl.pretrained.formats.tensors import FormatError
 from jtl.pretrained.sources import resolve, tokenizer_files
 
 
@@ -18,7 +19,8 @@ def tokenizer(name: str | os.PathLike, revision: str | None = None) -> Any:
 
     Raises:
         FileNotFoundError: the folder has no tokenizer.
-        FormatError: the tokenizer in a GGUF file is of an unsupported kind.
+        FormatError: the tokenizer in a GGUF file is of an unsupported kind, or the folder's tokenizer is Python code of
+            its own, which jtl never runs.
         UnknownModelError, UnreachableHubError, WheelError: see ``resolve``.
     """
     folder = resolve(name, revision)
@@ -31,4 +33,13 @@ def tokenizer(name: str | os.PathLike, revision: str | None = None) -> Any:
         return ctranslate2.tokenizer(folder)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers has no type of error for it
+        settings = [folder / "tokenizer_config.json", folder / "config.json"]
+        if not any(file.exists() and '"auto_map"' in file.read_text() for file in settings):
+            raise
+        raise FormatError(
+            f"{folder}: its tokenizer is Python code in the folder (auto_map), which jtl never runs: take the "
+            "tokenizer of the model that it was made from, or one in files (tokenizer.json)"
+        ) from error

@@ -29,8 +29,20 @@ ROWS = 200
 Row = dict[str, int | float]
 
 
+# Ctrl-C, the end of a job on a cluster, a closed terminal (which Windows does not have).
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C was pressed; the running step was finished and a checkpoint written, if there is a folder for it."""
+    """Ctrl-C, SIGTERM or SIGHUP: the running step was finished, and a checkpoint written if there is a folder for it.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class Fitted(NamedTuple):
@@ -190,7 +202,7 @@ def fit(
                 record(*pending, close=False)
             pending = (number, metrics, ready.examples * jax.process_count())
 
-            ended, stop = number == steps, interrupted.is_set()
+            ended, stop = number == steps, bool(interrupted)
             validating = validate is not None and (ended or number % validate_every == 0)
             saving = checkpoints is not None and number % save_every == 0
             if not (validating or saving or ended or stop):
@@ -214,7 +226,7 @@ def fit(
                 position = None if ready.state is None else json.loads(ready.state)
                 checkpoints.save(state, best=best, loader=position, progress=asdict(memory))
             if stop and not ended:
-                raise _interrupted(number, checkpoints)
+                raise _interrupted(number, checkpoints, interrupted[0])
 
     if best is None:
         # A copy, because a caller who trains on lets the next step reuse the state's memory.
@@ -237,34 +249,41 @@ def _diverged(what: str, checkpoints: Checkpoints | None) -> Diverged:
     return Diverged(f"{what}; {where}. Lower the learning rate, clip the gradient, or look at the data")
 
 
-def _interrupted(number: int, checkpoints: Checkpoints | None) -> Interrupted:
+def _interrupted(number: int, checkpoints: Checkpoints | None, by: int) -> Interrupted:
     if checkpoints is None:
-        return Interrupted(f"stopped after step {number}; nothing was saved, because no folder was given")
+        return Interrupted(f"stopped after step {number}; nothing was saved, because no folder was given", by)
     return Interrupted(
         f"stopped after step {number} and saved {checkpoints.path(number)}; "
-        "run the same again with resume=True (--resume) to go on"
+        "run the same again with resume=True (--resume) to go on",
+        by,
     )
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C sets; a second one acts as usual."""
-    asked = threading.Event()
+def _interruptible() -> Iterator[list[int]]:
+    """Yield a list that the first Ctrl-C, SIGTERM or SIGHUP enters its number into; a second one acts as usual."""
+    asked: list[int] = []
     # One process of several must not stop alone, and only the main thread can receive signals.
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
-    def ask(*_: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, usual)
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
-    usual = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-    signal.signal(signal.SIGINT, ask)
+    def ask(number: int, _: Any) -> None:
+        asked.append(number)
+        restore()
+
+    usual = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
+    for number, handler in usual.items():
+        if handler is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, ask)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, usual)
+        restore()
 
 
 @contextmanager

@@ -139,9 +139,12 @@ class Step:
         state = self._fresh(model, key)
         if self.mesh is None:
             return state
-        # Once: otherwise every step would move them, or fail if they were made on one device.
-        self.loss_leaves = jax.device_put(self.loss_leaves, meshes.replicated(self.mesh))
+        self.loss_leaves = self._placed(self.loss_leaves)
         return meshes.place(state, self.mesh, self.sharding)
+
+    def _placed(self, loss: Any) -> Any:
+        """The leaves of a loss on the mesh, once: else every step would move them, or fail if one device has them."""
+        return loss if self.mesh is None else meshes.put(loss, meshes.replicated(self.mesh))
 
     def _fresh(self, model: Model, key: Array) -> TrainState:
         labels = self._labels(model.params)
@@ -182,7 +185,7 @@ class Step:
                 "parts: make another step, make_step(loss, ...)"
             )
         other = copy.copy(self)
-        other.loss = other.loss_leaves = loss
+        other.loss, other.loss_leaves = loss, self._placed(loss)
         return other
 
     def lower(self, model: Model, batch: Batch) -> Any:

@@ -99,6 +99,25 @@ def test_tokenizer_of_minilm():
     assert ids == [101, 1037, 4937, 1010, 1037, 6045, 999, 102]
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_python_in_a_folder_never_runs(file, tmp_path, monkeypatch):
+    """Whoever answers yes to what transformers would ask."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ran = tmp_path / "ran"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    (folder / "vocab.txt").write_text("a\nb\n")
+    auto_map = {"AutoTokenizer": ["own.Own", None], "AutoConfig": "own.Own"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own_kind"}))
+    (folder / "tokenizer_config.json").write_text("{}")
+    written = {"model_type": "own_kind", "tokenizer_class": "Own", "auto_map": auto_map}
+    (folder / file).write_text(json.dumps(written))
+    with pytest.raises(FormatError, match=r"Python code in the folder \(auto_map\), which jtl never runs"):
+        tokenizer(folder)
+    assert not ran.exists()
+
+
 def test_two_loads_share_one_compilation():
     traces = []
 

@@ -113,9 +113,10 @@ def test_less_can_be_better_and_the_last_step_is_validated(run, train):
         fit(run, init(run), task.loader(train), steps=2, validate=scripted([0.5, 0.5])[0], metric="f1")
 
 
-def test_ctrl_c_finishes_the_step_saves_and_resumes(run, train, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_finishes_the_step_saves_and_resumes(name, run, train, tmp_path):
     """Interrupted after the best validation: the best model and patience outlive the resumption."""
-    values = [0.3, 0.9, 0.5, 0.6, 0.7, 0.8]
+    number, values = getattr(signal, name), [0.3, 0.9, 0.5, 0.6, 0.7, 0.8]
     validate, whole_seen = scripted(values)
     whole = fit(
         run, init(run), task.loader(train), steps=STEPS, validate=validate, validate_every=2, progress=False
@@ -126,14 +127,18 @@ def test_ctrl_c_finishes_the_step_saves_and_resumes(run, train, tmp_path):
     def interrupting(model):
         calls.append(None)
         if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return {"accuracy": values[len(calls) - 1], "other": 0.0}
 
     options = {"steps": STEPS, "validate": interrupting, "validate_every": 2, "progress": False}
-    usual = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="stopped after step 7 and saved .*step_00000007; .*resume=True"):
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    usual = [signal.getsignal(one) for one in signals]
+    with pytest.raises(
+        Interrupted, match="stopped after step 7 and saved .*step_00000007; .*resume=True"
+    ) as raised:
         fit(run, init(run), task.loader(train), checkpoints=Checkpoints(tmp_path), **options)
-    assert signal.getsignal(signal.SIGINT) is usual
+    assert raised.value.signal == number
+    assert [signal.getsignal(one) for one in signals] == usual
 
     fitted = fit(
         run, init(run), task.loader(train), checkpoints=Checkpoints(tmp_path), resume=True, **options
@@ -161,6 +166,23 @@ def test_ctrl_c_without_a_folder_says_so(run, train):
 
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3; nothing was saved"):
         fit(run, init(run), task.loader(train), steps=9, validate=validate, validate_every=2, progress=False)
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(run, train):
+    """As under nohup: the run goes on to its end."""
+
+    def validate(model):
+        signal.raise_signal(signal.SIGHUP)
+        return {"accuracy": 0.0}
+
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fitted = fit(
+            run, init(run), task.loader(train), steps=3, validate=validate, validate_every=2, progress=False
+        )
+        assert int(fitted.state.step) == 3 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, usual)
 
 
 class Poisoned:

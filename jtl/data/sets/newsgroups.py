@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import SupportsIndex
 
 import numpy as np
@@ -59,6 +60,15 @@ class Relabelled:
         return {**self.source[int(self.indices[index])], "label": int(self.labels[index])}
 
 
+@cache
+def _whole() -> tuple[Dataset, dict[str, Int[np.ndarray, " N"]]]:
+    """All newsgroups and the group of each example, which takes seconds to read: all tasks share it."""
+    from jtl.data.sets import builders
+
+    whole = builders.embedded("newsgroups20")
+    return whole, {split: labels(source) for split, source in whole.splits.items()}
+
+
 def transfer(name: str) -> Dataset:
     """Loads one domain of a transfer task, such as ``"newsgroups20:comp_sci:target"``.
 
@@ -78,9 +88,7 @@ def transfer(name: str) -> Dataset:
             f"unknown transfer task {name!r}{f' (did you mean {close}?)' if close else ''}; they are "
             f"{PREFIX}TASK:DOMAIN with TASK one of {', '.join(GROUPS)}, and DOMAIN source or target"
         )
-    from jtl.data.sets import builders
-
-    whole = builders.embedded("newsgroups20")
+    whole, groups_of = _whole()
     _, task, domain = name.split(":")
     classes, groups = tuple(task.split("_")), GROUPS[task][domain]
     # New label of each newsgroup; -1 for those outside the task or in the other domain.
@@ -89,7 +97,7 @@ def transfer(name: str) -> Dataset:
     )
     splits = {}
     for split, source in whole.splits.items():
-        label = binary[labels(source)]
+        label = binary[groups_of[split]]
         kept = np.flatnonzero(label >= 0)
         splits[split] = Relabelled(source, kept, label[kept])
     return Dataset(
