@@ -1,4 +1,4 @@
-"""``adapters`` for real, as short as ``--quick`` makes it."""
+"""``adapters`` for real, as short as ``--quick`` and two layers make it."""
 
 import pytest
 from short_runs import means, run
@@ -8,8 +8,8 @@ from experiments import adapters
 pytestmark = pytest.mark.slow
 
 
-def test_adapters(tmp_path):
-    result = run(adapters, tmp_path)
+def test_adapters(tmp_path, short_minilm):
+    result = run(adapters, tmp_path, text_model=short_minilm)
     parameters, memory = means(result, "trained_parameters_text"), means(result, "peak_memory_text")
     assert parameters["ia3"] < parameters["lora"] < 1e6 and set(memory) == {"ia3", "lora"}
     accuracy = means(result, "accuracy_text")

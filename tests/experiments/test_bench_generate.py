@@ -8,10 +8,10 @@ from experiments.benchmarks import generate
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
 
-def test_bench_generate(tmp_path):
-    result = run(generate, tmp_path)
+def test_bench_generate(tmp_path, short_smollm2):
+    result = run(generate, tmp_path, model=short_smollm2)
     assert means(result, "same_tokens")["one_text"] == 1  # 16 tokens are too few for a near tie
     assert set(result.summary["token_ratio"]) == {"one_text", "batch"}
     assert {"jtl", "transformers"} == set(result.summary["tokens_per_second_batch"])
     with pytest.raises(ValueError, match="reviews are as long"):
-        run(generate, tmp_path / "long", prompt_tokens=500)
+        run(generate, tmp_path / "long", model=short_smollm2, prompt_tokens=500)

@@ -1,4 +1,4 @@
-"""``compare`` for real, as short as ``--quick`` makes it."""
+"""``compare`` for real, as short as ``--quick`` and two layers make it."""
 
 import pytest
 from short_runs import means, run
@@ -8,8 +8,8 @@ from experiments import compare
 pytestmark = pytest.mark.slow
 
 
-def test_compare(tmp_path):
-    result = run(compare, tmp_path)
+def test_compare(tmp_path, short_minilm):
+    result = run(compare, tmp_path, text_model=short_minilm)
     assert list(means(result, "accuracy_text_64")) == [
         "majority",
         "probe",
@@ -26,5 +26,7 @@ def test_compare(tmp_path):
     for row in result.rows:
         assert row["arm"] in ("majority", "probe") or row["gap"] == row["train_accuracy"] - row["accuracy"]
     assert "The promises" in (tmp_path / "report.md").read_text()
-    again = run(compare, tmp_path, resume=True)  # a killed run goes on with what it has measured
+    again = run(
+        compare, tmp_path, resume=True, text_model=short_minilm
+    )  # a killed run goes on with what it has measured
     assert again.rows == result.rows and again.summary == result.summary

@@ -147,9 +147,9 @@ def test_fewshot(tmp_path):
 
 
 @pytest.mark.slow
-def test_fewshot_of_texts(tmp_path):
+def test_fewshot_of_texts(tmp_path, short_minilm):
     config = FewShot(
-        out=tmp_path, quick=True, data="newsgroups20", backbone="minilm", ways=(5,), shots=(5,),
+        out=tmp_path, quick=True, data="newsgroups20", backbone=short_minilm, ways=(5,), shots=(5,),
         algorithm=("prototypes", "nearest_centroid"),
     )  # fmt: skip
     found = run(config).summary["accuracy_5w5s"]

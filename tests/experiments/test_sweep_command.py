@@ -1,4 +1,4 @@
-"""``sweep`` for real, as short as ``--quick`` makes it."""
+"""``sweep`` for real, as short as ``--quick`` and two layers make it."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from experiments import sweep
 pytestmark = pytest.mark.slow
 
 
-def test_sweep(tmp_path):
-    result = run(sweep, tmp_path)
+def test_sweep(tmp_path, short_minilm):
+    result = run(sweep, tmp_path, model=short_minilm)
     ratio = means(result, "time_ratio")
     assert ratio["programs"] < 1 and ratio["programs"] < ratio["one_process"]
     text = (tmp_path / "report.md").read_text()
