@@ -319,6 +319,7 @@ def test_extract_gives_back_what_was_merged(net):
         adapters.extract(net, adapted, rank=2, where=where, batch=IDS)
 
 
+@pytest.mark.slow
 def test_no_leaf_goes_unread(net):
     """At most one adapter takes a layer's place, and none takes that of one whose activations are changed."""
     options = dict(where="conv", key=jax.random.key(1), batch=IDS)

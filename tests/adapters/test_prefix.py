@@ -196,6 +196,7 @@ def test_images_too():
     np.testing.assert_allclose(found["taps"][taps[0]], before[taps[0]], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_other_adapters(bert, key):
     batch, *_ = texts("bert")
     options = dict(rank=2, where="embeddings/position|.*/(query|value)", key=key)
@@ -304,6 +305,7 @@ def test_peft_opens_ours_and_we_open_theirs(kind, tmp_path):
             np.testing.assert_allclose(run(model, batch)["logits"], torch_logits(theirs, batch), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_files(bert, key, tmp_path):
     from safetensors.numpy import load_file, save_file
 

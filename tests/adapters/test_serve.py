@@ -162,6 +162,7 @@ def test_taps_and_modes(small):
         served(batch, stats="batch")
 
 
+@pytest.mark.slow
 def test_one_forward_of_the_backbone_and_no_weight_for_each_row(bert):
     """Compiled FLOPs at rank 8 are those of the plain model and the factors'; W + A·B never has a row's axis."""
     config = BertConfig(

@@ -190,6 +190,7 @@ def test_rendered_digits(loaded):
             assert 0 < ink[0] < ink[1]
 
 
+@pytest.mark.slow
 def test_made_digits_are_the_same_each_time(loaded, tmp_path):
     from jtl.data.sets.builders import EMBEDDED
 

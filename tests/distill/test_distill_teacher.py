@@ -110,6 +110,7 @@ def test_live_and_cached_teachers_give_what_the_functions_give(student, teacher,
             np.testing.assert_allclose(aux.metrics[name], part, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_content_of_padding_does_not_count(student, teacher, batch):
     run = jax.jit(lambda model, batch: distill.Distill(teacher, SUM)(model, batch, None)[0])
     other = {
@@ -119,6 +120,7 @@ def test_content_of_padding_does_not_count(student, teacher, batch):
     np.testing.assert_allclose(run(student, batch), run(student, other), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_teacher_and_a_low_precision_one_teaches(student, teacher, batch):
     loss = lambda teacher: distill.Distill(teacher, SUM)(student, batch, None)[0]  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(loss))(teacher)
@@ -131,6 +133,7 @@ def test_no_gradient_reaches_the_teacher_and_a_low_precision_one_teaches(student
     np.testing.assert_allclose(jax.jit(loss)(stored), value, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_a_composed_step_compiles_once_and_learns(teacher, batch):
     """Soft targets and hints into a LoRA'd student with layer-wise rates."""
     student = adapters.lora(bert(16, 2, 5), rank=2, where=".*/(query|value)", key=jax.random.key(3))
@@ -171,6 +174,7 @@ class Net(nn.Module):
         return {"features": x, "logits": nn.Dense(C, name="out")(x)}
 
 
+@pytest.mark.slow
 def test_a_step_costs_its_parts():
     x = jnp.ones((64, 64))
     big, small = (

@@ -42,6 +42,7 @@ def model():
     return heads.classifier(bert, 2, key=KEY, dropout=0.0)
 
 
+@pytest.mark.slow
 def test_dann_on_a_lora_model_under_layerwise_rates(model, batch):
     start = adapters.lora(model, rank=2, key=KEY)
     start = domain.adversary(start, horizon=20, key=KEY, hidden=(16,))
@@ -68,6 +69,7 @@ def test_dann_on_a_lora_model_under_layerwise_rates(model, batch):
         assert bool((leaf == before[path]).all()) == (tree.flatten(labels)[path] == 0), path
 
 
+@pytest.mark.slow
 def test_a_step_over_eight_devices_is_that_over_one(model, batch):
     start = domain.adversary(model, horizon=20, key=KEY, hidden=(16,))
     loss = domain.Source(Classify()) + domain.DANN() + domain.DAN()

@@ -315,6 +315,7 @@ def test_other_sizes_and_too_few_rows_are_refused():
 # --- the losses read the right rows and layers -------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_losses_are_the_functions_on_the_rows_of_their_domains(model, batch):
     outputs = model(batch)
     f, z = outputs["features"], outputs["logits"]

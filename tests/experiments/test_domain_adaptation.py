@@ -148,6 +148,7 @@ def test_texts_on_frozen_features(tmp_path):
         run(DomainAdaptation(out=tmp_path / "no", quick=True, task=("newsgroups",), method=("fixmatch",)))
 
 
+@pytest.mark.slow
 def test_folders_of_images_are_domains(tmp_path):
     """Two small folders of real digits: handwritten ones of scikit-learn, and printed ones."""
     for name in ("uci_digits", "rendered_digits"):

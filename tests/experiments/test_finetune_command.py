@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 IMAGES = {"model": "efficientnet-lite0", "data": "uci_digits", "image_size": 32}
 
 
-def test_finetune(tmp_path, short_minilm):
-    result = finetune(Finetune(out=tmp_path, quick=True, model=short_minilm, save=True))
+def test_finetune(tmp_path):
+    result = finetune(Finetune(out=tmp_path, quick=True, save=True))
     accuracy = result.summary["accuracy"]
     assert list(accuracy) == ["majority", "probe", "full"]
     assert min(accuracy["full"]["mean"], accuracy["probe"]["mean"]) > accuracy["majority"]["mean"]
@@ -27,8 +27,8 @@ def test_finetune(tmp_path, short_minilm):
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert any((tmp_path / "events").iterdir())
     with pytest.raises(FileExistsError, match="already holds a run"):
-        finetune(Finetune(out=tmp_path, quick=True, model=short_minilm))
-    again = finetune(Finetune(out=tmp_path, quick=True, model=short_minilm, save=True, resume=True))
+        finetune(Finetune(out=tmp_path, quick=True))
+    again = finetune(Finetune(out=tmp_path, quick=True, save=True, resume=True))
     assert again.summary["accuracy"] == accuracy
 
 

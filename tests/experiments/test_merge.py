@@ -1,4 +1,4 @@
-"""``merge`` for real, as short as ``--quick`` and two layers make it."""
+"""``merge`` for real, as short as ``--quick`` makes it."""
 
 import pytest
 from short_runs import lines, means, run
@@ -8,8 +8,8 @@ from experiments import merge
 pytestmark = pytest.mark.slow
 
 
-def test_merge(tmp_path, short_minilm):
-    result = run(merge, tmp_path, model=short_minilm)
+def test_merge(tmp_path):
+    result = run(merge, tmp_path)
     soup, tasks = means(result, "accuracy_soup"), means(result, "accuracy_tasks")
     assert {"member", "uniform_soup", "greedy_soup", "fisher", "slerp", "wise_ft"} <= set(soup)
     assert tasks["alone"] >= tasks["start"]

@@ -114,6 +114,7 @@ def _tracked(model):
     return finetune.track(optax.sgd(0.1)).init(model.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["separate", "progressive", "progressive_linear", "head", "packnet", "lora"])
 def test_methods_with_leaves_of_each_tasks_own_forget_exactly_nothing(trial, trainer, name):
     method = METHODS[name](trial)
@@ -128,6 +129,7 @@ def test_methods_with_leaves_of_each_tasks_own_forget_exactly_nothing(trial, tra
     assert method.parameters > 0
 
 
+@pytest.mark.slow
 def test_a_row_has_what_the_summary_needs(trial, trainer):
     rows = []
     for name in ("separate", "progressive", "joint"):

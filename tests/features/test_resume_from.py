@@ -65,6 +65,7 @@ def value_and_gradient(model, batch, pattern, key=None, train=False):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(chosen)
 
 
+@pytest.mark.slow
 def test_same_outputs_and_gradients_as_the_full_model(model, batch, resumed_batch):
     (_, full), full_gradient = value_and_gradient(model, batch, TOP)
     (_, short), short_gradient = value_and_gradient(resume_from(model, AT), resumed_batch, TOP)
@@ -119,6 +120,7 @@ def step_flops(model, batch, labels) -> float:
     return flops(step.lower(model, batch).compile())
 
 
+@pytest.mark.slow
 def test_the_prefix_costs_nothing(model, batch, resumed_batch):
     labels = finetune.train_only(model, TOP)
     full, short = step_flops(model, batch, labels), step_flops(resume_from(model, AT), resumed_batch, labels)
@@ -131,6 +133,7 @@ def test_the_prefix_costs_nothing(model, batch, resumed_batch):
     assert short < 0.65 * full
 
 
+@pytest.mark.slow
 def test_mixed_precision_casts_the_activation(model, batch, resumed_batch):
     low = cast(model, jnp.bfloat16)(batch)["logits"]
     arrays = outputs(cast(model, jnp.bfloat16), [batch], (AT, "label"))

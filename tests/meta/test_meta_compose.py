@@ -170,6 +170,7 @@ def test_what_the_step_freezes_cannot_adapt(net, lines):
         step(step.init(net, KEY), lines)
 
 
+@pytest.mark.slow
 def test_four_slots_maml_over_lora_leaves():
     """LoRA (leaves) at layer-wise rates (labels), cross-entropy with L2-SP (loss), MAML (gradient)."""
     architecture = ARCHITECTURES["bert"]

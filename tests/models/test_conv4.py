@@ -48,6 +48,7 @@ def test_patches_and_their_derivatives_are_those_of_a_convolution(stride, side, 
         np.testing.assert_allclose(own, other, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("normalise", "strided"), [("transductive", True), ("support", False), ("running", True)]
 )
@@ -84,6 +85,7 @@ def test_conv4_by_patches_is_conv4(normalise, strided):
         np.testing.assert_allclose(x, y, atol=1e-4 * float(np.abs(y).max()))
 
 
+@pytest.mark.slow
 def test_conv4_by_patches_in_low_precision():
     """As far from float32 as plain Conv4 is; running statistics stay in float32."""
     images = 3 + jax.random.normal(KEY, (8, 16, 16, 1))

@@ -160,6 +160,7 @@ def test_sizes_that_do_not_fit(model, batch):
         model({**batch, "image": batch["image"].transpose(0, 2, 1, 3)})
 
 
+@pytest.mark.slow
 def test_lora_is_the_identity_then_learns_beside_the_classes(batch, key):
     start = with_classes(grown(dataclasses.replace(SMALL, widths=(4,), blocks=1)), (1,), key=key)
     adapted = adapters.lora(start, rank=2, where=LAYERS, key=key, batch=example(SMALL))

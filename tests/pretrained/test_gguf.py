@@ -160,6 +160,7 @@ def test_a_tokenizer_of_another_kind(folder):
 # --- SmolLM2 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_smollm2_is_whole_and_knows_paris():
     model, report = load_with_report("smollm2")
     assert len(report.used) == 272 and report.ignored == report.new == ()

@@ -62,6 +62,7 @@ def test_fisher_sensitivity_does_not_depend_on_the_cut_into_batches(three):
         np.testing.assert_allclose(shares, whole[block], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conv4", "bert"])
 def test_a_fresh_column_relies_on_itself_and_a_stirred_one_does_not(kind):
     batch = batch_of(kind, 4)

@@ -38,6 +38,7 @@ def test_a_new_column_computes_what_it_would_alone(kind, laterals):
         assert (answer(stirred(model), batch) != answer(model, batch)).any()
 
 
+@pytest.mark.slow
 def test_earlier_tasks_stay_bit_identical_while_a_column_trains(kind):
     """Also with batch statistics: the frozen columns keep their running ones."""
     model, batch = stirred(grown(kind)), batch_of(kind)
@@ -264,6 +265,7 @@ def test_a_column_in_bfloat16_and_a_second_round():
     assert progressive.columns(again) == 3 and again.techniques[-1] == low.techniques[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rules", [sharding.REPLICATED, sharding.FULLY_SHARDED], ids=["replicated", "sharded"]
 )

@@ -150,6 +150,7 @@ def test_the_head_is_tied(model, bare, batch):
     np.testing.assert_allclose(flatten(whole.params)[TABLE], below + above, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_in_one_program(model, batch):
     ids, real, _ = texts(16, L, seed=1)
     batch = {"input_ids": ids, "attention_mask": real, "label": np.zeros(16, np.int32)}

@@ -54,6 +54,7 @@ def test_fields():
     assert bare["labels"].tolist() == answers.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_against_numpy(name):
     """Each token of each answer from a forward over the answer's own tokens before it, and no others."""

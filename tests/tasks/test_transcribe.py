@@ -58,6 +58,7 @@ def test_the_loop_gives_what_whole_forwards_give(small, begin, rule):
     assert len(np.unique(found)) > (1 if rule is None else 4)
 
 
+@pytest.mark.slow
 def test_adapters_and_bfloat16_write_too(small, key):
     """In the cached steps the keys and values of what was heard are not computed again, nor their adapters."""
     model, sounds = small

@@ -74,6 +74,7 @@ LONGER = [("bert", step) for step in STEPS if step != "full"] + [
 CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in LONGER]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "step"), CASES)
 def test_a_step_fits_a_v5e_slice(name, step, slice_2x2, record_property):
     model, example = real_size(name, classes=10)
