@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from experiments.common.settings import Config, above, at_least, check, command,
 from experiments.common.study import finish
 from jtl.errors import Diverged, InputError, MissingError
 from jtl.report import Result, read_result
+from jtl.train import Interrupted
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +46,8 @@ def run(config: Toy) -> Result:
         raise Diverged("the loss is NaN at step 7")
     if config.rate == 6:
         raise KeyboardInterrupt
+    if config.rate == 6.5:
+        raise Interrupted("stopped after step 3", signal.SIGTERM)
     if config.rate == 7:
         raise MissingError("unknown data 'x'")
     if config.rate == 8:
@@ -139,7 +143,8 @@ def test_refused_input_is_one_line(tmp_path, capsys, monkeypatch, rate, line):
 
 
 @pytest.mark.parametrize(
-    ("rate", "code", "line"), [("5", 1, "NaN at step 7"), ("6", 130, "KeyboardInterrupt")]
+    ("rate", "code", "line"),
+    [("5", 1, "NaN at step 7"), ("6", 130, "KeyboardInterrupt"), ("6.5", 143, "after step 3")],
 )
 def test_divergence_and_ctrl_c_have_codes_of_their_own(tmp_path, capsys, monkeypatch, rate, code, line):
     monkeypatch.delenv("JTL_TRACEBACK", raising=False)
