@@ -37,7 +37,10 @@ def tokenizer(name: str | os.PathLike, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers has no type of error for it
         settings = [folder / "tokenizer_config.json", folder / "config.json"]
-        if not any(file.exists() and '"auto_map"' in file.read_text() for file in settings):
+        own = any(
+            file.exists() and '"AutoTokenizer"' in file.read_text(encoding="utf-8") for file in settings
+        )
+        if not own and "trust_remote_code" not in str(error):
             raise
         raise FormatError(
             f"{folder}: its tokenizer is Python code in the folder (auto_map), which jtl never runs: take the "

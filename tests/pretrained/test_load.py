@@ -118,6 +118,17 @@ def test_python_in_a_folder_never_runs(file, tmp_path, monkeypatch):
     assert not ran.exists()
 
 
+def test_a_broken_tokenizer_beside_the_code_of_a_model_is_not_blamed_on_the_code(tmp_path):
+    """Many folders bring Python for the model alone; their tokenizer is an ordinary one."""
+    written = {"model_type": "bert", "auto_map": {"AutoModel": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{broken")
+    with pytest.raises(Exception) as raised:
+        tokenizer(tmp_path)
+    assert not isinstance(raised.value, FormatError)
+
+
 def test_two_loads_share_one_compilation():
     traces = []
 
